@@ -1,0 +1,27 @@
+"""`needle <command>`: hands over to one of the Hydra apps."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train one student, or a sweep of them with -m",
+    "evaluate": "judge a checkpoint on a file or a data set",
+    "compare": "train a teacher and all arms of a sweep, and write the report",
+    "serve": "answer POST /tool-call with a checkpoint",
+}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        asked = len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help")
+        lines = [f"  needle {name:<9} {text}" for name, text in COMMANDS.items()]
+        print("usage: needle <command> [group=choice ...] [key=value ...]\n\n" + "\n".join(lines) + "\n\nneedle <command> --help lists the choices, --cfg job shows the settings.", file=sys.stderr if asked else sys.stdout)
+        sys.exit(2 if asked else 0)
+    command = sys.argv.pop(1)
+    importlib.import_module(f"needle.cli.{command}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What all commands share: Hydra with a helpful word about typos, one line for an error, and progress."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from needle.config import Settings, settings
+
+CONFIGS = "pkg://needle_conf"
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def register() -> None:
+    ConfigStore.instance().store(name="schema", node=Settings)
+
+
+def launch(command: str, run: Callable[[Settings], None]) -> None:
+    """Runs a command as a Hydra app. Errors of the user's making end in one line and exit code 2."""
+    register()
+    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+    problem = misspelt(overrides)
+    if problem:
+        fail(problem)
+
+    def body(config: DictConfig) -> None:
+        try:
+            run(settings(config))
+        except (ValueError, OmegaConfBaseException, FileNotFoundError) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            console.print("[yellow]interrupted[/]; the same command goes on where the last state was saved")
+            sys.exit(130)
+
+    sys.argv[0] = f"needle {command}"
+    hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(body)()
+
+
+def fail(message: str) -> None:
+    """Prints the error and ends the program with exit code 2."""
+    console.print("[bold red]error:[/] ", end="")
+    console.print(message, markup=False)
+    sys.exit(2)
+
+
+def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """A composed config, as `needle train` would see it under these overrides. Keeps Hydra's own state as it was."""
+    register()
+    hydra_state = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module("needle_conf", version_base="1.3"):
+            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    finally:
+        GlobalHydra.instance().hydra = hydra_state
+
+
+def misspelt(words: Sequence[str]) -> str | None:
+    """A sentence about the first override whose key doesn't exist, with the nearest that does; None when all are fine."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        return f"can't read the settings: {str(error).splitlines()[0]} (expected group=choice or key=value)"
+    groups = [o for o in overrides if _is_group(o)]
+    try:
+        config = compose([o.input_line if o.input_line and not o.is_sweep_override() else f"{o.key_or_group}={_first(o)}" for o in groups])
+    except HydraException as error:
+        return _bad_choice(str(error))
+    for override in overrides:
+        if override in groups or override.package or override.is_add() or override.is_force_add() or override.is_delete() or override.key_or_group.startswith("hydra"):
+            continue
+        problem = _missing_key(config, override.key_or_group)
+        if problem:
+            return problem
+    return None
+
+
+GROUPS = ("data", "student", "teacher", "loss", "optim", "hardware", "tracker", "experiment", "sweep", "serve")
+
+
+def _is_group(override: Override) -> bool:
+    return override.key_or_group in GROUPS or override.key_or_group.startswith("hydra/")
+
+
+def _first(override: Override) -> Any:
+    return next(iter(override.sweep_iterator())) if override.is_sweep_override() else override.value()
+
+
+def _bad_choice(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:1]) + ("; " + ", ".join(lines[2:]) if len(lines) > 2 and "Available" in message else "")
+
+
+def _missing_key(config: DictConfig, key: str) -> str | None:
+    node: Any = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        if isinstance(node, DictConfig) and part not in node:
+            where = ".".join(parts[:depth])
+            near = difflib.get_close_matches(part, names, 1, 0.5)
+            hint = f"did you mean '{'.'.join([*parts[:depth], near[0]])}'?" if near else f"{where or 'the settings'} has: {', '.join(sorted(names))}"
+            return f"there is no setting '{key}'; {hint}"
+        if not isinstance(node, DictConfig):
+            return None
+        node = OmegaConf.to_container(node, resolve=False)[part] if OmegaConf.is_missing(node, part) else node._get_node(part)
+        if node is not None and not isinstance(node, DictConfig):
+            node = None
+    return None
+
+
+class TrainingProgress:
+    """Prints what training reports: one line at a time, at most every few seconds, so that a log file reads as well as a screen."""
+
+    def __init__(self, name: str = "", every: float = 5.0) -> None:
+        self.name, self.every = name, every
+        self.last = 0.0
+        self.started = time.perf_counter()
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        step, steps = values["step"], values["steps"]
+        if "validation/exact_call" in values:
+            parts = [f"{name.removeprefix('validation/').replace('_', ' ')} {100 * value:.1f}%" for name, value in values.items() if name.startswith("validation/") and value is not None]
+            console.print(f"{self.name}[bold]step {step}/{steps}[/]  [green]validation: {', '.join(parts)}[/]")
+            return
+        now = time.perf_counter()
+        if now - self.last < self.every and step != steps:
+            return
+        self.last = now
+        left = values["seconds"] / step * (steps - step)
+        soft = f" (soft {values['soft']:.3f}, hard {values['hard']:.3f})" if values.get("soft") else ""
+        console.print(
+            f"{self.name}step {step}/{steps}  loss {values['loss']:.3f}{soft}  {values['records_per_second']:.0f} records/s  {values['tokens_per_second']:.0f} target tokens/s  {_clock(left)} left"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,105 @@
+"""`needle compare`: a teacher, every arm of a sweep, and the report. `needle compare experiment=demo`"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from needle.checkpoint import load_checkpoint, student_config
+from needle.cli.app import TrainingProgress, compose, console, launch
+from needle.compare import Arm, Run, build_report, write_report
+from needle.config import Settings, build_job, build_splits, settings
+from needle.engine.decode import Engine
+from needle.evaluate import judge
+from needle.records import Record
+from needle.train import train
+
+
+def run(config: Settings) -> None:
+    started = time.perf_counter()
+    given = [word for word in sys.argv[1:] if not word.startswith("-")]
+    output = Path(config.output or "outputs/compare")
+    records = build_splits(config).test
+    if not records:
+        raise ValueError("the data has no test records to compare on; set data.test, or data=synthetic")
+    console.rule("[bold]teacher")
+    teacher_words = [*given, *config.compare.teacher, f"output={output / 'teacher'}"]
+    teacher = _run(teacher_words, records, 0, "teacher  ")
+    arms: dict[tuple[str, int], Arm] = {}
+    grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
+    for number, choice in enumerate(grid, 1):
+        name = "_".join(word.replace("=", "-").replace("/", "-") for word in choice)
+        console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
+        common = ["teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}"]
+        words = [*given, *common, *choice, f"output={output / 'arms' / name}"]
+        arm = settings(compose(words))
+        label = "finetune" if arm.loss.alpha == 0 else next((word.split("=")[1] for word in choice if word.startswith("loss=")), "distill")
+        done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ")
+        size = done.summary["training_records"]
+        loss = {"alpha": arm.loss.alpha, "beta": arm.loss.beta, "temperature": arm.loss.temperature}
+        arms.setdefault((label, size), Arm(label, loss, size, [])).runs.append(done)
+    ordered = sorted(arms.values(), key=lambda arm: (arm.data_size, arm.name))
+    facts = {
+        "title": "Distillation against fine-tuning",
+        "subtitle": f"{_describe(config)}; teacher: {_describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
+        "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(given)} sweep={config.compare.sweep}"],
+        "student": asdict(student_config(config.student)),
+    }
+    report = build_report(ordered, teacher, records, time.perf_counter() - started, facts, config.compare.samples)
+    write_report(output, report)
+    _keep_best(ordered, output)
+    console.rule("[bold]report")
+    console.print((output / "report.md").read_text(encoding="utf-8"), markup=False)
+    console.print(f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best student: needle serve checkpoint={output}/best")
+
+
+def sweep_grid(words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each arm: the product of the sweep's parameters, the last one varying fastest, as Hydra does it."""
+    params = compose(words, with_hydra=True).hydra.sweeper.params
+    if not params:
+        raise ValueError("the sweep has no hydra.sweeper.params, so there are no arms to compare")
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    axes = [[f"{o.key_or_group}={value}" for value in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])] for o in parsed]
+    return [list(choice) for choice in itertools.product(*axes)]
+
+
+def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str) -> Run:
+    """Trains if need be, then judges on the test records."""
+    config = settings(compose(words))
+    job = build_job(config, lambda text: console.print(name + text, markup=False))
+    summary = train(job, TrainingProgress(name))
+    if summary.get("resumed"):
+        console.print(f"{name}was finished already, {summary['seconds']:.0f} s of training")
+    start = time.perf_counter()
+    answers, scores = judge(Engine(load_checkpoint(job.output), config.decoding), records, config.max_tokens)
+    seconds = time.perf_counter() - start
+    exact = sum(score.exact for score in scores) / len(scores)
+    console.print(f"{name}[bold green]exact call {100 * exact:.1f}%[/] on {len(records)} test records, {seconds:.1f} s")
+    return Run(scores, answers, seed, summary, seconds, job.output)
+
+
+def _describe(config: Settings) -> str:
+    student = config.student
+    layers = student.get("layers") or f"{student.get('encoder_layers')}+{student.get('decoder_layers')}"
+    return f"{student['family']} student, width {student['width']}, {layers} layers, {config.train.steps} steps of {config.train.batch_size}"
+
+
+def _keep_best(arms: Sequence[Arm], output: Path) -> None:
+    """Copies the checkpoint that was best on validation, so that serving needs no search; test isn't used to choose."""
+    runs = [run for arm in arms for run in arm.runs]
+    best = max(runs, key=lambda run: run.summary.get("validation_exact_call") or 0.0)
+    shutil.rmtree(output / "best", ignore_errors=True)
+    (output / "best").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy2(best.folder / name, output / "best" / name)
+
+
+def main() -> None:
+    launch("compare", run)

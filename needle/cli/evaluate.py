@@ -1,0 +1,58 @@
+"""`needle evaluate`: judges a checkpoint. `needle evaluate checkpoint=DIR data=jsonl data.path=FILE output=metrics.json`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from needle.checkpoint import write_json
+from needle.cli.app import console, launch
+from needle.config import Settings, build_engine, records_to_evaluate
+from needle.evaluate import evaluate
+from needle.metrics import METRICS
+
+
+def run(config: Settings) -> None:
+    engine = build_engine(config)
+    records, skipped = records_to_evaluate(config)
+    for message in skipped:
+        console.print(f"skipped: {message}", markup=False)
+    predictions = Path(config.predictions) if config.predictions else None
+    summary = evaluate(engine, records, predictions, config.max_tokens)
+    summary["skipped"] = len(skipped)
+    summary["checkpoint"], summary["decoding"] = str(config.checkpoint), config.decoding
+    if config.output:
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.output), summary)
+    _print(summary)
+
+
+def _print(summary: dict[str, Any]) -> None:
+    table = Table(title=f"{summary['records']} records, {summary['decoding']} decoding, {summary['seconds']:.1f} s", title_justify="left")
+    table.add_column("")
+    table.add_column("n", justify="right")
+    for metric in METRICS:
+        table.add_column(metric.replace("_", " "), justify="right")
+    _row(table, "all", summary)
+    for group, members in summary["groups"].items():
+        table.add_section()
+        for member, row in members.items():
+            _row(table, f"{group}: {member}", row)
+    console.print(table)
+    broken = {name: count for name, count in summary["finish"].items() if count and name != "stop"}
+    if broken:
+        console.print("without an answer: " + ", ".join(f"{count} {name}" for name, count in broken.items()))
+
+
+def _row(table: Table, name: str, row: dict[str, Any]) -> None:
+    cells = []
+    for metric in METRICS:
+        value = row[metric]
+        cells.append("–" if value["value"] is None else f"{100 * value['value']:.1f}\n[dim]{100 * value['low']:.1f}–{100 * value['high']:.1f}[/]")
+    table.add_row(name, str(row["records"]), *cells)
+
+
+def main() -> None:
+    launch("evaluate", run)

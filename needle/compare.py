@@ -1,0 +1,222 @@
+"""Comparing arms: paired statistics over seeds and records, and the report.
+
+An arm is a loss at a data size; its runs differ in the seed. Every run is judged on the same test records, so a
+difference between two arms is paired: by seed (same initialisation, same order) and by record.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from needle.metrics import Score
+from needle.records import Record
+
+RESAMPLES = 2000
+RATES = ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate", "schema_valid")
+
+
+@dataclass
+class CompareConfig:
+    """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of arms."""
+
+    teacher: list[str] = field(default_factory=list)
+    sweep: str = "distill_vs_finetune"
+    samples: int = 12
+
+
+@dataclass
+class Run:
+    """One trained and judged model: `scores` in the order of the test records."""
+
+    scores: Sequence[Score]
+    answers: Sequence[Any]  # engine Answers
+    seed: int
+    summary: Mapping[str, Any]  # of training
+    evaluation_seconds: float
+    folder: Path
+
+
+@dataclass
+class Arm:
+    """All seeds of one loss at one data size."""
+
+    name: str
+    loss: Mapping[str, float]
+    data_size: int
+    runs: list[Run]
+
+    def rates(self, metric: str) -> NDArray[np.float64]:
+        """[seeds, records, 2] hits and cases."""
+        return np.asarray([[score.rates.get(metric, (0, 0)) for score in run.scores] for run in self.runs], dtype=np.float64)
+
+
+def interval(rates: NDArray[np.float64], seed: int = 0) -> dict[str, float | None]:
+    """Mean over seeds of a rate, with a 95% interval that resamples seeds and records (hierarchical bootstrap).
+
+    Args:
+        rates: [seeds, records, 2], hits and cases.
+    """
+    if not rates[..., 1].sum():
+        return {"mean": None, "low": None, "high": None}
+    low, high = np.percentile(_bootstrap(rates, seed), [2.5, 97.5])
+    per_seed = rates[..., 0].sum(1) / rates[..., 1].sum(1)
+    return {"mean": float(per_seed.mean()), "low": float(low), "high": float(high)}
+
+
+def _bootstrap(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    random = np.random.default_rng(seed)
+    seeds, records, _ = rates.shape
+    out = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        drawn = random.integers(0, seeds, seeds)
+        total = rates[drawn].sum(0)[random.integers(0, records, records)].sum(0)
+        out[index] = total[0] / total[1] if total[1] else 0.0
+    return out
+
+
+def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
+    """Exact call of `a` minus that of `b`, paired by seed and record; p is two-sided, from the same bootstrap.
+
+    Raises:
+        ValueError: the arms have other seeds or other test records.
+    """
+    if [run.seed for run in a.runs] != [run.seed for run in b.runs]:
+        raise ValueError(f"arms '{a.name}' and '{b.name}' have other seeds and can't be paired")
+    left, right = a.rates("exact_call"), b.rates("exact_call")
+    if left.shape != right.shape:
+        raise ValueError(f"arms '{a.name}' and '{b.name}' were judged on other test records")
+    difference = left[..., 0] - right[..., 0]
+    drawn = _bootstrap(np.stack([difference, np.ones_like(difference)], axis=-1), seed)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    return {
+        "a": a.name, "b": b.name, "data_size": a.data_size, "difference": float(difference.mean()), "low": float(low), "high": float(high),
+        "p": float(min(1.0, max(2 * tail, 1 / RESAMPLES))),
+    }  # fmt: skip
+
+
+def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], wall_seconds: float, facts: Mapping[str, Any], samples: int = 12) -> dict[str, Any]:
+    """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students' settings."""
+    rows = []
+    for arm in arms:
+        seconds = [run.summary.get("seconds", 0.0) for run in arm.runs]
+        rows.append(
+            {
+                "name": arm.name,
+                "loss": dict(arm.loss),
+                "data_size": arm.data_size,
+                "seeds": [run.seed for run in arm.runs],
+                "metrics": {metric: interval(arm.rates(metric)) for metric in RATES},
+                "per_seed": [float(np.mean([score.exact for score in run.scores])) for run in arm.runs],
+                "groups": _groups(arm),
+                "cost": {
+                    "train_seconds": float(np.mean(seconds)),
+                    "evaluate_seconds": float(np.mean([run.evaluation_seconds for run in arm.runs])),
+                    "steps": arm.runs[0].summary.get("steps"),
+                    "records_per_second": float(np.mean([run.summary.get("records_per_second", 0.0) for run in arm.runs])),
+                    "parameters": arm.runs[0].summary.get("parameters"),
+                },
+            }
+        )
+    sizes = sorted({arm.data_size for arm in arms})
+    pairs = []
+    for size in sizes:
+        here = [arm for arm in arms if arm.data_size == size]
+        base = next((arm for arm in here if arm.loss["alpha"] == 0), None)
+        pairs += [paired(arm, base) for arm in here if base is not None and arm is not base]
+    report: dict[str, Any] = {
+        **facts,
+        "arms": rows,
+        "teacher": _teacher_row(teacher),
+        "paired": pairs,
+        "verdict": verdict(pairs),
+        "test_records": len(records),
+        "wall_seconds": round(wall_seconds, 1),
+        "versions": versions(),
+        "samples": _samples(arms, teacher, records, samples),
+    }
+    return report
+
+
+def _groups(arm: Arm) -> dict[str, dict[str, dict[str, Any]]]:
+    """Exact call by number of calls and by seen and unseen tools."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for group in ("calls", "seen"):
+        members = sorted({score.groups[group] for score in arm.runs[0].scores if group in score.groups})
+        rates = arm.rates("exact_call")
+        for member in members:
+            index = [i for i, score in enumerate(arm.runs[0].scores) if score.groups.get(group) == member]
+            out.setdefault(group, {})[member] = {"records": len(index), **interval(rates[:, index])}
+    return out
+
+
+def _teacher_row(teacher: Run | None) -> dict[str, Any] | None:
+    if teacher is None:
+        return None
+    arm = Arm("teacher", {"alpha": 0, "beta": 1, "temperature": 1}, teacher.summary.get("training_records", 0), [teacher])
+    return {"metrics": {metric: interval(arm.rates(metric)) for metric in RATES}, "groups": _groups(arm), "training": dict(teacher.summary)}
+
+
+def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for each size, in plain words; only an interval that leaves out zero counts as better or worse."""
+    lines = []
+    for pair in pairs:
+        points = f"{100 * pair['difference']:+.1f} points ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
+        if pair["low"] > 0:
+            text = f"{pair['a']} beats {pair['b']} by {points}"
+        elif pair["high"] < 0:
+            text = f"{pair['a']} loses to {pair['b']}: {points}"
+        else:
+            text = f"no difference between {pair['a']} and {pair['b']} shows: {points}"
+        lines.append(f"With {pair['data_size']:,} records, {text}.")
+    return " ".join(lines)
+
+
+def _samples(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], count: int) -> list[dict[str, Any]]:
+    """Requests with the answers of the arms of the largest size side by side; those on which the arms disagree come first."""
+    if not arms:
+        return []
+    largest = max(arm.data_size for arm in arms)
+    here = [arm for arm in arms if arm.data_size == largest]
+    order = sorted(range(len(records)), key=lambda i: (len({arm.runs[0].scores[i].exact for arm in here}) == 1, i))
+    half = count // 2
+    chosen = order[:half] + [i for i in range(len(records)) if i not in order[:half]][: count - half]
+    rows = []
+    for index in chosen:
+        row: dict[str, Any] = {
+            "query": records[index].query,
+            "tools": [tool.name for tool in records[index].tools],
+            "gold": [call.to_json() for call in records[index].answers],
+            "answers": {},
+        }
+        named = [("teacher", teacher)] if teacher else []
+        for name, run in [*named, *((arm.name, arm.runs[0]) for arm in here)]:
+            answer, score = run.answers[index], run.scores[index]
+            calls = None if answer.calls is None else [call.to_json() for call in answer.calls]
+            row["answers"][name] = {"calls": calls, "exact": score.exact, "confidence": round(answer.confidence, 3), "finish": answer.finish}
+        rows.append(row)
+    return rows
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "accelerate", "tokenizers", "llguidance", "jsonschema-rs", "hydra-core")
+    return {"needle": version("needle"), "python": platform.python_version(), "machine": platform.machine(), **{name: version(name) for name in names}}
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """`report.json`, `report.md` and `report.html`, the last with its pictures inside."""
+    from needle.report import render_html, render_markdown  # matplotlib is slow to import, and only wanted here
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    (folder / "report.html").write_text(render_html(report), encoding="utf-8")

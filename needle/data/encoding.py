@@ -1,0 +1,138 @@
+"""Records to examples, the tokenizer that fits them, and the order in which training sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from needle.prompt import Codec, Example, PromptError, Renderer, render_record
+from needle.records import DataError, Record
+from needle.tokenizer import TextTokenizer
+
+POOL = 16  # batches are cut from this many batches' worth of records sorted by length
+LONG = ("drop", "error")
+
+
+@dataclass
+class TokenizerConfig:
+    """`path` takes the tokenizer of a checkpoint (arms that share a teacher need its tokenizer); else one is trained."""
+
+    size: int = 8192
+    path: str | None = None
+
+
+def fit_tokenizer(records: Sequence[Record], config: TokenizerConfig, cache: Path) -> TextTokenizer:
+    """Trains byte-level BPE on requests, tools and values, or reads what the same texts gave before."""
+    if config.path:
+        path = Path(config.path)
+        if not (path / "tokenizer.json" if path.is_dir() else path).is_file():
+            raise DataError(f"tokenizer.path={config.path} holds no tokenizer.json")
+        return TextTokenizer.load(path)
+    texts = list(_texts(records))
+    digest = hashlib.sha256(str(config.size).encode())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    folder = cache / f"tokenizer-{digest.hexdigest()[:16]}"
+    if (folder / "tokenizer.json").is_file():
+        return TextTokenizer.load(folder)
+    tokenizer = TextTokenizer.train(texts, config.size)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _texts(records: Iterable[Record]) -> Iterable[str]:
+    """Every request, and each distinct tool as often as one request, so that a tool repeated everywhere doesn't rule."""
+    seen: set[str] = set()
+    for record in records:
+        yield " " + record.query
+        for call in record.answers:
+            yield json.dumps(call.arguments, ensure_ascii=False)
+        for tool in record.tools:
+            text = json.dumps(tool.to_json(), ensure_ascii=False)
+            if text not in seen:
+                seen.add(text)
+                yield text
+
+
+@dataclass
+class Encoded:
+    """Examples that fit, and what was left out and why."""
+
+    examples: list[Example]
+    records: list[Record]
+    dropped: list[str] = field(default_factory=list)
+
+
+def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, max_length: int, on_long: str = "drop") -> Encoded:
+    """Nothing is cut: a record over `max_length` tokens is dropped and listed, or an error.
+
+    Raises:
+        DataError: under `on_long="error"`, the first record that is too long or can't be written.
+    """
+    if on_long not in LONG:
+        raise ValueError(f"data.on_long is '{on_long}'; expected one of {', '.join(LONG)}")
+    out = Encoded([], [])
+    for record in records:
+        try:
+            example = render_record(renderer, codec, record)
+            if example.length > max_length:
+                raise PromptError(f"{example.length} tokens, more than data.max_length={max_length}")
+        except PromptError as error:
+            if on_long == "error":
+                raise DataError(f"record {record.id}: {error} (data.on_long=drop leaves such records out and counts them)") from error
+            out.dropped.append(f"{record.id}: {error}")
+            continue
+        out.examples.append(example)
+        out.records.append(record)
+    return out
+
+
+class BatchOrder:
+    """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on in order."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        if not lengths:
+            raise DataError("no records to train on")
+        self.lengths = np.asarray(lengths)
+        self.batch_size = min(batch_size, len(lengths))
+        self.seed = seed
+        self.per_epoch = -(-len(lengths) // self.batch_size)
+        self._epoch = -1
+        self._batches: list[np.ndarray] = []
+
+    def __getitem__(self, step: int) -> list[int]:
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._shuffle(epoch)
+        return [int(index) for index in self._batches[position]]
+
+    def _shuffle(self, epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.lengths))
+        batches = []
+        for start in range(0, len(order), POOL * self.batch_size):
+            pool = order[start : start + POOL * self.batch_size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+
+def share(indices: Sequence[int], rank: int, processes: int, micro_batch: int) -> list[list[int]]:
+    """The micro-batches of one process. All processes get equally many, so that they stay in step; some may be empty."""
+    mine = list(indices[rank::processes])
+    largest = -(-len(indices) // processes)
+    pieces = max(-(-largest // micro_batch), 1)
+    return [[int(i) for i in piece] for piece in np.array_split(np.asarray(mine, dtype=np.int64), pieces)]
+
+
+def data_fingerprint(records: Iterable[Record]) -> str:
+    """A hash of what the records say, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""Where records come from: the synthetic catalogue or the user's files; and the subsets and copies made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from needle.data.augment import expand
+from needle.data.synthetic import SyntheticConfig, generate
+from needle.formats import Skipped, read_records
+from needle.records import DataError, Record
+
+KINDS = ("synthetic", "jsonl")
+ON_ERROR = ("stop", "skip")
+
+
+@dataclass
+class DataConfig:
+    """One data source. `size` takes the first so many of a seeded order of the training records: 500 lie inside 1,000."""
+
+    kind: str = "synthetic"
+    format: str = "auto"
+    path: str | None = None  # what `needle evaluate` reads
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+    seed: int = 0
+    on_error: str = "stop"
+    max_length: int = 2048
+    on_long: str = "drop"
+    swaps: int = 0  # augmented copies of each training record: other values, other distractors
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass
+class Splits:
+    train: list[Record]
+    validation: list[Record]
+    test: list[Record]
+    skipped: list[str] = field(default_factory=list)
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Raises `DataError` for missing or bad files; bad lines are skipped and listed under `on_error=skip`."""
+    if config.kind not in KINDS:
+        raise ValueError(f"data.kind is '{config.kind}'; expected one of {', '.join(KINDS)}")
+    if config.on_error not in ON_ERROR:
+        raise ValueError(f"data.on_error is '{config.on_error}'; expected one of {', '.join(ON_ERROR)}")
+    if config.kind == "synthetic":
+        train, validation, test = (list(part) for part in _synthetic(config.synthetic))
+        skipped: list[str] = []
+    else:
+        if not config.train:
+            raise DataError("data=jsonl needs data.train, a list of files to train on (and data.validation, data.test)")
+        note = Skipped()
+        train, validation, test = (read_files(paths, config, note) for paths in (config.train, config.validation, config.test))
+        skipped = note.messages
+    train = subset(train, config.size, config.seed)
+    if config.size and len(train) < config.size:
+        raise DataError(f"data.size={config.size}, but only {len(train)} training records exist")
+    if config.swaps:
+        train = expand(train, config.swaps, config.seed)
+    return Splits(train, subset(validation, config.validation_size, 0), subset(test, config.test_size, 0), skipped)
+
+
+@lru_cache(maxsize=2)
+def _synthetic(config: SyntheticConfig) -> tuple[tuple[Record, ...], tuple[Record, ...], tuple[Record, ...]]:
+    """Generated once in a process, however many arms of a sweep ask."""
+    return generate(config)
+
+
+def read_files(paths: Sequence[str], config: DataConfig, skipped: Skipped | None = None) -> list[Record]:
+    """All records of the files, in order; several sets may be joined."""
+    note = skipped if config.on_error == "skip" else None
+    return [record for path in paths for record in read_records(Path(path).expanduser(), config.format, note)]
+
+
+def subset(records: list[Record], size: int | None, seed: int) -> list[Record]:
+    """The first `size` in the order of a seeded hash of their ids; all in their own order when `size` is None."""
+    if size is None:
+        return records
+    return sorted(records, key=lambda record: hashlib.sha256(f"{seed}:{record.id}".encode()).digest())[:size]

@@ -1,0 +1,172 @@
+"""The engine: greedy answers from a checkpoint, free or under the grammar of the declared tools.
+
+Evaluation, serving and the checks during training all decode here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from needle.checkpoint import Checkpoint
+from needle.codecs import DecodeError
+from needle.grammar import Grammar, Matcher
+from needle.prompt import Example, PromptError
+from needle.records import Call, Tool
+from needle.students.batch import collate, move
+from needle.toolschema import ToolSchemaError, call_errors
+
+DECODINGS = ("constrained", "free")
+MAX_TOKENS = 256
+CACHED_TOOLS = 4096
+
+
+@dataclass(frozen=True)
+class Request:
+    query: str
+    tools: tuple[Tool, ...]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`calls` is None when there is no answer: the budget ran out (`length`), the output was broken (`invalid`),
+    or the request couldn't be read (`refused`, the reason in `error`).
+
+    `confidence` is the product of the student's own probabilities of the tokens that it was free to choose, 0 to 1.
+    It isn't calibrated.
+    """
+
+    calls: tuple[Call, ...] | None
+    confidence: float
+    finish: str
+    tokens: int = 0
+    error: str = ""
+
+
+@dataclass
+class _Row:
+    """One answer in the making."""
+
+    index: int
+    request: Request
+    matcher: Matcher | None
+    tokens: list[int] = field(default_factory=list)
+    log_prob: float = 0.0
+    open_tool: int = -1
+
+
+class Engine:
+    """Answers requests with one checkpoint. Encodings of tools are kept between calls."""
+
+    def __init__(self, checkpoint: Checkpoint, decoding: str = "constrained") -> None:
+        if decoding not in DECODINGS:
+            raise ValueError(f"decoding is '{decoding}'; expected one of {', '.join(DECODINGS)}")
+        self.checkpoint = checkpoint
+        self.student = checkpoint.student
+        self.tokenizer = checkpoint.tokenizer
+        self.codec = checkpoint.codec
+        self.renderer = checkpoint.renderer
+        self.grammar = Grammar(self.tokenizer, checkpoint.codec_name) if decoding == "constrained" else None
+        self._tools: OrderedDict[str, Tensor] = OrderedDict()
+
+    def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
+        """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar can hold."""
+        request = Request(query, tuple(tools))
+        example = self._read(request)
+        matcher = self.grammar.matcher(request.tools) if self.grammar else None
+        return self._decode([_Row(0, request, matcher)], [example], max_tokens)[0]
+
+    def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64) -> list[Answer]:
+        """Answers in the order of the requests; one that can't be read gets finish `refused`, and the rest go on."""
+        answers: list[Answer | None] = [None] * len(requests)
+        ready: list[tuple[_Row, Example]] = []
+        for index, request in enumerate(requests):
+            try:
+                example = self._read(request)
+                matcher = self.grammar.matcher(request.tools) if self.grammar else None
+                ready.append((_Row(index, request, matcher), example))
+            except (PromptError, ToolSchemaError) as error:
+                answers[index] = Answer(None, 0.0, "refused", error=str(error))
+        ready.sort(key=lambda pair: pair[1].prompt_length)
+        for start in range(0, len(ready), batch_size):
+            rows, examples = zip(*ready[start : start + batch_size], strict=True)
+            for row, answer in zip(rows, self._decode(list(rows), list(examples), max_tokens), strict=True):
+                answers[row.index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _read(self, request: Request) -> Example:
+        example = self.renderer.prompt(request.id, request.query, request.tools)
+        if example.prompt_length >= self.checkpoint.max_length:
+            raise PromptError(f"the request and its tools are {example.prompt_length} tokens long; this student reads fewer than {self.checkpoint.max_length}")
+        return example
+
+    @torch.inference_mode()
+    def _decode(self, rows: list[_Row], examples: list[Example], max_tokens: int) -> list[Answer]:
+        device = next(self.student.parameters()).device
+        batch = move(collate(examples, self.tokenizer, self.student.layout), device)
+        state = self.student.start(batch, self._tools if self.student.layout == "split" else None)
+        while len(self._tools) > CACHED_TOOLS:
+            self._tools.popitem(last=False)
+        answers: dict[int, Answer] = {}
+        active = list(rows)
+        tokens = torch.full((len(rows),), self.tokenizer.answer, device=device)
+        room = [self.checkpoint.max_length - example.prompt_length for example in examples]
+        limits = {row.index: min(max_tokens, space) for row, space in zip(rows, room, strict=True)}
+        while active:
+            open_tool = torch.tensor([row.open_tool for row in active], device=device)
+            scores = self.student.step(state, tokens, open_tool).float().cpu()
+            chosen = self._choose(scores, active)
+            going = [i for i, (row, token) in enumerate(zip(active, chosen, strict=True)) if not self._advance(row, token, limits[row.index], answers)]
+            if len(going) < len(active) and going:
+                state.select(torch.tensor(going, device=device))
+            active = [active[i] for i in going]
+            tokens = torch.tensor([chosen[i] for i in going], device=device)
+        return [answers[row.index] for row in rows]
+
+    def _choose(self, scores: Tensor, active: list[_Row]) -> list[int]:
+        """The likeliest allowed token of each row; adds its log-probability unless it was the only one allowed."""
+        log_probs = scores.log_softmax(-1)
+        masked, free = log_probs, [True] * len(active)
+        if self.grammar:
+            allowed = np.stack([row.matcher.allowed() for row in active if row.matcher])
+            free = [int(count) > 1 for count in allowed.sum(1)]
+            # A finite penalty keeps the order of allowed labels that the student calls impossible.
+            masked = log_probs.clamp_min(-1e4).masked_fill(~torch.from_numpy(allowed), -torch.inf)
+        chosen = [int(token) for token in masked.argmax(-1)]
+        for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
+            if free[index]:
+                row.log_prob += float(log_probs[index, token])
+        return chosen
+
+    def _advance(self, row: _Row, token: int, limit: int, answers: dict[int, Answer]) -> bool:
+        """Takes one token; True when the row is finished."""
+        if row.matcher:
+            row.matcher.consume(token)
+        if token == self.tokenizer.eos:
+            answers[row.index] = self._finish(row)
+            return True
+        row.tokens.append(token)
+        if self.tokenizer.is_tool_label(token):
+            row.open_tool = token - self.tokenizer.first_tool_label
+        if len(row.tokens) >= limit:
+            answers[row.index] = Answer(None, 0.0, "length", len(row.tokens))
+            return True
+        return False
+
+    def _finish(self, row: _Row) -> Answer:
+        try:
+            calls = tuple(self.codec.decode(row.tokens, row.request.tools))
+        except DecodeError as error:
+            return Answer(None, 0.0, "invalid", len(row.tokens), str(error))
+        if self.grammar:
+            errors = [error for call in calls for error in call_errors(call, row.request.tools)]
+            if errors:
+                return Answer(None, 0.0, "invalid", len(row.tokens), errors[0])
+        return Answer(calls, math.exp(row.log_prob), "stop", len(row.tokens))

@@ -1,0 +1,203 @@
+"""What a constrained answer may be: llguidance grammars for the declared tools, in either codec.
+
+A grammar allows exactly the answers that the codec could have written for calls which the tools accept, so that a
+student under it always answers with declared tools and schema-valid arguments. What llguidance can't express
+(a pattern together with a length, say) is checked again on the finished answer by the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
+
+from needle.codecs import dump, nullable, value_form
+from needle.prompt import leaves, opens
+from needle.records import Tool
+from needle.tokenizer import TextTokenizer, argument_label, tool_label
+from needle.toolschema import ToolSchemaError
+
+SPACE = '" "?'
+
+
+class Grammar:
+    """Compiles tools to matchers for one tokenizer and codec; compiled text is kept, matchers are made anew for each answer."""
+
+    def __init__(self, tokenizer: TextTokenizer, codec: str) -> None:
+        self.codec = codec
+        self.tokenizer = tokenizer
+        self._ll = LLTokenizer(tokenizer.json, eos_token=tokenizer.eos)
+        self._limits = LLParserLimits()
+
+    def matcher(self, tools: Sequence[Tool]) -> Matcher:
+        """A matcher at the start of an answer; raises `ToolSchemaError` for a schema that no grammar can express."""
+        text = grammar_text(self.codec, tuple(json.dumps(tool.to_json()) for tool in tools))
+        matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(text), log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise ToolSchemaError(*_culprit(self, tools, matcher.get_error()))
+        return Matcher(matcher, self.tokenizer.size)
+
+
+class Matcher:
+    """Walks one answer. `allowed()` is the mask of next tokens, [V] of bool."""
+
+    def __init__(self, matcher: LLMatcher, size: int) -> None:
+        self._matcher = matcher
+        self._bits = np.zeros((size + 31) // 32, dtype=np.int32)
+        self._size = size
+
+    def allowed(self) -> NDArray[np.bool_]:
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():
+            raise RuntimeError(f"the grammar failed in mid-answer: {self._matcher.get_error()}")
+        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].astype(np.bool_)
+
+    def consume(self, token: int) -> None:
+        accepted = self._matcher.consume_token(token)
+        assert accepted, f"token {token} was chosen though the grammar forbids it"
+
+    def accepts(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` the grammar allows from here; nothing is consumed."""
+        return int(self._matcher.validate_tokens(list(tokens)))
+
+
+def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str, str]:
+    """Finds the tool that doesn't compile by itself, so that the error can name it."""
+    for index, tool in enumerate(tools):
+        text = grammar_text(grammar.codec, (json.dumps(tool.to_json()),))
+        if LLMatcher(grammar._ll, LLMatcher.grammar_from_lark(text), log_level=0).is_error():
+            return f"/{index}/parameters", f"the schema of '{tool.name}' can't be held by a grammar: {message.splitlines()[0][:200]}"
+    return "", f"these tools together are too large for a grammar: {message.splitlines()[0][:200]}"
+
+
+@lru_cache(maxsize=2048)
+def grammar_text(codec: str, tools: tuple[str, ...]) -> str:
+    """The grammar in llguidance's Lark dialect; `tools` are JSON texts, so that the answer can be kept by content."""
+    parsed = [Tool(**json.loads(text)) for text in tools]
+    rules = _Rules()
+    if codec == "json":
+        _json_rules(rules, parsed)
+    else:
+        _decision_rules(rules, parsed)
+    return rules.text()
+
+
+class _Rules:
+    """Collects named rules; equal bodies share one name."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.names: dict[str, str] = {}
+
+    def add(self, body: str, terminal: bool = False) -> str:
+        name = self.names.get(body)
+        if name is None:
+            name = f"{'T' if terminal else 'r'}{len(self.names)}"
+            self.names[body] = name
+            self.lines.append(f"{name}: {body}")
+        return name
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+
+def _json_rules(rules: _Rules, tools: Sequence[Tool]) -> None:
+    calls = []
+    for tool in tools:
+        head = dump({"name": tool.name, "arguments": {}}).removesuffix("{}}")
+        calls.append(f'{_literal(head)} {rules.add(_embedded(tool.parameters))} "}}"')
+    if not calls:
+        rules.lines.append('start: "[]"')
+        return
+    call = rules.add(" | ".join(calls))
+    rules.lines.append(f'start: "[]" | "[" {call} ("," {call})* "]"')
+
+
+def _decision_rules(rules: _Rules, tools: Sequence[Tool]) -> None:
+    if not tools:
+        rules.lines.append('start: ""')
+        return
+    calls = []
+    for index, tool in enumerate(tools):
+        position = {leaf.path: number for number, leaf in enumerate(leaves(tool))}
+        body = _object(rules, tool.parameters, (), position)
+        calls.append(rules.add(f"<{tool_label(index)[1:-1]}> {body}".strip()))
+    rules.lines.append(f"start: ({' | '.join(calls)})*")
+
+
+def _object(rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], position: Mapping[tuple[str, ...], int]) -> str:
+    parts = []
+    for name, sub in schema.get("properties", {}).items():
+        here = (*path, name)
+        if opens(sub):
+            part = f"({_object(rules, sub, here, position)})"
+        else:
+            part = f"(<{argument_label(position[here])[1:-1]}> {_value(rules, sub)})"
+        parts.append(part if name in schema.get("required", ()) else part + "?")
+    return " ".join(parts)
+
+
+def _value(rules: _Rules, schema: Mapping[str, Any]) -> str:
+    body = _solid_value(rules, schema)
+    return f"({body} | <null>)" if nullable(schema) else body
+
+
+def _solid_value(rules: _Rules, schema: Mapping[str, Any]) -> str:
+    form = value_form(schema)
+    if form == "list":
+        item = f"(<item> {_value(rules, schema['items'])})"
+        low, high = schema.get("minItems", 0), schema.get("maxItems")
+        return f"{item}{{{low},{'' if high is None else high}}}"
+    if form == "json":
+        solid = {**schema, "type": schema["type"][0]} if isinstance(schema.get("type"), list) else dict(schema)
+        if None in solid.get("enum", []) and nullable(schema):
+            solid["enum"] = [value for value in solid["enum"] if value is not None]
+        return f"{SPACE} {rules.add(_embedded(solid))}"
+    if "enum" in schema:
+        choices = [_literal(value) for value in schema["enum"] if value is not None]
+        return f"{SPACE} ({' | '.join(choices)})"
+    return rules.add(_string_terminal(schema), terminal=True)
+
+
+def _string_terminal(schema: Mapping[str, Any]) -> str:
+    low, high = schema.get("minLength", 0), schema.get("maxLength")
+    if "pattern" in schema:
+        pattern = schema["pattern"]
+        body = pattern[1:] if pattern.startswith("^") else "(.|\\n)*" + pattern
+        body = body[:-1] if body.endswith("$") and not body.endswith("\\$") else body + "(.|\\n)*"
+    elif low or high is not None:
+        body = f"(.|\\n){{{low},{'' if high is None else high}}}"
+    else:
+        body = "(.|\\n)*"
+    escaped = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", body)
+    return f"/ ?({escaped})/"
+
+
+def _embedded(schema: Mapping[str, Any]) -> str:
+    """A JSON Schema as a rule: compact, exactly as the codec writes it."""
+    return "%json " + json.dumps({"x-guidance": {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}, **_closed(schema)})
+
+
+def _closed(schema: Any) -> Any:
+    """Drops the words that have no say in what is valid, so that equal shapes share one rule."""
+    if isinstance(schema, Mapping):
+        return {key: _closed_member(key, value) for key, value in schema.items() if key not in ("description", "default")}
+    return schema
+
+
+def _closed_member(key: str, value: Any) -> Any:
+    if key == "properties":
+        return {name: _closed(sub) for name, sub in value.items()}
+    if key in ("anyOf", "prefixItems"):
+        return [_closed(sub) for sub in value]
+    return _closed(value) if key in ("items", "additionalProperties") else value
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,165 @@
+"""The contracts that everything shares: `Tool`, `Call`, `Record`, and JSON lines on disk."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """A line of the user's data can't be read; the message names file, line and field."""
+
+
+class FieldError(ValueError):
+    """One field of one object is wrong. `where` is its path, `expected` what would be right."""
+
+    def __init__(self, where: str, expected: str) -> None:
+        super().__init__(f"field '{where}': {expected}")
+        self.where = where
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call. `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "description": self.description, "parameters": self.parameters}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function call: what a model answers."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "arguments": self.arguments}
+
+    def key(self) -> str:
+        """Equal for calls that are equal as JSON values (argument order and 1 against 1.0 don't matter)."""
+        return canonical_json(self.to_json())
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example. No answers means that no tool fits."""
+
+    id: str
+    query: str
+    tools: tuple[Tool, ...]
+    answers: tuple[Call, ...]
+    source: str = ""
+    teacher: Mapping[str, Any] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "id": self.id,
+            "query": self.query,
+            "tools": [tool.to_json() for tool in self.tools],
+            "answers": [call.to_json() for call in self.answers],
+            "source": self.source,
+        }
+        if self.teacher is not None:
+            row["teacher"] = self.teacher
+        if self.meta:
+            row["meta"] = self.meta
+        return row
+
+
+def canonical_json(value: Any) -> str:
+    """A string that is equal for equal JSON values: keys sorted, whole floats written as integers."""
+    return json.dumps(_canonical(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def call_from_json(value: Any, where: str) -> Call:
+    """Raises `FieldError` with the path below `where`."""
+    if not isinstance(value, Mapping):
+        raise FieldError(where, f"expected an object with name and arguments, got {_kind(value)}")
+    name = value.get("name")
+    if not isinstance(name, str) or not name:
+        raise FieldError(f"{where}.name", f"expected the name of a tool, got {_kind(name)}")
+    arguments = value.get("arguments", {})
+    if not isinstance(arguments, Mapping):
+        raise FieldError(f"{where}.arguments", f"expected an object, got {_kind(arguments)}")
+    return Call(name, arguments)
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """The string at `name`; raises `FieldError` when it is missing or of another type."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise FieldError(name, f"expected a string, got {_kind(value) if name in row else 'nothing'}")
+    return value
+
+
+def list_field(row: Mapping[str, Any], name: str) -> list[Any]:
+    """The array at `name`; raises `FieldError` when it is missing or of another type."""
+    value = row.get(name)
+    if not isinstance(value, list):
+        raise FieldError(name, f"expected an array, got {_kind(value) if name in row else 'nothing'}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def open_text(path: Path, mode: str = "rt") -> Any:
+    """Opens a text file as UTF-8, through gzip when the name ends in .gz."""
+    if path.suffix == ".gz":
+        return gzip.open(path, mode, encoding="utf-8")
+    return open(path, mode, encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (line number from 1, value) for every non-empty line; raises `DataError` at a line that isn't JSON."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    number = 0
+    try:
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _parse_line(path, number, line)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}, line {number + 1}: not readable as UTF-8 text{' in gzip' if path.suffix == '.gz' else ''}: {error}") from error
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: expected one JSON object on the line, but {error}") from error
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> int:
+    """Writes one JSON line a record (gzipped when the name ends in .gz) and returns how many."""
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_text(path, "wt") as out:
+        for record in records:
+            out.write(json.dumps(record.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n")
+            count += 1
+    return count

@@ -1,0 +1,163 @@
+"""The HTTP server: `POST /tool-call` and `GET /health`. Everything stays on this machine.
+
+Whatever a client sends is answered with a reason: 422 for input that isn't right, 413 for input that is too long.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from needle import __version__
+from needle.engine.decode import Engine
+from needle.prompt import PromptError
+from needle.students.base import count_parameters
+from needle.toolschema import ToolSchemaError, normalise_tools
+
+
+@dataclass
+class ServeConfig:
+    """Where to listen, and the largest body that is read, in bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body: int = 1_000_000
+
+
+class ToolCallRequest(BaseModel):
+    """The article's request. `available_functions` may come in any dialect that the tool normaliser reads."""
+
+    prompt: str = Field(min_length=1, description="what the user wants")
+    available_functions: list[dict[str, Any]] = Field(description="name, description and parameters (JSON Schema) of each function")
+    max_tokens: int = Field(default=150, ge=1, le=2048, description="most tokens of the answer; beyond it there is no call and finish is 'length'")
+
+
+class FunctionCall(BaseModel):
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCallResponse(BaseModel):
+    """`function_name` and `parameters` are those of the first call; null when no function fits."""
+
+    function_name: str | None
+    parameters: dict[str, Any] | None
+    confidence: float
+    calls: list[FunctionCall]
+    finish: str
+
+
+def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
+    """The application; one engine answers one request at a time, since a core can do only one anyway."""
+    app = FastAPI(title="Needle", version=__version__)
+    app.add_middleware(_BodyLimit, limit=config.max_body)
+    turn = threading.Lock()
+
+    @app.post("/tool-call")
+    def tool_call(request: ToolCallRequest) -> ToolCallResponse:
+        _refuse_surrogates(request)
+        tools = normalise_tools(request.available_functions, "/available_functions")
+        with turn:
+            answer = engine.answer(request.prompt, tools, request.max_tokens)
+        calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in answer.calls or ()]
+        first = calls[0] if calls else None
+        return ToolCallResponse(
+            function_name=first.name if first else None,
+            parameters=first.arguments if first else None,
+            confidence=round(answer.confidence, 6),
+            calls=calls,
+            finish=answer.finish,
+        )
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        checkpoint = engine.checkpoint
+        return {
+            "status": "ok",
+            "needle": __version__,
+            "family": checkpoint.config.family,
+            "parameters": count_parameters(checkpoint.student),
+            "codec": checkpoint.codec_name,
+            "max_length": checkpoint.max_length,
+        }
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _fault(422, [(list(fault["loc"]), fault["msg"]) for fault in error.errors()])
+
+    @app.exception_handler(ToolSchemaError)
+    async def bad_schema(_: Request, error: ToolSchemaError) -> JSONResponse:
+        return _fault(422, [(["body", *error.pointer.strip("/").split("/")], error.message)])
+
+    @app.exception_handler(PromptError)
+    async def too_long(_: Request, error: PromptError) -> JSONResponse:
+        return _fault(413, [(["body"], str(error))])
+
+    return app
+
+
+def _fault(status: int, faults: list[tuple[list[Any], str]]) -> JSONResponse:
+    # What the client sent isn't echoed: it may be huge, or hold text that no encoder takes.
+    detail = [{"loc": [_clean(str(part)) for part in where], "path": "/" + _clean("/".join(str(part) for part in where[1:])), "msg": _clean(message)} for where, message in faults]
+    return JSONResponse({"detail": detail}, status_code=status)
+
+
+def _clean(text: str) -> str:
+    return text[:500].encode("utf-8", "replace").decode("utf-8")
+
+
+def _refuse_surrogates(request: ToolCallRequest) -> None:
+    """JSON can spell half a character (`\\ud800`), which is no text."""
+    try:
+        request.prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ToolSchemaError("/prompt", f"not Unicode text: an unpaired surrogate at character {error.start}") from error
+    for index, function in enumerate(request.available_functions):
+        try:
+            json.dumps(function, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ToolSchemaError(f"/available_functions/{index}", "not Unicode text: an unpaired surrogate") from error
+        except RecursionError as error:
+            raise ToolSchemaError(f"/available_functions/{index}", "nested too deeply") from error
+
+
+class _BodyLimit:
+    """Stops reading a body at the limit, whether or not its length was announced."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > self.limit:
+                answer = _fault(413, [(["body"], f"the request is longer than {self.limit:,} bytes")])
+                await answer(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, send)

@@ -1,0 +1,191 @@
+"""A batch of examples as tensors, in the two layouts that students read: `flat` and `split`.
+
+Legend: B records, T target positions, P prompt positions, Q request positions, U distinct tools of the batch,
+M packed positions of all those tools, K tools of one record, A arguments of one tool, C copyable schema positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from needle.losses import IGNORE
+from needle.prompt import Example, RenderedTool
+from needle.tokenizer import TextTokenizer
+
+LAYOUTS = ("flat", "split")
+CHUNKS = 4  # tools are encoded in this many groups of similar length, to waste less on padding
+
+
+@dataclass
+class Flat:
+    """Tools, request and target in one row: what a decoder-only student reads."""
+
+    sequence: Tensor  # [B, P+T-1] ids, right-padded
+    predicts: Tensor  # [B, T] the position in `sequence` whose output predicts target t
+    prompt_length: Tensor  # [B]
+
+
+@dataclass
+class Split:
+    """Request and tools apart: what the pointer student reads. Positions of tools are packed: all tools in one row of M."""
+
+    query: Tensor  # [B, Q] ids, right-padded
+    query_mask: Tensor  # [B, Q] true on the request
+    tool_chunks: list[Tensor]  # [u, s] ids each, right-padded, of similar length
+    pack: Tensor  # [M] picks the valid positions out of all chunks laid end to end
+    tool_of: Tensor  # [M] which of the U tools a position belongs to
+    tool_ids: Tensor  # [M] ids
+    copyable: Tensor  # [C] positions in M that an answer may copy
+    copied: Tensor  # [B, N] which of the C each record's own tools offer; -1 is padding
+    candidates: Tensor  # [B, J] the distinct tokens that a record may copy; padding is <pad>, and stands last in every row
+    slots: Tensor  # [B, Q+N] which candidate each request position and each copied position is
+    tools: Tensor  # [B, K] which of the U tools each record has; -1 is padding
+    heads: Tensor  # [U] position in M of each tool's marker
+    markers: Tensor  # [U, A] position in M of each argument's marker; -1 is padding
+    keys: list[str]  # [U] each tool's content, for caches
+
+    def select(self, rows: Tensor) -> Split:
+        """The same tools for only these rows of the batch."""
+        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools")
+        return replace(self, **{name: getattr(self, name)[rows] for name in per_record})
+
+
+@dataclass
+class Batch:
+    ids: list[str]
+    targets: Tensor  # [B, T], -100 is padding
+    inputs: Tensor  # [B, T] what stands before each target: <answer>, then the targets shifted by one
+    open_tool: Tensor  # [B, T] index among the record's tools of the one whose arguments target t may name; -1 is none
+    tool_count: Tensor  # [B]
+    argument_count: Tensor  # [B, K] arguments of each of the record's tools
+    flat: Flat | None = None
+    split: Split | None = None
+
+    def select(self, rows: Tensor) -> Batch:
+        """Only these rows, for decoding: what the steps after the prompt need."""
+        return Batch([], self.targets[rows], self.inputs[rows], self.open_tool[rows], self.tool_count[rows], self.argument_count[rows])
+
+
+def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, length: int | None = None) -> Batch:
+    """Tensors of `examples`. `length` pads T to a given size; for a prompt without targets T is 1."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout '{layout}' is unknown; expected one of {', '.join(LAYOUTS)}")
+    width = max([length or 1, *(len(example.target) for example in examples)])
+    targets = _pad([example.target for example in examples], width, IGNORE)
+    inputs = _pad([(tokenizer.answer, *example.target[:-1]) for example in examples], width, tokenizer.pad)
+    tools = max([1, *(len(example.tools) for example in examples)])
+    batch = Batch(
+        ids=[example.id for example in examples],
+        targets=targets,
+        inputs=inputs,
+        open_tool=_pad([example.open_tool for example in examples], width, -1),
+        tool_count=torch.tensor([len(example.tools) for example in examples]),
+        argument_count=_pad([[len(tool.markers) for tool in example.tools] for example in examples], tools, 0),
+    )
+    if layout == "flat":
+        batch.flat = _flat(examples, tokenizer, width)
+    else:
+        batch.split = _split(examples, tokenizer, tools)
+    return batch
+
+
+def prompt_ids(example: Example, tokenizer: TextTokenizer) -> list[int]:
+    """The flat prompt: tools with their labels for markers, then the request, then `<answer>`."""
+    ids: list[int] = []
+    for index, tool in enumerate(example.tools):
+        start = len(ids)
+        ids += tool.ids
+        ids[start] = tokenizer.first_tool_label + index
+        for number, marker in enumerate(tool.markers):
+            ids[start + marker] = tokenizer.first_argument_label + number
+    return [*ids, tokenizer.query, *example.query, tokenizer.answer]
+
+
+def _flat(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> Flat:
+    prompts = [prompt_ids(example, tokenizer) for example in examples]
+    rows = [prompt + list(example.target[:-1]) for prompt, example in zip(prompts, examples, strict=True)]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    size = max(len(row) for row in rows)
+    predicts = (lengths.unsqueeze(1) - 1 + torch.arange(width)).clamp_max(size - 1)
+    return Flat(_pad(rows, size, tokenizer.pad), predicts, lengths)
+
+
+def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> Split:
+    distinct: dict[str, RenderedTool] = {}
+    for example in examples:
+        for tool in example.tools:
+            distinct.setdefault(tool.key, tool)
+    ordered = sorted(distinct.values(), key=lambda tool: len(tool.ids))
+    number = {tool.key: index for index, tool in enumerate(ordered)}
+    chunks, pack, offset = [], [], 0
+    groups = [list(group) for group in np.array_split(np.arange(len(ordered)), min(CHUNKS, max(len(ordered) // 8, 1))) if len(group)]
+    for group in groups:
+        rows = [ordered[index].ids for index in group]
+        size = len(rows[-1])
+        chunks.append(_pad(rows, size, tokenizer.pad))
+        pack += [offset + row * size + position for row, ids in enumerate(rows) for position in range(len(ids))]
+        offset += len(rows) * size
+    starts = np.cumsum([0] + [len(tool.ids) for tool in ordered])
+    first_copy = np.cumsum([0] + [len(tool.copyable) for tool in ordered])
+    arguments = max([1, *(len(tool.markers) for tool in ordered)])
+    queries = [example.query or (tokenizer.query,) for example in examples]
+    query_width = max(len(query) for query in queries)
+    lengths = torch.tensor([len(query) for query in queries])
+    copied = [[first_copy[number[tool.key]] + i for tool in example.tools for i in range(len(tool.copyable))] for example in examples]
+    offered = [[tool.ids[place] for tool in example.tools for place in tool.copyable] for example in examples]
+    candidates, slots = _candidates(queries, offered, query_width)
+    return Split(
+        query=_pad(queries, query_width, tokenizer.pad),
+        query_mask=torch.arange(query_width) < lengths.unsqueeze(1),
+        tool_chunks=chunks,
+        pack=torch.tensor(pack, dtype=torch.long),
+        tool_of=torch.tensor([index for index, tool in enumerate(ordered) for _ in tool.ids], dtype=torch.long),
+        tool_ids=torch.tensor([token for tool in ordered for token in tool.ids], dtype=torch.long),
+        copyable=torch.tensor([starts[index] + place for index, tool in enumerate(ordered) for place in tool.copyable], dtype=torch.long),
+        copied=_pad(copied, slots.shape[1] - query_width, -1),
+        candidates=candidates,
+        slots=slots,
+        tools=_pad([[number[tool.key] for tool in example.tools] for example in examples], width, -1),
+        heads=torch.tensor(starts[:-1], dtype=torch.long),
+        markers=_pad([[starts[index] + place for place in tool.markers] for index, tool in enumerate(ordered)], arguments, -1),
+        keys=[tool.key for tool in ordered],
+    )
+
+
+def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int) -> tuple[Tensor, Tensor]:
+    """The distinct tokens of each record's request and schema names, and the slot of each of those positions among them."""
+    order = [{token: index for index, token in enumerate(dict.fromkeys([*query, *extra]))} for query, extra in zip(queries, offered, strict=True)]
+    width = max(len(slots) for slots in order) + 1  # one more, so that every row ends in <pad>
+    slots = np.full((len(queries), query_width + max(len(extra) for extra in offered)), width - 1, dtype=np.int64)
+    for row, (query, extra, slot) in enumerate(zip(queries, offered, order, strict=True)):
+        slots[row, : len(query)] = [slot[token] for token in query]
+        slots[row, query_width : query_width + len(extra)] = [slot[token] for token in extra]
+    return _pad([list(slot) for slot in order], width, 0), torch.from_numpy(slots)
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> Tensor:
+    """[len(rows), width] of int64."""
+    out = np.full((len(rows), width), value, dtype=np.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on `device`."""
+    return _move(batch, device)  # type: ignore[no-any-return]
+
+
+def _move(value: object, device: torch.device) -> object:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [_move(item, device) for item in value]
+    if isinstance(value, Batch | Flat | Split):
+        return type(value)(**{name: _move(item, device) for name, item in vars(value).items()})
+    return value

@@ -1,0 +1,194 @@
+"""The decoder-only students: `seed`, the article's network, and `llama`. Both read tools, request and answer in one row.
+
+Legend: B records, S positions, T target positions, V vocabulary, D width, H heads, G key/value heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from needle.students.base import RMSNorm, Rope, Student, SwiGLU, init_weights, mask_labels
+from needle.students.batch import Batch
+
+
+@dataclass
+class SeedConfig:
+    """Learned positions, LayerNorm, GELU, full attention. With a vocabulary of 32,000 these are 52.7M parameters."""
+
+    family: str = "seed"
+    width: int = 512
+    layers: int = 6
+    heads: int = 8
+    hidden: int = 2048
+    max_length: int = 2048
+    tied: bool = False
+    dropout: float = 0.0
+
+
+@dataclass
+class LlamaConfig:
+    """RoPE, RMSNorm, SwiGLU, grouped queries, tied embeddings; the weights load into `LlamaForCausalLM` unchanged."""
+
+    family: str = "llama"
+    width: int = 384
+    layers: int = 12
+    heads: int = 6
+    kv_heads: int = 2
+    hidden: int = 1152
+    max_length: int = 2048
+    rope_theta: float = 10_000.0
+    dropout: float = 0.0
+
+
+@dataclass
+class CausalState:
+    """Keys and values of each layer, [B, G, S, d], and which positions hold a token."""
+
+    batch: Batch
+    cache: list[tuple[Tensor, Tensor]]
+    valid: Tensor  # [B, S]
+    length: Tensor  # [B] tokens so far
+    pending: Tensor | None  # [B, D] the prompt's last hidden state, before the first step
+
+    def select(self, rows: Tensor) -> None:
+        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        self.valid, self.length = self.valid[rows], self.length[rows]
+        self.batch = self.batch.select(rows)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped keys and values; `bias` as in the seed."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head = heads, kv_heads, width // heads
+        self.q_proj = nn.Linear(width, heads * self.head, bias=bias)
+        self.k_proj = nn.Linear(width, kv_heads * self.head, bias=bias)
+        self.v_proj = nn.Linear(width, kv_heads * self.head, bias=bias)
+        self.o_proj = nn.Linear(heads * self.head, width, bias=bias)
+
+    def forward(self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        q = rearrange(self.q_proj(x), "B S (H d) -> B H S d", d=self.head)
+        k = rearrange(self.k_proj(x), "B S (G d) -> B G S d", d=self.head)
+        v = rearrange(self.v_proj(x), "B S (G d) -> B G S d", d=self.head)
+        if rope is not None:
+            q, k = rope(q), rope(k)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        # A causal row never sees the padding to its right, so training needs no mask.
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads)
+        return self.o_proj(rearrange(out, "B H S d -> B S (H d)")), (k, v)
+
+
+class Block(nn.Module):
+    def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], dropout: float) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm, self.post_attention_layernorm = norms
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, cache = self.self_attn(self.input_layernorm(x), rope, past, mask)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), cache
+
+
+class CausalStudent(Student):
+    """The shared trunk; subclasses choose blocks, positions and head."""
+
+    layout = "flat"
+    max_length: int
+
+    def __init__(self, vocabulary: int, width: int, blocks: list[Block], norm: nn.Module) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.embed_tokens = nn.Embedding(vocabulary, width)
+        self.layers = nn.ModuleList(blocks)
+        self.norm = norm
+
+    def positions(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rope | None]:
+        """Puts positions [B, S] into embeddings [B, S, D], or returns the rotation that attention applies."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embed_tokens.weight)
+
+    def trunk(self, ids: Tensor, positions: Tensor, past: list[tuple[Tensor, Tensor]] | None, mask: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """[B, S] ids to [B, S, D] hidden states and the layers' keys and values."""
+        if ids.shape[1] > self.max_length:
+            raise ValueError(f"a row of {ids.shape[1]} tokens is longer than student.max_length={self.max_length}")
+        x, rope = self.positions(self.embed_tokens(ids), positions)
+        cache = []
+        for index, layer in enumerate(self.layers):
+            x, kept = layer(x, rope, past[index] if past else None, mask)
+            cache.append(kept)
+        return self.norm(x), cache
+
+    def forward(self, batch: Batch) -> Tensor:
+        assert batch.flat is not None, "decoder-only students read the flat layout"
+        ids = batch.flat.sequence
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        hidden, _ = self.trunk(ids, positions, None, None)
+        index = batch.flat.predicts[..., None].expand(-1, -1, hidden.shape[-1])
+        return mask_labels(self.head(hidden.gather(1, index)).float(), batch, batch.open_tool)
+
+    def start(self, batch: Batch, cache: Any = None) -> CausalState:
+        assert batch.flat is not None, "decoder-only students read the flat layout"
+        length = batch.flat.prompt_length
+        ids = batch.flat.sequence[:, : int(length.max())]
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        hidden, kept = self.trunk(ids, steps.expand_as(ids), None, None)
+        last = hidden[torch.arange(len(ids), device=ids.device), length - 1]
+        return CausalState(batch, kept, steps < length[:, None], length, last)
+
+    def step(self, state: CausalState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
+        if state.pending is not None:  # <answer> was read with the prompt
+            hidden, state.pending = state.pending[:, None], None
+        else:
+            state.valid = F.pad(state.valid, (0, 1), value=True)
+            hidden, state.cache = self.trunk(tokens[:, None], state.length[:, None], state.cache, state.valid[:, None, None])
+            state.length = state.length + 1
+        return mask_labels(self.head(hidden).float(), state.batch, open_tool[:, None])[:, 0]
+
+
+class SeedStudent(CausalStudent):
+    def __init__(self, config: SeedConfig, vocabulary: int) -> None:
+        def block() -> Block:
+            mlp = nn.Sequential(nn.Linear(config.width, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width))
+            norms = (nn.LayerNorm(config.width), nn.LayerNorm(config.width))
+            return Block(Attention(config.width, config.heads, config.heads, bias=True), mlp, norms, config.dropout)
+
+        super().__init__(vocabulary, config.width, [block() for _ in range(config.layers)], nn.LayerNorm(config.width))
+        self.max_length = config.max_length
+        self.embed_positions = nn.Embedding(config.max_length, config.width)
+        self.lm_head = None if config.tied else nn.Linear(config.width, vocabulary, bias=False)
+        init_weights(self, 2 * config.layers)
+
+    def positions(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rope | None]:
+        return x + self.embed_positions(positions), None
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return super().head(hidden) if self.lm_head is None else self.lm_head(hidden)
+
+
+class LlamaStudent(CausalStudent):
+    def __init__(self, config: LlamaConfig, vocabulary: int) -> None:
+        def block() -> Block:
+            attention = Attention(config.width, config.heads, config.kv_heads, bias=False)
+            norms = (RMSNorm(config.width), RMSNorm(config.width))
+            return Block(attention, SwiGLU(config.width, config.hidden), norms, config.dropout)
+
+        super().__init__(vocabulary, config.width, [block() for _ in range(config.layers)], RMSNorm(config.width))
+        self.max_length = config.max_length
+        self.theta = config.rope_theta
+        self.head_width = config.width // config.heads
+        init_weights(self, 2 * config.layers)
+
+    def positions(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rope | None]:
+        return x, Rope.at(positions, self.head_width, self.theta)

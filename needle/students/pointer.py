@@ -1,0 +1,293 @@
+"""The pointer student: encodes the request and each tool by itself, then points at tools, arguments and values.
+
+A bidirectional encoder reads the request and, apart from it, every distinct tool of the batch; a tool's encoding knows
+nothing of its neighbours or its order, so it is computed once per batch, and once for ever in serving. A short causal
+decoder attends to both and emits one distribution over: the vocabulary, the request's tokens, the names and enum members
+of its tools, its tools, and the arguments of the open tool. Probabilities of equal tokens add up, and the sum is scattered
+into [B, T, V], so that every loss and every teacher works. The decoder's input for a label is the encoding that the label
+points at: names, order and number of tools play no part.
+
+Legend: as in `batch`, and D width, H heads, d width of a head, J joined outcomes before the scatter.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from needle.students.base import RMSNorm, Rope, Student, SwiGLU, init_weights
+from needle.students.batch import Batch, Split
+from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
+
+FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows keeps a finite log
+
+
+@dataclass
+class PointerConfig:
+    """`width` of both parts, `encoder_layers` for request and tools, `decoder_layers` for the answer."""
+
+    family: str = "pointer"
+    width: int = 384
+    encoder_layers: int = 8
+    decoder_layers: int = 2
+    heads: int = 6
+    hidden: int = 1024
+    rope_theta: float = 10_000.0
+    dropout: float = 0.1
+    token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
+
+
+@dataclass
+class Memory:
+    """What the decoder attends to. Tools are packed, with one empty slot in front for records without tools."""
+
+    query: Tensor  # [B, Q, D]
+    tools: Tensor  # [1+M, D]
+    visible: Tensor  # [B, 1+M]
+    split: Split
+
+
+@dataclass
+class PointerState:
+    memory: Memory
+    cross: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # keys and values of request and tools, each layer
+    cache: list[tuple[Tensor, Tensor] | None]
+    position: int = 0
+
+    def select(self, rows: Tensor) -> None:
+        memory = self.memory
+        self.memory = Memory(memory.query[rows], memory.tools, memory.visible[rows], memory.split.select(rows))
+        self.cross = [(qk[rows], qv[rows], tk, tv) for qk, qv, tk, tv in self.cross]
+        self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
+
+
+class Heads(nn.Module):
+    """Projections of one attention: queries from `x`, keys and values from a source."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.head = width // heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.kv_proj = nn.Linear(width, 2 * width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return rearrange(self.q_proj(x), "... S (H d) -> ... H S d", d=self.head)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.kv_proj(x).chunk(2, dim=-1)
+        return rearrange(keys, "... S (H d) -> ... H S d", d=self.head), rearrange(values, "... S (H d) -> ... H S d", d=self.head)
+
+    def join(self, x: Tensor) -> Tensor:
+        return self.o_proj(rearrange(x, "... H S d -> ... S (H d)"))  # type: ignore[no-any-return]
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, config: PointerConfig) -> None:
+        super().__init__()
+        self.attention = Heads(config.width, config.heads)
+        self.mlp = SwiGLU(config.width, config.hidden)
+        self.norm_attention, self.norm_mlp = RMSNorm(config.width), RMSNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor) -> Tensor:
+        normed = self.norm_attention(x)
+        q = rope(self.attention.queries(normed))
+        k, v = self.attention.keys_values(normed)
+        x = x + self.dropout(self.attention.join(F.scaled_dot_product_attention(q, rope(k), v, attn_mask=mask)))
+        return x + self.dropout(self.mlp(self.norm_mlp(x)))  # type: ignore[no-any-return]
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: PointerConfig) -> None:
+        super().__init__()
+        self.own, self.query, self.tools = (Heads(config.width, config.heads) for _ in range(3))
+        self.mlp = SwiGLU(config.width, config.hidden)
+        self.norm_own, self.norm_cross, self.norm_mlp = (RMSNorm(config.width) for _ in range(3))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def cross_keys(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self.query.keys_values(memory.query), *self.tools.keys_values(memory.tools)
+
+    def forward(
+        self, x: Tensor, rope: Rope, memory: Memory, cross: tuple[Tensor, Tensor, Tensor, Tensor], past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        normed = self.norm_own(x)
+        q = rope(self.own.queries(normed))
+        k, v = self.own.keys_values(normed)
+        k = rope(k)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        x = x + self.dropout(self.own.join(F.scaled_dot_product_attention(q, k, v, is_causal=past is None)))
+        normed = self.norm_cross(x)
+        query_keys, query_values, tool_keys, tool_values = cross
+        read = F.scaled_dot_product_attention(self.query.queries(normed), query_keys, query_values, attn_mask=memory.split.query_mask[:, None, None])
+        x = x + self.dropout(self.query.join(read)) + self.dropout(self._read_tools(normed, memory, tool_keys, tool_values))
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
+
+    def _read_tools(self, x: Tensor, memory: Memory, keys: Tensor, values: Tensor) -> Tensor:
+        """All targets of the batch attend to the batch's distinct tools at once; per-record copies would cost more."""
+        B, T, _ = x.shape
+        q = rearrange(self.tools.queries(x), "B H T d -> 1 H (B T) d")
+        mask = memory.visible[:, None].expand(-1, T, -1).reshape(1, 1, B * T, -1)
+        out = F.scaled_dot_product_attention(q, keys[None], values[None], attn_mask=mask)
+        return self.tools.join(rearrange(out, "1 H (B T) d -> B H T d", B=B))
+
+
+class PointerStudent(Student):
+    layout = "split"
+
+    def __init__(self, config: PointerConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.head_width = config.width // config.heads
+        self.scale = config.width**-0.5
+        self.first_label = vocabulary - TOOL_LABELS - ARGUMENT_LABELS
+        D = config.width
+        self.embed = nn.Embedding(self.first_label, D)
+        self.kind = nn.Embedding(3, D)  # request, tool, answer
+        self.no_tool = nn.Parameter(torch.zeros(D))  # the empty slot
+        self.encoder = nn.ModuleList([EncoderBlock(config) for _ in range(config.encoder_layers)])
+        self.norm_encoder = RMSNorm(D)
+        self.decoder = nn.ModuleList([DecoderBlock(config) for _ in range(config.decoder_layers)])
+        self.norm_decoder = RMSNorm(D)
+        self.point_query, self.point_schema, self.point_tool, self.point_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.key_query, self.key_schema, self.key_tool, self.key_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.dropout = nn.Dropout(config.dropout)
+        init_weights(self, 2 * config.encoder_layers)
+
+    # Encoding
+
+    def encode_rows(self, ids: Tensor, mask: Tensor, kind: int) -> Tensor:
+        """[R, S] ids to [R, S, D]."""
+        x = self.embed(ids) * self.config.width**0.5
+        if self.training and kind == 0 and self.config.token_dropout:
+            kept = torch.rand(ids.shape, device=ids.device) >= self.config.token_dropout
+            x = x * kept[..., None]
+        x = self.dropout(x + self.kind.weight[kind])
+        rope = Rope.at(torch.arange(ids.shape[1], device=ids.device), self.head_width, self.config.rope_theta)
+        for block in self.encoder:
+            x = block(x, rope, mask[:, None, None])
+        return self.norm_encoder(x)  # type: ignore[no-any-return]
+
+    def encode_tools(self, split: Split, cache: OrderedDict[str, Tensor] | None = None) -> Tensor:
+        """[1+M, D], the empty slot in front. `cache` keeps encodings by a tool's content."""
+        if cache is not None:
+            return self._cached_tools(split, cache)
+        chunks = [self.encode_rows(ids, ids != 0, 1).flatten(0, 1) for ids in split.tool_chunks]
+        empty = self.no_tool[None]
+        if not chunks:
+            return empty
+        packed = torch.cat(chunks).index_select(0, split.pack)
+        return torch.cat([empty.to(packed.dtype), packed])
+
+    def _cached_tools(self, split: Split, cache: OrderedDict[str, Tensor]) -> Tensor:
+        found = []
+        sizes = torch.bincount(split.tool_of, minlength=len(split.keys)).tolist() if split.keys else []
+        for key, head, size in zip(split.keys, split.heads.tolist(), sizes, strict=True):
+            encoding = cache.get(key)
+            if encoding is None:
+                ids = split.tool_ids[head : head + size][None]
+                encoding = cache[key] = self.encode_rows(ids, torch.ones_like(ids, dtype=torch.bool), 1)[0]
+            cache.move_to_end(key)
+            found.append(encoding)
+        return torch.cat([self.no_tool[None], *found])
+
+    def remember(self, batch: Batch, cache: OrderedDict[str, Tensor] | None = None) -> Memory:
+        split = batch.split
+        assert split is not None, "the pointer student reads the split layout"
+        query = self.encode_rows(split.query, split.query_mask, 0)
+        mine = torch.zeros(len(split.tools), len(split.heads) + 1, dtype=torch.bool, device=query.device)
+        mine.scatter_(1, split.tools + 1, True)  # column 0 takes the padding
+        visible = mine[:, 1:].index_select(1, split.tool_of)
+        return Memory(query, self.encode_tools(split, cache), F.pad(visible, (1, 0), value=True), split)
+
+    # Decoding
+
+    def embed_inputs(self, tokens: Tensor, open_tool: Tensor, memory: Memory) -> Tensor:
+        """[B, T] tokens to [B, T, D]. A label's input is the encoding that it points at; `open_tool` is the one after it."""
+        split = memory.split
+        number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
+        argument = tokens - self.first_label - TOOL_LABELS
+        is_tool, is_argument = (tokens >= self.first_label) & (argument < 0), argument >= 0
+        place = torch.zeros_like(tokens)
+        if split.keys:
+            place = torch.where(is_tool, split.heads[number] + 1, place)
+            marker = split.markers[number].gather(2, argument.clamp(0, split.markers.shape[1] - 1)[..., None])[..., 0]
+            place = torch.where(is_argument, marker + 1, place)
+        pointed = memory.tools.index_select(0, place.flatten()).unflatten(0, place.shape)
+        plain = self.embed(tokens.clamp_max(self.first_label - 1)) * self.config.width**0.5
+        x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
+        return self.dropout(x + self.kind.weight[2])  # type: ignore[no-any-return]
+
+    def distribution(self, hidden: Tensor, open_tool: Tensor, memory: Memory) -> Tensor:
+        """[B, T, D] to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
+
+        Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched.
+        """
+        split = memory.split
+        text = F.linear(hidden, F.pad(self.embed.weight, (0, 0, 0, TOOL_LABELS + ARGUMENT_LABELS))).float()
+        candidates = split.candidates[:, None].expand(-1, hidden.shape[1], -1)
+        spelled = text.gather(2, candidates)
+        copied = self._copy_scores(hidden, memory)
+        top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
+        mass = (spelled - top).exp().scatter_add(2, split.slots[:, None].expand_as(copied), (copied - top).exp())
+        joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
+        labels = torch.arange(self.first_label, self.vocabulary, device=hidden.device).expand(*hidden.shape[:2], -1)
+        return text.scatter(2, torch.cat([candidates, labels], dim=-1), torch.cat([joined, self._label_scores(hidden, open_tool, memory)], dim=-1))
+
+    def _copy_scores(self, hidden: Tensor, memory: Memory) -> Tensor:
+        """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
+        split = memory.split
+        query = torch.einsum("btd,bqd->btq", self.point_query(hidden), self.key_query(memory.query)).float() * self.scale
+        query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
+        if not split.copied.shape[1]:
+            return query
+        every = self.point_schema(hidden) @ self.key_schema(memory.tools[1:].index_select(0, split.copyable)).T  # [B, T, C]
+        index = split.copied[:, None].expand(-1, hidden.shape[1], -1)
+        schema = every.gather(2, index.clamp_min(0)).float() * self.scale
+        return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1)
+
+    def _label_scores(self, hidden: Tensor, open_tool: Tensor, memory: Memory) -> Tensor:
+        """[B, T, labels]: the record's tools, then the open tool's arguments; -inf on labels that the record lacks."""
+        split = memory.split
+        if not split.keys:
+            return hidden.new_full((*hidden.shape[:2], TOOL_LABELS + ARGUMENT_LABELS), -torch.inf, dtype=torch.float32)
+        packed = memory.tools[1:]
+        every_tool = self.point_tool(hidden) @ self.key_tool(packed.index_select(0, split.heads)).T  # [B, T, U]
+        index = split.tools[:, None].expand(-1, hidden.shape[1], -1)
+        tools = (every_tool.gather(2, index.clamp_min(0)).float() * self.scale).masked_fill(index < 0, -torch.inf)
+        places, slot = torch.unique(split.markers.clamp_min(0), return_inverse=True)  # slot [U, A]
+        every_argument = self.point_argument(hidden) @ self.key_argument(packed.index_select(0, places)).T
+        number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
+        missing = (open_tool[..., None] < 0) | (split.markers[number] < 0)
+        arguments = (every_argument.gather(2, slot[number]).float() * self.scale).masked_fill(missing, -torch.inf)
+        padded = (F.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)))
+        return torch.cat(list(padded), dim=-1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        memory = self.remember(batch)
+        x = self.embed_inputs(batch.inputs, batch.open_tool, memory)
+        rope = Rope.at(torch.arange(x.shape[1], device=x.device), self.head_width, self.config.rope_theta)
+        for block in self.decoder:
+            x, _ = block(x, rope, memory, block.cross_keys(memory), None)
+        return self.distribution(self.norm_decoder(x), batch.open_tool, memory)
+
+    def start(self, batch: Batch, cache: Any = None) -> PointerState:
+        memory = self.remember(batch, cache)
+        return PointerState(memory, [block.cross_keys(memory) for block in self.decoder], [None] * len(self.decoder))
+
+    def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
+        x = self.embed_inputs(tokens[:, None], open_tool[:, None], state.memory)
+        rope = Rope.at(torch.tensor([state.position], device=x.device), self.head_width, self.config.rope_theta)
+        for index, block in enumerate(self.decoder):
+            x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
+        state.position += 1
+        return self.distribution(self.norm_decoder(x), open_tool[:, None], state.memory)[:, 0]

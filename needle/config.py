@@ -105,7 +105,8 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
         tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache))
     renderer, codec = Renderer(tokenizer), build_codec(config.codec, tokenizer)
     data = encode_records(splits.train, renderer, codec, config.data.max_length, config.data.on_long)
-    validation = encode_records(splits.validation, renderer, codec, config.data.max_length, config.data.on_long)
+    watched = subset(splits.validation, config.train.eval_records, 0)
+    validation = encode_records(watched, renderer, codec, config.data.max_length, config.data.on_long)
     for message in data.dropped[:5]:
         progress(f"dropped: {message}")
     if data.dropped:

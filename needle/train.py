@@ -259,7 +259,7 @@ class _Loop:
         exact = torch.zeros(1)
         if self.main:
             self.student.eval()
-            _, scores = judge(Engine(self._checkpoint()), job.validation.records[: job.train.eval_records])
+            _, scores = judge(Engine(self._checkpoint()), job.validation.records)
             summary = summarise(scores)
             values = {f"validation/{name}": summary[name]["value"] for name in ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate")}
             exact[0] = values["validation/exact_call"]

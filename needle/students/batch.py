@@ -48,10 +48,11 @@ class Split:
     heads: Tensor  # [U] position in M of each tool's marker
     markers: Tensor  # [U, A] position in M of each argument's marker; -1 is padding
     keys: list[str]  # [U] each tool's content, for caches
+    sources: Tensor  # [B, T] the request position that each input token was copied from, -1 for none
 
     def select(self, rows: Tensor) -> Split:
         """The same tools for only these rows of the batch."""
-        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools")
+        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools", "sources")
         return replace(self, **{name: getattr(self, name)[rows] for name in per_record})
 
 
@@ -90,7 +91,7 @@ def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, 
     if layout == "flat":
         batch.flat = _flat(examples, tokenizer, width)
     else:
-        batch.split = _split(examples, tokenizer, tools)
+        batch.split = _split(examples, tokenizer, tools, inputs)
     return batch
 
 
@@ -115,7 +116,7 @@ def _flat(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> 
     return Flat(_pad(rows, size, tokenizer.pad), predicts, lengths)
 
 
-def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> Split:
+def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, inputs: Tensor) -> Split:
     distinct: dict[str, RenderedTool] = {}
     for example in examples:
         for tool in example.tools:
@@ -135,12 +136,13 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) ->
     arguments = max([1, *(len(tool.markers) for tool in ordered)])
     queries = [example.query or (tokenizer.query,) for example in examples]
     query_width = max(len(query) for query in queries)
+    padded_queries = _pad(queries, query_width, tokenizer.pad)
     lengths = torch.tensor([len(query) for query in queries])
     copied = [[first_copy[number[tool.key]] + i for tool in example.tools for i in range(len(tool.copyable))] for example in examples]
     offered = [[tool.ids[place] for tool in example.tools for place in tool.copyable] for example in examples]
     candidates, slots = _candidates(queries, offered, query_width)
     return Split(
-        query=_pad(queries, query_width, tokenizer.pad),
+        query=padded_queries,
         query_mask=torch.arange(query_width) < lengths.unsqueeze(1),
         tool_chunks=chunks,
         pack=torch.tensor(pack, dtype=torch.long),
@@ -154,7 +156,29 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) ->
         heads=torch.tensor(starts[:-1], dtype=torch.long),
         markers=_pad([[starts[index] + place for place in tool.markers] for index, tool in enumerate(ordered)], arguments, -1),
         keys=[tool.key for tool in ordered],
+        sources=trace_sources(padded_queries, inputs),
     )
+
+
+def trace_sources(query: Tensor, inputs: Tensor) -> Tensor:
+    """Where each of `inputs` [B, T] was copied from in `query` [B, Q]: [B, T] of positions, -1 for a token not in it."""
+    sources = torch.full_like(inputs, -1)
+    last = torch.full_like(inputs[:, 0], -1)
+    for step in range(inputs.shape[1]):
+        last = sources[:, step] = next_source(query, last, inputs[:, step])
+    return sources
+
+
+def next_source(query: Tensor, last: Tensor, tokens: Tensor) -> Tensor:
+    """[B] positions of `tokens` [B]: the one right after `last` if it holds the token, else its first, else -1.
+
+    A function of the tokens alone, so that training and decoding agree on it.
+    """
+    after = (last + 1).clamp_max(query.shape[1] - 1)
+    follows = (last >= 0) & (query.gather(1, after[:, None])[:, 0] == tokens) & (last + 1 < query.shape[1])
+    matches = (query == tokens[:, None]) & (tokens != 0)[:, None]
+    first = torch.where(matches.any(1), matches.int().argmax(1), -1)
+    return torch.where(follows, after, first)
 
 
 def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from needle.students.base import RMSNorm, Rope, Student, SwiGLU, init_weights
-from needle.students.batch import Batch, Split
+from needle.students.batch import Batch, Split, next_source
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
 
 FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows keeps a finite log
@@ -58,11 +58,13 @@ class PointerState:
     memory: Memory
     cross: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # keys and values of request and tools, each layer
     cache: list[tuple[Tensor, Tensor] | None]
+    source: Tensor  # [B] the request position that the last token was copied from, or -1
     position: int = 0
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory
         self.memory = Memory(memory.query[rows], memory.tools, memory.visible[rows], memory.split.select(rows))
+        self.source = self.source[rows]
         self.cross = [(qk[rows], qv[rows], tk, tv) for qk, qv, tk, tv in self.cross]
         self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
 
@@ -160,6 +162,7 @@ class PointerStudent(Student):
         self.norm_decoder = RMSNorm(D)
         self.point_query, self.point_schema, self.point_tool, self.point_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.key_query, self.key_schema, self.key_tool, self.key_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.follow = nn.Linear(D, 1)  # how much likelier the request's next token is while one is being copied
         self.dropout = nn.Dropout(config.dropout)
         init_weights(self, 2 * config.encoder_layers)
 
@@ -211,8 +214,11 @@ class PointerStudent(Student):
 
     # Decoding
 
-    def embed_inputs(self, tokens: Tensor, open_tool: Tensor, memory: Memory) -> Tensor:
-        """[B, T] tokens to [B, T, D]. A label's input is the encoding that it points at; `open_tool` is the one after it."""
+    def embed_inputs(self, tokens: Tensor, open_tool: Tensor, sources: Tensor, memory: Memory) -> Tensor:
+        """[B, T] tokens to [B, T, D]. A label's input is the encoding that it points at; `open_tool` is the one after it.
+
+        A token that stands in the request also brings the encoding of the position it was copied from.
+        """
         split = memory.split
         number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
         argument = tokens - self.first_label - TOOL_LABELS
@@ -224,10 +230,12 @@ class PointerStudent(Student):
             place = torch.where(is_argument, marker + 1, place)
         pointed = memory.tools.index_select(0, place.flatten()).unflatten(0, place.shape)
         plain = self.embed(tokens.clamp_max(self.first_label - 1)) * self.config.width**0.5
+        copied = memory.query.gather(1, sources.clamp_min(0)[..., None].expand(-1, -1, plain.shape[-1]))
+        plain = plain + copied.to(plain.dtype) * (sources >= 0)[..., None]
         x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
         return self.dropout(x + self.kind.weight[2])  # type: ignore[no-any-return]
 
-    def distribution(self, hidden: Tensor, open_tool: Tensor, memory: Memory) -> Tensor:
+    def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, memory: Memory) -> Tensor:
         """[B, T, D] to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
 
         Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched.
@@ -236,17 +244,19 @@ class PointerStudent(Student):
         text = F.linear(hidden, F.pad(self.embed.weight, (0, 0, 0, TOOL_LABELS + ARGUMENT_LABELS))).float()
         candidates = split.candidates[:, None].expand(-1, hidden.shape[1], -1)
         spelled = text.gather(2, candidates)
-        copied = self._copy_scores(hidden, memory)
+        copied = self._copy_scores(hidden, sources, memory)
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
         mass = (spelled - top).exp().scatter_add(2, split.slots[:, None].expand_as(copied), (copied - top).exp())
         joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
         labels = torch.arange(self.first_label, self.vocabulary, device=hidden.device).expand(*hidden.shape[:2], -1)
         return text.scatter(2, torch.cat([candidates, labels], dim=-1), torch.cat([joined, self._label_scores(hidden, open_tool, memory)], dim=-1))
 
-    def _copy_scores(self, hidden: Tensor, memory: Memory) -> Tensor:
+    def _copy_scores(self, hidden: Tensor, sources: Tensor, memory: Memory) -> Tensor:
         """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
         split = memory.split
         query = torch.einsum("btd,bqd->btq", self.point_query(hidden), self.key_query(memory.query)).float() * self.scale
+        following = torch.arange(query.shape[-1], device=query.device) == (sources + 1)[..., None]
+        query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None])
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
         if not split.copied.shape[1]:
             return query
@@ -274,20 +284,23 @@ class PointerStudent(Student):
 
     def forward(self, batch: Batch) -> Tensor:
         memory = self.remember(batch)
-        x = self.embed_inputs(batch.inputs, batch.open_tool, memory)
+        sources = memory.split.sources
+        x = self.embed_inputs(batch.inputs, batch.open_tool, sources, memory)
         rope = Rope.at(torch.arange(x.shape[1], device=x.device), self.head_width, self.config.rope_theta)
         for block in self.decoder:
             x, _ = block(x, rope, memory, block.cross_keys(memory), None)
-        return self.distribution(self.norm_decoder(x), batch.open_tool, memory)
+        return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
-        return PointerState(memory, [block.cross_keys(memory) for block in self.decoder], [None] * len(self.decoder))
+        return PointerState(memory, [block.cross_keys(memory) for block in self.decoder], [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
-        x = self.embed_inputs(tokens[:, None], open_tool[:, None], state.memory)
+        state.source = next_source(state.memory.split.query, state.source, tokens)
+        sources = state.source[:, None]
+        x = self.embed_inputs(tokens[:, None], open_tool[:, None], sources, state.memory)
         rope = Rope.at(torch.tensor([state.position], device=x.device), self.head_width, self.config.rope_theta)
         for index, block in enumerate(self.decoder):
             x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
         state.position += 1
-        return self.distribution(self.norm_decoder(x), open_tool[:, None], state.memory)[:, 0]
+        return self.distribution(self.norm_decoder(x), open_tool[:, None], sources, state.memory)[:, 0]

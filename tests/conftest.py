@@ -1,0 +1,61 @@
+"""What many tests share: a tokenizer, records and tiny students, all made in milliseconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from needle.codecs import build_codec
+from needle.data.encoding import TokenizerConfig, fit_tokenizer
+from needle.data.synthetic import SyntheticConfig, generate
+from needle.prompt import Example, Renderer, render_record
+from needle.records import Record
+from needle.students.base import Student
+from needle.students.build import build_student
+from needle.students.causal import LlamaConfig, SeedConfig
+from needle.students.pointer import PointerConfig
+from needle.tokenizer import TextTokenizer
+
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(int(os.environ.get("NEEDLE_TEST_THREADS", "1")))
+REAL = Path(os.environ.get("NEEDLE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+TINY = {
+    "seed": SeedConfig(width=32, layers=2, heads=2, hidden=64, max_length=1024),
+    "llama": LlamaConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=64, max_length=1024),
+    "pointer": PointerConfig(width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0),
+}
+
+
+@pytest.fixture(scope="session")
+def records() -> list[Record]:
+    """Synthetic records with every kind of value, negatives and several calls."""
+    return list(generate(SyntheticConfig(train=400, validation=0, test=0, unseen=0))[0])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return fit_tokenizer(records, TokenizerConfig(size=1200), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def examples(records: list[Record], tokenizer: TextTokenizer) -> list[Example]:
+    renderer, codec = Renderer(tokenizer), build_codec("decisions", tokenizer)
+    return [render_record(renderer, codec, record) for record in records]
+
+
+@pytest.fixture(params=list(TINY))
+def student(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> Student:
+    """One tiny student of each family, in evaluation mode."""
+    torch.manual_seed(0)
+    return build_student(TINY[request.param], tokenizer.size).eval()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; tests that need it are skipped where it is missing."""
+    if not (REAL / "snips" / "train.jsonl.gz").exists():
+        pytest.skip(f"the real data sets aren't in {REAL}; set NEEDLE_DATA to their folder")
+    return REAL

@@ -1,0 +1,149 @@
+"""Every student: step-by-step decoding equals the forward pass, padding and neighbours change nothing, sizes are as claimed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from needle.checkpoint import student_config
+from needle.prompt import Example
+from needle.students.base import Student, count_parameters
+from needle.students.batch import Batch, collate
+from needle.students.build import build_student
+from needle.students.causal import LlamaConfig, LlamaStudent
+from needle.tokenizer import TextTokenizer
+
+
+def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: TextTokenizer) -> torch.Tensor:
+    """Decodes the gold targets step by step: [B, T, V]."""
+    prompts = collate([replace(e, target=(), open_tool=()) for e in examples], tokenizer, student.layout)
+    state = student.start(prompts, None)
+    return torch.stack([student.step(state, batch.inputs[:, t], batch.open_tool[:, t]) for t in range(batch.targets.shape[1])], dim=1)
+
+
+def test_decoding_step_by_step_equals_the_forward_pass(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+    some = examples[:6]
+    batch = collate(some, tokenizer, student.layout)
+    with torch.no_grad():
+        whole, stepwise = student(batch).log_softmax(-1), steps(student, batch, some, tokenizer).log_softmax(-1)
+    real = batch.targets != -100
+    assert torch.equal(whole[real].isinf(), stepwise[real].isinf())
+    finite = whole[real].isfinite()
+    torch.testing.assert_close(whole[real][finite], stepwise[real][finite], atol=2e-4, rtol=1e-3)
+
+
+def test_a_record_gets_the_same_logits_alone_and_in_a_batch(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+    with torch.no_grad():
+        together = student(collate(examples[:5], tokenizer, student.layout))
+        for row, example in enumerate(examples[:5]):
+            alone = student(collate([example], tokenizer, student.layout))[0].log_softmax(-1)
+            T = len(example.target)
+            mine = together[row, :T].log_softmax(-1)
+            keep = alone.isfinite()
+            assert torch.equal(keep, mine.isfinite())
+            torch.testing.assert_close(mine[keep], alone[:T][keep], atol=2e-4, rtol=1e-3)
+
+
+def test_labels_that_a_record_lacks_are_impossible_and_targets_are_possible(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+    batch = collate(examples[:40], tokenizer, student.layout)
+    with torch.no_grad():
+        log_probs = student(batch).log_softmax(-1)
+    for row, example in enumerate(examples[:40]):
+        beyond = tokenizer.first_tool_label + len(example.tools)
+        assert log_probs[row, :, beyond : tokenizer.first_argument_label].max() == -torch.inf
+        for t, target in enumerate(example.target):
+            assert log_probs[row, t, target] > -100
+
+
+def test_every_parameter_gets_a_finite_gradient(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+    student.train()
+    batch = collate(examples[:24], tokenizer, student.layout)
+    loss = torch.nn.functional.cross_entropy(student(batch).flatten(0, 1), batch.targets.flatten())
+    loss.backward()
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    student.eval()
+
+
+def test_the_order_of_tools_only_renames_the_pointer_students_labels(examples: list[Example], tokenizer: TextTokenizer) -> None:
+    from tests.conftest import TINY
+
+    torch.manual_seed(0)
+    student = build_student(TINY["pointer"], tokenizer.size).eval()
+    example = next(e for e in examples if len(e.tools) >= 3)
+    turned = replace(example, tools=tuple(reversed(example.tools)), target=(), open_tool=())
+    first, K = tokenizer.first_tool_label, len(example.tools)
+    with torch.no_grad():
+        a = student(collate([replace(example, target=(), open_tool=())], tokenizer, "split"))[0, 0].log_softmax(-1)
+        b = student(collate([turned], tokenizer, "split"))[0, 0].log_softmax(-1)
+    torch.testing.assert_close(a[first : first + K], b[first : first + K].flip(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(a[1:first], b[1:first], atol=1e-4, rtol=1e-4)
+
+
+def test_cached_tool_encodings_change_nothing(examples: list[Example], tokenizer: TextTokenizer) -> None:
+    from collections import OrderedDict
+
+    from tests.conftest import TINY
+
+    torch.manual_seed(0)
+    student = build_student(TINY["pointer"], tokenizer.size).eval()
+    batch = collate([replace(e, target=(), open_tool=()) for e in examples[:4]], tokenizer, "split")
+    cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+    start = torch.full((4,), tokenizer.answer)
+    none = torch.full((4,), -1)
+    with torch.no_grad():
+        plain, cold, warm = (student.step(student.start(batch, c), start, none).log_softmax(-1) for c in (None, cache, cache))
+    assert len(cache) == len(batch.split.keys)
+    keep = plain.isfinite()
+    torch.testing.assert_close(plain[keep], cold[keep], atol=2e-4, rtol=1e-3)
+    assert torch.equal(cold, warm)
+
+
+@pytest.mark.parametrize("tools", [0, 1])
+def test_a_request_without_tools_or_words_still_has_an_answer(student: Student, examples: list[Example], tokenizer: TextTokenizer, tools: int) -> None:
+    bare = Example("x", (), examples[0].tools[:tools], (tokenizer.eos,), (-1,))
+    with torch.no_grad():
+        logits = student(collate([bare], tokenizer, student.layout))
+    assert logits[0, 0, tokenizer.eos].isfinite()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("seed_26m", 26.0), ("llama_26m", 26.0), ("pointer_26m", 26.0)])
+def test_26m_students_have_26m_parameters(name: str, millions: float) -> None:
+    with initialize_config_module("needle_conf", version_base="1.3"):
+        config = student_config(OmegaConf.to_container(compose(f"student/{name}")["student"]))  # type: ignore[arg-type]
+    assert count_parameters(build_student(config, 8192)) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_the_articles_numbers_are_52_7_million() -> None:
+    with initialize_config_module("needle_conf", version_base="1.3"):
+        config = student_config(OmegaConf.to_container(compose("student/seed")["student"]))  # type: ignore[arg-type]
+    assert count_parameters(build_student(config, 32_000)) / 1e6 == pytest.approx(52.7, abs=0.1)
+
+
+def test_llama_weights_load_into_transformers_with_equal_logits(tmp_path: Path) -> None:
+    from transformers import LlamaConfig as HfConfig
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(width=64, layers=3, heads=4, kv_heads=2, hidden=96)
+    mine = LlamaStudent(config, 1000).eval()
+    theirs = LlamaForCausalLM(
+        HfConfig(
+            vocab_size=1000, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+            rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=2048, rope_theta=10_000.0,
+        )
+    ).eval()  # fmt: skip
+    missing, unexpected = theirs.load_state_dict({f"model.{name}": value for name, value in mine.state_dict().items()}, strict=False)
+    assert missing in (["lm_head.weight"], [])
+    assert not unexpected
+    theirs.tie_weights()
+    ids = torch.randint(0, 1000, (2, 17))
+    with torch.no_grad():
+        hidden, _ = mine.trunk(ids, torch.arange(17).expand(2, -1), None, None)
+        torch.testing.assert_close(mine.head(hidden), theirs(ids).logits, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,6 @@
 """A checkpoint folder: safetensors weights, the student's config as JSON, the tokenizer. Nothing in it is pickled.
 
-    config.json  model.safetensors  tokenizer.json
+config.json  model.safetensors  tokenizer.json
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from needle import __version__
-from needle.prompt import Codec, Renderer
 from needle.codecs import build_codec
+from needle.prompt import Codec, Renderer
 from needle.students.base import Student
 from needle.students.build import FAMILIES, StudentConfig, build_student
 from needle.tokenizer import FILE_NAME, TextTokenizer

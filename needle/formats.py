@@ -67,8 +67,7 @@ def detect_format(row: Mapping[str, Any]) -> str:
         return "needle"
     raise FieldError(
         "(line)",
-        "expected query, tools and answers (needle, xlam), messages (openai), or question and function (bfcl); "
-        f"found {', '.join(map(str, row)) or 'no field'}",
+        f"expected query, tools and answers (needle, xlam), messages (openai), or question and function (bfcl); found {', '.join(map(str, row)) or 'no field'}",
     )
 
 

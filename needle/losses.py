@@ -86,7 +86,9 @@ def _refuse_unnormalised(mass: Tensor, exact: bool) -> None:
         return
     low, high = mass.min().item(), mass.max().item()
     if not high <= 1 + TOLERANCE or (exact and not low >= 1 - TOLERANCE):
-        raise ValueError(f"a signal holds log-probabilities: a position's mass must be {'1' if exact else 'at most 1'}, found {low:.4g} to {high:.4g}; pass logits through log_softmax first")
+        raise ValueError(
+            f"a signal holds log-probabilities: a position's mass must be {'1' if exact else 'at most 1'}, found {low:.4g} to {high:.4g}; pass logits through log_softmax first"
+        )
 
 
 def distillation_loss(logits: Tensor, targets: Tensor, signal: Signal | None, config: LossConfig, normalizer: Tensor | float | None = None) -> Loss:

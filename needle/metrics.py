@@ -91,7 +91,7 @@ def json_type(value: Any) -> str:
         return "boolean"
     if isinstance(value, int | float):
         return "integer" if float(value).is_integer() else "number"
-    return {str: "string", list: "array", tuple: "array"}.get(type(value), "object")
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list | tuple) else "object"
 
 
 def _groups(record: Record, seen_tools: frozenset[str] | None) -> dict[str, str]:

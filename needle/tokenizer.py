@@ -29,14 +29,18 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # text that spells a reserved symbol stays text
         self.size: int = tokenizer.get_vocab_size()
-        self.pad, self.eos, self.query, self.answer, self.tool, self.argument, self.item, self.null = (
-            tokenizer.token_to_id(marker) for marker in MARKERS
-        )
+        self.pad, self.eos, self.query, self.answer, self.tool, self.argument, self.item, self.null = (self._id(marker) for marker in MARKERS)
         self.first_argument_label = self.size - ARGUMENT_LABELS
         self.first_tool_label = self.first_argument_label - TOOL_LABELS
         self.json: str = tokenizer.to_str()
         self.fingerprint: str = hashlib.sha256(self.json.encode()).hexdigest()[:16]
         self._cache: dict[str, tuple[int, ...]] = {}
+
+    def _id(self, symbol: str) -> int:
+        token = self._tokenizer.token_to_id(symbol)
+        if token is None:
+            raise ValueError(f"the tokenizer has no '{symbol}': it wasn't made by needle")
+        return int(token)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 8192) -> TextTokenizer:
@@ -45,9 +49,7 @@ class TextTokenizer:
         if size < reserved + 256:
             raise ValueError(f"a vocabulary of {size} entries can't hold 256 bytes and {reserved} reserved symbols; give at least {reserved + 256}")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=size - TOOL_LABELS - ARGUMENT_LABELS,

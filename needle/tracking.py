@@ -30,7 +30,7 @@ class Tracker:
         """`after_step` is the step that a resumed run goes on from: later rows of the file are dropped, they will come again."""
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= after_step] if after_step else []
-        self._file = open(self.path, "w", encoding="utf-8")
+        self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - open for the run's whole life
         for row in kept:
             self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -73,7 +73,13 @@ def _wandb_run(config: TrackerConfig, folder: Path, run: Mapping[str, Any]) -> A
         asked = os.environ.get("WANDB_MODE")
         mode = asked if asked in ("offline", "disabled", "online") else "online" if _logged_in() else "offline"
     return wandb.init(
-        project=config.project, group=config.group, tags=config.tags, dir=str(folder), config=dict(run), mode=mode, settings=wandb.Settings(silent=True, console="off")
+        project=config.project,
+        group=config.group,
+        tags=config.tags,
+        dir=str(folder),
+        config=dict(run),
+        mode=mode,  # type: ignore[arg-type]
+        settings=wandb.Settings(silent=True, console="off"),
     )
 
 

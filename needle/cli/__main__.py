@@ -17,7 +17,10 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         asked = len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help")
         lines = [f"  needle {name:<9} {text}" for name, text in COMMANDS.items()]
-        print("usage: needle <command> [group=choice ...] [key=value ...]\n\n" + "\n".join(lines) + "\n\nneedle <command> --help lists the choices, --cfg job shows the settings.", file=sys.stderr if asked else sys.stdout)
+        print(
+            "usage: needle <command> [group=choice ...] [key=value ...]\n\n" + "\n".join(lines) + "\n\nneedle <command> --help lists the choices, --cfg job shows the settings.",
+            file=sys.stderr if asked else sys.stdout,
+        )
         sys.exit(2 if asked else 0)
     command = sys.argv.pop(1)
     importlib.import_module(f"needle.cli.{command}").main()

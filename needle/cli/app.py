@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -116,9 +116,7 @@ def _missing_key(config: DictConfig, key: str) -> str | None:
             return f"there is no setting '{key}'; {hint}"
         if not isinstance(node, DictConfig):
             return None
-        node = OmegaConf.to_container(node, resolve=False)[part] if OmegaConf.is_missing(node, part) else node._get_node(part)
-        if node is not None and not isinstance(node, DictConfig):
-            node = None
+        node = node._get_node(part)
     return None
 
 
@@ -133,7 +131,9 @@ class TrainingProgress:
     def __call__(self, values: Mapping[str, Any]) -> None:
         step, steps = values["step"], values["steps"]
         if "validation/exact_call" in values:
-            parts = [f"{name.removeprefix('validation/').replace('_', ' ')} {100 * value:.1f}%" for name, value in values.items() if name.startswith("validation/") and value is not None]
+            parts = [
+                f"{name.removeprefix('validation/').replace('_', ' ')} {100 * value:.1f}%" for name, value in values.items() if name.startswith("validation/") and value is not None
+            ]
             console.print(f"{self.name}[bold]step {step}/{steps}[/]  [green]validation: {', '.join(parts)}[/]")
             return
         now = time.perf_counter()

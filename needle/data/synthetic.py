@@ -29,13 +29,40 @@ ORDER_FRAMES = (
 )  # fmt: skip
 PLAIN_FRAMES = ("{}", "{}", "{}", "hey, {}", "um, {}", "so, {}", "okay, {}", "well, {}", "{}, please", "hi, {}", "listen, {}")
 JOINTS = ("{} and {}", "{}, then {}", "{} and then {}", "{}. Also, {}", "{}; {}", "first {}, after that {}", "{}. {}", "{}, and while you're at it {}")
-NEGATIONS = ("don't {}", "please don't {}", "never mind, don't {}", "no need to {}", "do not {} yet", "I don't want you to {}", "you must not {}", "forget it, don't {}", "stop, I didn't ask you to {}")
+NEGATIONS = (
+    "don't {}",
+    "please don't {}",
+    "never mind, don't {}",
+    "no need to {}",
+    "do not {} yet",
+    "I don't want you to {}",
+    "you must not {}",
+    "forget it, don't {}",
+    "stop, I didn't ask you to {}",
+)
 CHAT = (
     "how are you {0}", "tell me a joke about {1}", "I love {1}", "what do you think of {1}", "thank you so much, {2}", "good night {2}", "who invented {1}",
     "why is the sky blue {0}", "sing something for {2}", "I'm bored {0}", "are you a robot, {2}", "{2} is my best friend", "explain {1} to me", "do you like {1}",
     "what's the meaning of {1}", "I had a strange dream {0}", "write a poem about {1}", "let's talk about {1}", "my day was fine {0}", "is {2} a nice name",
 )  # fmt: skip
-TOPICS = ("quantum physics", "cats", "the moon", "old ships", "democracy", "mathematics", "dragons", "gardening", "chess", "philosophy", "volcanoes", "bees", "poetry", "dinosaurs", "coffee", "happiness")
+TOPICS = (
+    "quantum physics",
+    "cats",
+    "the moon",
+    "old ships",
+    "democracy",
+    "mathematics",
+    "dragons",
+    "gardening",
+    "chess",
+    "philosophy",
+    "volcanoes",
+    "bees",
+    "poetry",
+    "dinosaurs",
+    "coffee",
+    "happiness",
+)
 
 
 @dataclass(unsafe_hash=True)

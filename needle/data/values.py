@@ -124,7 +124,9 @@ def _hhmm(source: random.Random, argument: str) -> Drawn:
 
 
 def _clock(source: random.Random, argument: str) -> Drawn:
-    text = source.choice((f"{source.randint(1, 12)} {source.choice(('am', 'pm'))}", f"{source.randint(1, 12)}:{source.choice(('15', '30', '45'))}", "noon", f"{source.choice(SMALL[1:])} o'clock"))
+    text = source.choice(
+        (f"{source.randint(1, 12)} {source.choice(('am', 'pm'))}", f"{source.randint(1, 12)}:{source.choice(('15', '30', '45'))}", "noon", f"{source.choice(SMALL[1:])} o'clock")
+    )
     return text, text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,10 +203,11 @@ def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> Tensor:
 
 def move(batch: Batch, device: torch.device) -> Batch:
     """The same batch on `device`."""
-    return _move(batch, device)  # type: ignore[no-any-return]
+    moved: Batch = _move(batch, device)
+    return moved
 
 
-def _move(value: object, device: torch.device) -> object:
+def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, list):

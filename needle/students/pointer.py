@@ -80,7 +80,8 @@ class Heads(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def queries(self, x: Tensor) -> Tensor:
-        return rearrange(self.q_proj(x), "... S (H d) -> ... H S d", d=self.head)
+        queries: Tensor = rearrange(self.q_proj(x), "... S (H d) -> ... H S d", d=self.head)
+        return queries
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.kv_proj(x).chunk(2, dim=-1)
@@ -228,7 +229,7 @@ class PointerStudent(Student):
             place = torch.where(is_tool, split.heads[number] + 1, place)
             marker = split.markers[number].gather(2, argument.clamp(0, split.markers.shape[1] - 1)[..., None])[..., 0]
             place = torch.where(is_argument, marker + 1, place)
-        pointed = memory.tools.index_select(0, place.flatten()).unflatten(0, place.shape)
+        pointed = memory.tools[place]
         plain = self.embed(tokens.clamp_max(self.first_label - 1)) * self.config.width**0.5
         copied = memory.query.gather(1, sources.clamp_min(0)[..., None].expand(-1, -1, plain.shape[-1]))
         plain = plain + copied.to(plain.dtype) * (sources >= 0)[..., None]
@@ -249,7 +250,8 @@ class PointerStudent(Student):
         mass = (spelled - top).exp().scatter_add(2, split.slots[:, None].expand_as(copied), (copied - top).exp())
         joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
         labels = torch.arange(self.first_label, self.vocabulary, device=hidden.device).expand(*hidden.shape[:2], -1)
-        return text.scatter(2, torch.cat([candidates, labels], dim=-1), torch.cat([joined, self._label_scores(hidden, open_tool, memory)], dim=-1))
+        scattered: Tensor = text.scatter(2, torch.cat([candidates, labels], dim=-1), torch.cat([joined, self._label_scores(hidden, open_tool, memory)], dim=-1))
+        return scattered
 
     def _copy_scores(self, hidden: Tensor, sources: Tensor, memory: Memory) -> Tensor:
         """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
@@ -259,7 +261,7 @@ class PointerStudent(Student):
         query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None])
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
         if not split.copied.shape[1]:
-            return query
+            return query  # type: ignore[no-any-return]
         every = self.point_schema(hidden) @ self.key_schema(memory.tools[1:].index_select(0, split.copyable)).T  # [B, T, C]
         index = split.copied[:, None].expand(-1, hidden.shape[1], -1)
         schema = every.gather(2, index.clamp_min(0)).float() * self.scale
@@ -288,12 +290,13 @@ class PointerStudent(Student):
         x = self.embed_inputs(batch.inputs, batch.open_tool, sources, memory)
         rope = Rope.at(torch.arange(x.shape[1], device=x.device), self.head_width, self.config.rope_theta)
         for block in self.decoder:
-            x, _ = block(x, rope, memory, block.cross_keys(memory), None)
+            x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
         return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
-        return PointerState(memory, [block.cross_keys(memory) for block in self.decoder], [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
+        cross = [block.cross_keys(memory) for block in self.decoder]  # type: ignore[operator]
+        return PointerState(memory, cross, [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         state.source = next_source(state.memory.split.query, state.source, tokens)

@@ -1,12 +1,12 @@
 """The synthetic catalogue: tools people automate, their arguments and how people ask for them, one YAML file a domain.
 
-    tool_name:
-      about: what the tool does
-      args: {name: "kind! description"}        `!` required, `?` may be null; kinds are those of `values` and
-                                               enum(value=said|said;…), flag(true=…;false=…), list(kind), list_enum(…)
-      say: [imperative requests, "?questions", with {name} for each argument]
-      vague: [requests that lack a required argument]
-      with: {name: [endings that give an optional argument]}
+tool_name:
+  about: what the tool does
+  args: {name: "kind! description"}        `!` required, `?` may be null; kinds are those of `values` and
+                                           enum(value=said|said;…), flag(true=…;false=…), list(kind), list_enum(…)
+  say: [imperative requests, "?questions", with {name} for each argument]
+  vague: [requests that lack a required argument]
+  with: {name: [endings that give an optional argument]}
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Argument:
             return source.choice(said), value
         if self.kind in ("list", "list_enum"):
             inner = Argument(self.detail) if self.kind == "list" else Argument("enum", self.detail)
-            drawn = {surface: value for surface, value in (inner.draw(values, source) for _ in range(source.choice((1, 2, 2, 3))))}
+            drawn = dict(inner.draw(values, source) for _ in range(source.choice((1, 2, 2, 3))))
             return _join(list(drawn), source), list(drawn.values())
         return values.draw(self.kind, self.detail, source)
 

@@ -1,0 +1,58 @@
+# `make` lists what can be done. Everything works from a bare clone: the first target that needs it creates .venv.
+# NVIDIA: make demo TORCH=torch
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+CHECKPOINT ?= outputs/demo/best
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test train compare evaluate serve report lint types layers check clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): setup.cfg
+	$(PYTHON) -c 'import sys; sys.exit("Needle needs Python 3.11 or newer; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[test,lint]"
+	@touch $@
+
+demo: $(READY)  ## ten minutes: a teacher, distillation against fine-tuning, and outputs/demo/report.html
+	$(BIN)/needle compare experiment=demo $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+train: $(READY)  ## train one student: make train ARGS="student=llama_tiny data.size=2000"
+	$(BIN)/needle train $(ARGS)
+
+compare: $(READY)  ## compare arms: make compare ARGS="experiment=demo output=outputs/mine"
+	$(BIN)/needle compare $(ARGS)
+
+evaluate: $(READY)  ## judge a checkpoint: make evaluate CHECKPOINT=DIR ARGS="data=jsonl data.path=FILE"
+	$(BIN)/needle evaluate checkpoint=$(CHECKPOINT) $(ARGS)
+
+serve: $(READY)  ## answer POST /tool-call on port 8000 with the demo's best student
+	$(BIN)/needle serve checkpoint=$(CHECKPOINT) $(ARGS)
+
+report: $(READY)  ## write the demo's report again from its finished arms
+	$(BIN)/needle compare experiment=demo $(ARGS)
+
+lint: $(READY)  ## ruff: style and formatting
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict on the whole library
+	$(BIN)/mypy
+
+layers: $(READY)  ## import-linter: the floors of the house
+	$(BIN)/lint-imports
+
+check: lint types layers test  ## everything that CI runs
+
+clean:  ## remove outputs and caches, keep .venv
+	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -158,6 +158,8 @@ class DecisionsCodec(Codec):
                 ids += [self.tokenizer.item, *self._encode_value(item, schema["items"], query)]
             return ids
         if form == "raw":
+            if not isinstance(value, str):
+                raise PromptError(f"expected a string for a string argument, got {dump(value)[:40]}")
             return self._text(value, query)
         return self._text(dump(in_schema_order(value, schema)), query)
 

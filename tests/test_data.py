@@ -1,0 +1,148 @@
+"""Synthetic data, subsets, augmentation, batch order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from needle.data.augment import expand
+from needle.data.catalogue import load_catalogue
+from needle.data.encoding import BatchOrder, TokenizerConfig, fit_tokenizer, share
+from needle.data.sources import DataConfig, load_splits, subset
+from needle.data.synthetic import SyntheticConfig, dealt, generate, unseen_tools
+from needle.formats import read_records
+from needle.records import DataError, Record, canonical_json
+from needle.toolschema import call_errors
+
+SMALL = SyntheticConfig(train=1500, validation=100, test=200, unseen=80)
+
+
+@pytest.fixture(scope="module")
+def splits() -> tuple[tuple[Record, ...], tuple[Record, ...], tuple[Record, ...]]:
+    return generate(SMALL)
+
+
+def test_the_catalogue_has_80_tools_in_15_domains_with_every_json_type() -> None:
+    entries = load_catalogue()
+    assert len(entries) >= 80
+    assert len({entry.domain for entry in entries}) == 15
+    text = json.dumps([entry.tool.parameters for entry in entries])
+    for kind in ("string", "integer", "number", "boolean", "array", "object", "null"):
+        assert f'"{kind}"' in text
+    assert '"enum"' in text
+    for entry in entries:
+        assert len(entry.say) >= 4, entry.tool.name
+        assert dealt(entry, "train"), entry.tool.name
+
+
+def test_every_synthetic_answer_is_valid(splits: tuple[tuple[Record, ...], ...]) -> None:
+    for record in (record for part in splits for record in part):
+        for call in record.answers:
+            assert call_errors(call, record.tools) == [], record
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(splits: tuple[tuple[Record, ...], ...]) -> None:
+    again = generate(SMALL)
+    assert [r.to_json() for r in again[0]] == [r.to_json() for r in splits[0]]
+    other = generate(SyntheticConfig(train=50, validation=0, test=0, unseen=0, seed=1))[0]
+    assert other[0].query != splits[0][0].query
+
+
+def test_requests_are_distinct_within_and_across_splits(splits: tuple[tuple[Record, ...], ...]) -> None:
+    queries = [record.query for part in splits for record in part]
+    assert len(set(queries)) == len(queries)
+
+
+def test_one_fifth_are_hard_negatives_and_several_calls_occur(splits: tuple[tuple[Record, ...], ...]) -> None:
+    calls = Counter(len(record.answers) for record in splits[0])
+    assert 0.17 < calls[0] / len(splits[0]) < 0.23
+    assert calls[2] > 150
+    assert calls[3] > 30
+    same = [r for r in splits[0] if len(r.answers) > len({c.name for c in r.answers})]
+    assert len(same) > 50
+    assert any(r.tools and r.tools[0].name and not r.answers for r in splits[0])
+
+
+def test_phrasings_and_unseen_tools_are_kept_from_training(splits: tuple[tuple[Record, ...], ...]) -> None:
+    train, _, test = splits
+    hidden = unseen_tools()
+    assert len(hidden) == 15
+    assert not {tool.name for record in train for tool in record.tools} & hidden
+    shown = [record for record in test if record.meta.get("unseen_tool")]
+    assert len(shown) == SMALL.unseen
+    assert {call.name for record in shown for call in record.answers} <= hidden
+    for entry in load_catalogue():
+        parts = [set(dealt(entry, split)) for split in ("train", "validation", "test")]
+        assert not parts[0] & parts[1]
+        assert not parts[0] & parts[2]
+        assert parts[2]
+
+
+def test_a_smaller_subset_lies_inside_a_larger_one(splits: tuple[tuple[Record, ...], ...]) -> None:
+    train = list(splits[0])
+    small, large = ({r.id for r in subset(train, size, 0)} for size in (100, 500))
+    assert small < large
+    assert len(small) == 100
+    assert {r.id for r in subset(train, 100, 1)} != small
+
+
+def test_asking_for_more_records_than_exist_is_an_error() -> None:
+    with pytest.raises(DataError, match="data.size=99, but only 20"):
+        load_splits(DataConfig(size=99, synthetic=SyntheticConfig(train=20, validation=0, test=0, unseen=0)))
+    with pytest.raises(DataError, match="data.train"):
+        load_splits(DataConfig(kind="jsonl"))
+
+
+def test_augmented_copies_stay_valid_and_repeat_by_seed(real_data: Path) -> None:
+    records = list(read_records(real_data / "snips" / "validation.jsonl.gz"))
+    grown = expand(records, 2, 0)
+    assert grown[: len(records)] == records
+    assert len(grown) == 3 * len(records)
+    assert [r.to_json() for r in grown] == [r.to_json() for r in expand(records, 2, 0)]
+    changed = sum(r.query != records[i % len(records)].query for i, r in enumerate(grown))
+    assert changed > len(records) / 2
+    for record in grown:
+        for call in record.answers:
+            assert call_errors(call, record.tools) == []
+            for value in call.arguments.values():
+                if isinstance(value, str):
+                    assert value in record.query
+
+
+def test_the_tokenizer_is_cached_by_content(records: list[Record], tmp_path: Path) -> None:
+    first = fit_tokenizer(records[:50], TokenizerConfig(600), tmp_path)
+    assert fit_tokenizer(records[:50], TokenizerConfig(600), tmp_path).fingerprint == first.fingerprint
+    assert len(list(tmp_path.iterdir())) == 1
+    fit_tokenizer(records[:51], TokenizerConfig(600), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(DataError, match="tokenizer.path"):
+        fit_tokenizer([], TokenizerConfig(path="/nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 3), (64, 64), (5, 100), (200, 7)])
+def test_an_epoch_shows_every_record_once_in_an_order_of_seed_and_step_alone(count: int, batch: int) -> None:
+    lengths = list(np.random.default_rng(0).integers(1, 50, count))
+    order = BatchOrder(lengths, batch, 3)
+    epoch = [index for step in range(order.per_epoch) for index in order[step]]
+    assert sorted(epoch) == list(range(count))
+    jumped = BatchOrder(lengths, batch, 3)
+    assert jumped[order.per_epoch + 1 if order.per_epoch > 1 else 1] == order[order.per_epoch + 1 if order.per_epoch > 1 else 1]
+    if count > 10:
+        assert [order[s] for s in range(3)] != [BatchOrder(lengths, batch, 4)[s] for s in range(3)] or batch >= count
+
+
+@pytest.mark.parametrize(("batch", "processes", "micro"), [(8, 1, 8), (8, 2, 4), (7, 2, 2), (1, 4, 3), (13, 3, 2)])
+def test_processes_share_a_batch_without_loss_and_in_step(batch: int, processes: int, micro: int) -> None:
+    pieces = [share(list(range(batch)), rank, processes, micro) for rank in range(processes)]
+    assert len({len(piece) for piece in pieces}) == 1
+    assert sorted(index for piece in pieces for part in piece for index in part) == list(range(batch))
+    assert max(len(part) for piece in pieces for part in piece) <= micro
+
+
+def test_json_values_compare_as_json() -> None:
+    assert canonical_json({"b": 1.0, "a": [2]}) == canonical_json({"a": [2.0], "b": 1})
+    assert canonical_json(True) != canonical_json(1)

@@ -1,0 +1,189 @@
+"""Tokenizer, renderer, codecs and grammar: what is written is read back, and the grammar allows exactly that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from needle.codecs import CODECS, DecodeError, build_codec
+from needle.data.encoding import encode_records
+from needle.formats import read_records
+from needle.grammar import Grammar
+from needle.prompt import PromptError, Renderer, leaves, render_record
+from needle.records import Call, DataError, Record
+from needle.students.batch import prompt_ids
+from needle.tokenizer import MARKERS, TextTokenizer
+from needle.toolschema import ToolSchemaError, normalise_tool
+
+EVERY_TYPE = normalise_tool(
+    {
+        "name": "everything",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "count": {"type": "integer", "minimum": 0},
+                "share": {"type": "number"},
+                "flag": {"type": "boolean"},
+                "color": {"type": "string", "enum": ["red", "light blue", 'quo"te']},
+                "level": {"type": "integer", "enum": [1, 2, 30]},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "grid": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+                "when": {"type": ["string", "null"]},
+                "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
+                "path": {"type": "string", "pattern": "^a/b+$"},
+                "short": {"type": "string", "maxLength": 4},
+                "place": {"type": "object", "properties": {"street": {"type": "string"}, "no": {"type": "integer"}}, "required": ["street"]},
+                "loose": {"type": "object", "properties": {"a": {"type": "string"}}},
+                "free": {"type": "object"},
+                "either": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+                "maybe": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+            },
+        },
+    }
+)
+ANSWERS = [
+    [],
+    [Call("everything", {})],
+    [Call("everything", {"text": "", "tags": [], "loose": {}, "free": {}})],
+    [Call("everything", {"text": " leading", "count": 3, "share": -1.5e3, "flag": True, "color": 'quo"te', "level": 30})],
+    [Call("everything", {"tags": ["a", "b, c", ""], "grid": [[1, 2], []], "when": None, "zip": "12345", "path": "a/bb"})],
+    [Call("everything", {"place": {"street": "1 Main St", "no": 4}, "loose": {"a": "x"}, "free": {"k": [1, {"z": None}]}, "short": "abcd"})],
+    [Call("everything", {"either": "5"}), Call("everything", {"either": 5, "maybe": None}), Call("everything", {"text": "ünï\n<eos> 😀 \"q\" \\ <tool_0>"})],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("codec_name", CODECS)
+@pytest.mark.parametrize("answers", ANSWERS)
+def test_calls_round_trip_and_the_grammar_allows_them(tokenizer: TextTokenizer, codec_name: str, answers: list[Call]) -> None:
+    codec = build_codec(codec_name, tokenizer)
+    target, open_tool = codec.encode(answers, [EVERY_TYPE], ())
+    assert len(target) == len(open_tool)
+    assert [call.key() for call in codec.decode(target[:-1], [EVERY_TYPE])] == [call.key() for call in answers]
+    assert Grammar(tokenizer, codec_name).matcher([EVERY_TYPE]).accepts(target) == len(target)
+
+
+@pytest.mark.parametrize("codec_name", CODECS)
+@pytest.mark.parametrize(
+    "arguments",
+    [{"count": -1}, {"color": "green"}, {"level": 4}, {"zip": "1234"}, {"short": "abcde"}, {"place": {"no": 3}}, {"flag": "yes"}, {"grid": [["x"]]}],
+)
+def test_the_grammar_forbids_what_the_schema_forbids(tokenizer: TextTokenizer, codec_name: str, arguments: dict[str, object]) -> None:
+    codec = build_codec(codec_name, tokenizer)
+    target, _ = codec.encode([Call("everything", arguments)], [EVERY_TYPE], ())
+    assert Grammar(tokenizer, codec_name).matcher([EVERY_TYPE]).accepts(target) < len(target)
+
+
+@pytest.mark.parametrize("codec_name", CODECS)
+def test_real_and_synthetic_answers_pass_the_grammar(tokenizer: TextTokenizer, records: list[Record], codec_name: str) -> None:
+    codec, grammar, renderer = build_codec(codec_name, tokenizer), Grammar(tokenizer, codec_name), Renderer(tokenizer)
+    for record in records[:150]:
+        example = render_record(renderer, codec, record)
+        assert [c.key() for c in codec.decode(example.target[:-1], record.tools)] == [c.key() for c in record.answers]
+        assert grammar.matcher(record.tools).accepts(example.target) == len(example.target), record
+
+
+@pytest.mark.parametrize("name", ["snips", "hwu64", "mixed_calls", "sgd", "ha_gemini"])
+def test_real_answers_round_trip(tokenizer: TextTokenizer, real_data: Path, name: str) -> None:
+    codec, renderer, grammar = build_codec("decisions", tokenizer), Renderer(tokenizer), Grammar(tokenizer, "decisions")
+    for number, record in enumerate(read_records(real_data / name / "validation.jsonl.gz")):
+        example = render_record(renderer, codec, record)
+        assert [c.key() for c in codec.decode(example.target[:-1], record.tools)] == [c.key() for c in record.answers]
+        if number < 40:
+            assert grammar.matcher(record.tools).accepts(example.target) == len(example.target)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text())
+def test_any_unicode_text_round_trips_and_never_becomes_a_reserved_symbol(text: str) -> None:
+    tokenizer = _plain()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(len(MARKERS) <= token < tokenizer.first_tool_label for token in ids)
+
+
+_PLAIN: list[TextTokenizer] = []
+
+
+def _plain() -> TextTokenizer:
+    if not _PLAIN:
+        _PLAIN.append(TextTokenizer.train(["the weather in Paris", "set an alarm for 7 am"] * 5, 600))
+    return _PLAIN[0]
+
+
+@pytest.mark.parametrize("text", ["<eos>", "<tool_0> x", "a <arg_3>", "<answer><pad>"])
+def test_special_token_text_in_a_request_stays_text(tokenizer: TextTokenizer, text: str) -> None:
+    assert all(len(MARKERS) <= token < tokenizer.first_tool_label for token in tokenizer.encode(text))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_training_evaluation_and_serving_render_the_same_bytes(tokenizer: TextTokenizer, records: list[Record]) -> None:
+    codec = build_codec("decisions", tokenizer)
+    for record in records[:40]:
+        trained = render_record(Renderer(tokenizer), codec, record)
+        served = Renderer(tokenizer).prompt("", record.query, [normalise_tool(tool.to_json()) for tool in record.tools])
+        wrapped = Renderer(tokenizer).prompt("", record.query, [normalise_tool({"type": "function", "function": json.loads(json.dumps(tool.to_json()))}) for tool in record.tools])
+        assert prompt_ids(trained, tokenizer) == prompt_ids(served, tokenizer) == prompt_ids(wrapped, tokenizer)
+
+
+def test_a_value_takes_the_tokens_that_the_request_has(tokenizer: TextTokenizer) -> None:
+    codec, tool = build_codec("decisions", tokenizer), normalise_tool({"name": "pay", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}})
+    query = tokenizer.encode(" pay $50 now")
+    target, _ = codec.encode([Call("pay", {"n": 50})], [tool], query)
+    assert set(target[2:-1]) <= set(query)
+    assert codec.decode(target[:-1], [tool]) == [Call("pay", {"n": 50})]
+
+
+def test_objects_with_required_members_are_written_member_by_member() -> None:
+    assert [leaf.name for leaf in leaves(EVERY_TYPE)][12:15] == ["place.street", "place.no", "loose"]
+
+
+def test_broken_targets_are_decode_errors(tokenizer: TextTokenizer) -> None:
+    tool, argument = tokenizer.first_tool_label, tokenizer.first_argument_label
+    decisions, text = build_codec("decisions", tokenizer), build_codec("json", tokenizer)
+    for ids in ([argument], [tool + 5], [tool, argument + 60], [tool, argument + 1, *tokenizer.encode(" abc")], [tool, argument + 6, *tokenizer.encode(" x")]):
+        with pytest.raises(DecodeError):
+            decisions.decode(ids, [EVERY_TYPE])
+    for broken in ("", "[{", '{"name": 1}', '[{"arguments": {}}]', '[{"name": "x", "arguments": 3}]', "[" * 5000):
+        with pytest.raises(DecodeError):
+            text.decode(tokenizer.encode(broken), [EVERY_TYPE])
+
+
+def test_a_value_of_another_type_cannot_be_written(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(PromptError, match="expected a string"):
+        build_codec("decisions", tokenizer).encode([Call("everything", {"text": 3})], [EVERY_TYPE], ())
+
+
+def test_unsupported_grammars_name_the_tool(tokenizer: TextTokenizer) -> None:
+    bad = normalise_tool({"name": "bad", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"^\ba\b$"}}}})
+    with pytest.raises(ToolSchemaError, match="'bad'"):
+        Grammar(tokenizer, "decisions").matcher([EVERY_TYPE, bad])
+
+
+def test_too_many_tools_or_arguments_are_clear_errors(tokenizer: TextTokenizer) -> None:
+    renderer = Renderer(tokenizer)
+    many = [normalise_tool({"name": f"t{i}"}) for i in range(129)]
+    with pytest.raises(PromptError, match="129 tools at once; at most 128"):
+        renderer.prompt("", "x", many)
+    wide = normalise_tool({"name": "wide", "parameters": {"type": "object", "properties": {f"a{i}": {"type": "string"} for i in range(65)}}})
+    with pytest.raises(PromptError, match="'wide' has 65 arguments; at most 64"):
+        renderer.prompt("", "x", [wide])
+
+
+def test_long_records_are_dropped_and_counted_or_an_error(tokenizer: TextTokenizer, records: list[Record]) -> None:
+    renderer, codec = Renderer(tokenizer), build_codec("decisions", tokenizer)
+    encoded = encode_records(records, renderer, codec, 200)
+    assert len(encoded.examples) + len(encoded.dropped) == len(records)
+    assert encoded.dropped
+    assert all(example.length <= 200 for example in encoded.examples)
+    with pytest.raises(DataError, match="data.on_long=drop"):
+        encode_records(records, renderer, codec, 200, "error")
+
+
+def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="give at least"):
+        TextTokenizer.train(["x"], 300)

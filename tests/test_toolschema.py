@@ -1,0 +1,109 @@
+"""The normaliser: every dialect ends in the same tool, and what can't be supported names its place."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from needle.records import Call
+from needle.toolschema import ToolSchemaError, call_errors, normalise_tool, normalise_tools
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+DIALECTS = [
+    {"name": "w", "parameters": CITY},
+    {"type": "function", "function": {"name": "w", "parameters": CITY}},
+    {"name": "w", "inputSchema": CITY},
+    {"name": "w", "parameters": {"type": "OBJECT", "properties": {"city": {"type": "STRING"}}, "required": ["city"]}},
+    {"name": "w", "parameters": {"type": "dict", "properties": {"city": {"type": "str"}}, "required": ["city"]}},
+    {"name": "w", "parameters": {"type": "object", "properties": {"city": {"$ref": "#/$defs/C"}}, "required": ["city"], "$defs": {"C": {"type": "string"}}}},
+    {"name": "w", "parameters": {"type": "object", "properties": {"city": {"anyOf": [{"type": "string"}]}}, "required": ["city"], "additionalProperties": False}},
+]
+
+
+@pytest.mark.parametrize("declaration", DIALECTS)
+def test_every_dialect_becomes_the_same_tool(declaration: dict[str, Any]) -> None:
+    assert normalise_tool(declaration).to_json() == normalise_tool(DIALECTS[0]).to_json()
+
+
+def test_normalising_twice_changes_nothing() -> None:
+    for declaration in DIALECTS:
+        once = normalise_tool(declaration)
+        assert normalise_tool(once).to_json() == once.to_json()
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "string", "nullable": True}, {"type": ["string", "null"]}),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, {"type": ["integer", "null"]}),
+        ({"type": ["string", "null"]}, {"type": ["string", "null"]}),
+        ({"const": 3}, {"enum": [3]}),
+        ({"type": "integer", "enum": ["1", "2"]}, {"type": "integer", "enum": [1, 2]}),
+        ({"type": "any"}, {}),
+        ({"type": "float", "minimum": 0, "maximum": 1}, {"type": "number", "minimum": 0, "maximum": 1}),
+        ({"type": "tuple", "items": {"type": "int"}}, {"type": "array", "items": {"type": "integer"}}),
+        ({"type": "string", "minLength": "2"}, {"type": "string", "minLength": 2}),
+        ({"type": ["string", "integer"]}, {"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+    ],
+)
+def test_a_property_is_written_one_way(schema: dict[str, Any], expected: dict[str, Any]) -> None:
+    tool = normalise_tool({"name": "t", "parameters": {"type": "object", "properties": {"x": schema}}})
+    assert tool.parameters["properties"]["x"] == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer", "message"),
+    [
+        ({"type": "object", "properties": {"x": {"not": {}}}}, "/parameters/properties/x/not", "isn't supported"),
+        ({"type": "object", "properties": {"x": {"type": "strin"}}}, "/parameters/properties/x/type", "unknown type 'strin'"),
+        ({"type": "object", "properties": {"x": {"$ref": "http://a/b"}}}, "/parameters/properties/x/$ref", "inside the schema"),
+        ({"type": "object", "properties": {"x": {"$ref": "#/nowhere"}}}, "/parameters/properties/x/$ref", "points at nothing"),
+        ({"type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "array", "items": {"$ref": "#/$defs/A"}}}}, "/parameters/properties/x/items/$ref", "refers to itself"),
+        ({"type": "object", "properties": {"x": {"type": "string", "pattern": "(?=a)b"}}}, "/parameters/properties/x/pattern", "regex"),
+        ({"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}}, "/parameters/properties/x/pattern", "regex"),
+        ({"type": "object", "properties": {"x": {"enum": []}}}, "/parameters/properties/x/enum", "at least one"),
+        ({"type": "object", "properties": {"x": {"type": "integer", "minimum": "low"}}}, "/parameters/properties/x/minimum", "expected"),
+        ({"type": "object", "properties": {"x": {"type": "string"}}, "required": ["y"]}, "/parameters/required", "'y' is required"),
+        ({"type": "object", "properties": []}, "/parameters", "JSON Schema|argument name|expected"),
+        ({"type": "array", "items": {}}, "/parameters/type", "are an object"),
+        ({"type": "object", "properties": {"x": {"allOf": [{"type": "string"}, {"minLength": 2}]}}}, "/parameters/properties/x/allOf", "merge them"),
+        ("x", "/parameters", "JSON Schema object"),
+    ],
+)
+def test_what_cannot_be_supported_names_its_place(schema: Any, pointer: str, message: str) -> None:
+    if schema == {"type": "object", "properties": []}:
+        schema, pointer = {"type": "object", "properties": ["x"]}, "/parameters/properties"
+    with pytest.raises(ToolSchemaError, match=message) as error:
+        normalise_tool({"name": "t", "parameters": schema})
+    assert error.value.pointer == pointer
+
+
+def test_deep_nesting_is_an_error_and_not_a_crash() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(300):
+        schema = {"type": "object", "properties": {"x": schema}}
+    with pytest.raises(ToolSchemaError, match="deeper than"):
+        normalise_tool({"name": "t", "parameters": schema})
+
+
+@pytest.mark.parametrize(("tools", "message"), [([{"name": ""}], "name"), ([3], "expected a tool"), ("x", "array of tools"), ([{"name": "a"}, {"name": "a"}], "declared twice")])
+def test_bad_tool_lists_say_what_is_wrong(tools: Any, message: str) -> None:
+    with pytest.raises(ToolSchemaError, match=message):
+        normalise_tools(tools)
+
+
+def test_a_hostile_pattern_takes_linear_time() -> None:
+    tools = (normalise_tool({"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(a+)+b$"}}}}),)
+    start = time.perf_counter()
+    assert call_errors(Call("t", {"x": "a" * 5000 + "c"}), tools)
+    assert time.perf_counter() - start < 5
+
+
+def test_calls_are_checked_against_their_tool() -> None:
+    tools = (normalise_tool(DIALECTS[0]),)
+    assert call_errors(Call("w", {"city": "Paris"}), tools) == []
+    assert "no tool is called 'v'" in call_errors(Call("v"), tools)[0]
+    assert "required" in call_errors(Call("w"), tools)[0]
+    assert call_errors(Call("w", {"city": "Paris", "zip": 1}), tools)

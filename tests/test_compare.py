@@ -1,0 +1,88 @@
+"""The statistics of a comparison, by simulation and by hand, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from needle.compare import Arm, Run, build_report, interval, paired, verdict, write_report
+from needle.engine.decode import Answer
+from needle.metrics import Score, score
+from needle.records import Call, Record
+from needle.toolschema import normalise_tool
+
+TOOL = normalise_tool({"name": "a", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}})
+RECORDS = [Record(str(i), f"say <b>{i}</b>", (TOOL,), (Call("a", {"x": str(i)}),), "s") for i in range(60)]
+
+
+def arm(name: str, alpha: float, rate: float, size: int = 500, seeds: int = 3, seed: int = 0) -> Arm:
+    random = np.random.default_rng(seed)
+    runs = []
+    for number in range(seeds):
+        right = random.random(len(RECORDS)) < rate
+        answers = [Answer(record.answers if ok else (), 0.9, "stop", 3) for record, ok in zip(RECORDS, right, strict=True)]
+        scores: list[Score] = [score(record, answer.calls) for record, answer in zip(RECORDS, answers, strict=True)]
+        summary = {"seconds": 10.0, "steps": 5, "records_per_second": 50.0, "parameters": 1_000_000, "training_records": size}
+        runs.append(Run(scores, answers, number, summary, 1.0, Path()))
+    return Arm(name, {"alpha": alpha, "beta": 1 - alpha, "temperature": 4.0}, size, runs)
+
+
+def test_a_clear_difference_is_found_and_none_is_not_invented() -> None:
+    better = paired(arm("distill", 0.7, 0.8, seed=1), arm("finetune", 0, 0.4, seed=2))
+    assert better["low"] > 0.2
+    assert better["p"] < 0.01
+    same = paired(arm("distill", 0.7, 0.5, seed=1), arm("finetune", 0, 0.5, seed=2))
+    assert same["low"] < 0 < same["high"]
+    assert same["p"] > 0.05
+    self = arm("finetune", 0, 0.5)
+    assert paired(self, self)["difference"] == paired(self, self)["low"] == paired(self, self)["high"] == 0
+    assert paired(self, self)["p"] == 1.0
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    hits = 0
+    for trial in range(60):
+        random = np.random.default_rng(trial)
+        rates = np.stack([(random.random((3, 80)) < 0.6).astype(float), np.ones((3, 80))], axis=-1)
+        found = interval(rates)
+        assert found["low"] is not None
+        assert found["high"] is not None
+        hits += found["low"] <= 0.6 <= found["high"]
+    assert hits >= 54
+
+
+def test_arms_with_other_seeds_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="other seeds"):
+        paired(arm("a", 0.7, 0.5, seeds=2), arm("b", 0, 0.5, seeds=3))
+
+
+def test_the_verdict_is_plain_and_symmetric() -> None:
+    row = {"a": "distill", "b": "finetune", "data_size": 500}
+    assert "beats" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15}])
+    assert "loses to" in verdict([{**row, "difference": -0.1, "low": -0.15, "high": -0.05}])
+    assert "no difference" in verdict([{**row, "difference": 0.01, "low": -0.05, "high": 0.07}])
+
+
+def test_the_report_has_what_it_promises_and_stands_alone(tmp_path: Path) -> None:
+    arms = [arm("finetune", 0, 0.4), arm("distill", 0.7, 0.6, seed=1), arm("finetune", 0, 0.5, 2000), arm("distill", 0.7, 0.7, 2000, seed=1)]
+    facts = {"title": "T", "subtitle": "S", "commands": ["needle compare"], "student": {}}
+    report = build_report(arms, arm("teacher", 0, 0.9, 16000, 1).runs[0], RECORDS, 12.5, facts, 6)
+    write_report(tmp_path, report)
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert set(stored) >= {"arms", "teacher", "paired", "test_records", "wall_seconds", "versions"}
+    assert stored["test_records"] == 60
+    for row in stored["arms"]:
+        assert set(row["loss"]) == {"alpha", "beta", "temperature"}
+        assert row["seeds"] == [0, 1, 2]
+        for metric in ("exact_call", "tool_name", "false_call_rate"):
+            assert set(row["metrics"][metric]) == {"mean", "low", "high"}
+    assert {tuple(sorted(row)) for row in stored["paired"]} == {("a", "b", "data_size", "difference", "high", "low", "p")}
+    html = (tmp_path / "report.html").read_text()
+    assert "<svg" in html
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "<b>0</b>" not in html  # what users wrote is escaped
+    assert "say &lt;b&gt;" in html
+    assert "| distill | 2,000 |" in (tmp_path / "report.md").read_text()

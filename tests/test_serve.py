@@ -1,0 +1,136 @@
+"""The server: the article's request, bad input of every kind, and nothing that a client sends is a 500."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from needle.engine.decode import Engine
+from needle.evaluate import judge
+from needle.records import Record
+from needle.serve.app import ServeConfig, create_app
+from needle.tokenizer import TextTokenizer
+from tests.test_engine import random_checkpoint
+
+ARTICLE = {
+    "prompt": "What is the weather in San Francisco?",
+    "available_functions": [
+        {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "units": {"type": "string", "enum": ["celsius", "fahrenheit"]}}},
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def client(tokenizer: TextTokenizer) -> TestClient:
+    engine = Engine(random_checkpoint(tokenizer))
+    return TestClient(create_app(engine, ServeConfig(max_body=200_000)), raise_server_exceptions=False)
+
+
+def test_the_articles_request_works_as_it_stands(client: TestClient) -> None:
+    response = client.post("/tool-call", json=ARTICLE)
+    assert response.status_code == 200
+    body = response.json()
+    assert set(body) == {"function_name", "parameters", "confidence", "calls", "finish"}
+    assert body["function_name"] in ("get_weather", None)
+    assert [call["name"] for call in body["calls"]][:1] == ([body["function_name"]] if body["function_name"] else [])
+
+
+def test_no_fitting_tool_is_null_and_200(client: TestClient) -> None:
+    response = client.post("/tool-call", json={"prompt": "hello", "available_functions": []})
+    assert response.status_code == 200
+    assert response.json() == {"function_name": None, "parameters": None, "confidence": 1.0, "calls": [], "finish": "stop"}
+
+
+def test_health_says_what_is_served(client: TestClient) -> None:
+    assert client.get("/health").json()["status"] == "ok"
+    assert client.get("/health").json()["family"] == "pointer"
+
+
+def function(**schema: Any) -> dict[str, Any]:
+    return {"prompt": "x", "available_functions": [{"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "path", "message"),
+    [
+        ({"available_functions": []}, 422, "/prompt", "Field required"),
+        ({"prompt": "x"}, 422, "/available_functions", "Field required"),
+        ({"prompt": 3, "available_functions": []}, 422, "/prompt", "valid string"),
+        ({"prompt": "", "available_functions": []}, 422, "/prompt", "at least 1"),
+        ({**ARTICLE, "max_tokens": 0}, 422, "/max_tokens", "greater than or equal"),
+        ({"prompt": "x", "available_functions": [{}]}, 422, "/available_functions/0/name", "expected the tool's name"),
+        ({"prompt": "x", "available_functions": ["f"]}, 422, "/available_functions/0", "valid dictionary"),
+        (function(type="strin"), 422, "/available_functions/0/parameters/properties/a/type", "unknown type"),
+        (function(type="string", pattern="("), 422, "/available_functions/0/parameters/properties/a/pattern", "regex"),
+        (function(type="string", pattern="(?=x)y"), 422, "/available_functions/0/parameters/properties/a/pattern", "regex"),
+        (function(**{"$ref": "http://example.com/x"}), 422, "/available_functions/0/parameters/properties/a/$ref", "inside the schema"),
+        (function(**{"not": {}}), 422, "/available_functions/0/parameters/properties/a/not", "isn't supported"),
+        ({"prompt": "x", "available_functions": [{"name": "f"}, {"name": "f"}]}, 422, "/available_functions/1/name", "declared twice"),
+        ({"prompt": "word " * 3000, "available_functions": []}, 413, "/", "tokens long"),
+        ({"prompt": "x", "available_functions": [{"name": f"f{i}"} for i in range(200)]}, 413, "/", "at most 128"),
+        ({"prompt": "x" * 300_000, "available_functions": []}, 413, "/", "longer than 200,000 bytes"),
+    ],
+)
+def test_bad_input_names_the_path_of_the_fault(client: TestClient, body: Any, status: int, path: str, message: str) -> None:
+    response = client.post("/tool-call", json=body)
+    assert response.status_code == status, response.text
+    detail = response.json()["detail"][0]
+    assert message in detail["msg"]
+    assert detail["path"] == path
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800", "available_functions": []}', b'{"prompt": "x", "available_functions": [{"name": "\\udfff"}]}',
+        b'{"prompt": "x", "available_functions": [{"name": "f", "parameters": ' + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"}]}",
+        b"[" * 60_000 + b"]" * 60_000,
+        b'{"prompt": "x", "available_functions": [{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1e999}}}}]}',
+    ],
+)  # fmt: skip
+def test_broken_bodies_are_the_clients_fault(client: TestClient, raw: bytes) -> None:
+    response = client.post("/tool-call", content=raw, headers={"content-type": "application/json"})
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["detail"]
+
+
+def test_one_bad_request_leaves_the_server_well(client: TestClient) -> None:
+    before = client.post("/tool-call", json=ARTICLE).json()
+    client.post("/tool-call", content=b"[" * 50_000)
+    client.post("/tool-call", json=function(type="string", pattern="^(a+)+b$"))
+    assert client.post("/tool-call", json=ARTICLE).json() == before
+
+
+SCHEMA_WORDS = st.sampled_from(["type", "enum", "properties", "required", "items", "anyOf", "pattern", "minimum", "maxLength", "const", "default", "$ref", "nullable", "multipleOf", "minItems"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8) | st.sampled_from(["string", "object", "array", "integer", "(", "#/"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCHEMA_WORDS | st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=30), VALUES, VALUES, VALUES)
+def test_nothing_that_a_client_sends_is_a_500(client: TestClient, prompt: str, name: Any, parameters: Any, schema: Any) -> None:
+    functions = [{"name": name, "parameters": parameters}, {"name": "g", "parameters": {"type": "object", "properties": {"a": schema}}}]
+    for available in (functions, functions[1:], parameters):
+        body = json.dumps({"prompt": prompt, "available_functions": available, "max_tokens": 8})
+        response = client.post("/tool-call", content=body, headers={"content-type": "application/json"})
+        assert response.status_code in (200, 413, 422), (response.text, body)
+
+
+def test_the_server_answers_as_the_evaluator_does(client: TestClient, tokenizer: TextTokenizer, records: list[Record]) -> None:
+    answers, _ = judge(Engine(random_checkpoint(tokenizer)), records[:10], max_tokens=20)
+    for record, answer in zip(records, answers, strict=False):
+        body = {"prompt": record.query, "available_functions": [tool.to_json() for tool in record.tools], "max_tokens": 20}
+        served = client.post("/tool-call", json=body).json()
+        assert served["calls"] == [call.to_json() for call in answer.calls or ()]
+        assert served["finish"] == answer.finish

@@ -1,0 +1,259 @@
+"""The loop: it learns, it resumes bit for bit after kill -9, processes and micro-batches add up, bad settings are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from needle.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from needle.codecs import build_codec
+from needle.data.encoding import Encoded
+from needle.engine.decode import Engine
+from needle.evaluate import judge
+from needle.losses import LossConfig
+from needle.optim import OptimConfig, learning_rate
+from needle.prompt import Example
+from needle.records import Record
+from needle.signals import SignalCache, example_key
+from needle.students.batch import collate
+from needle.students.pointer import PointerConfig
+from needle.teachers.local import LocalTeacher
+from needle.tokenizer import TextTokenizer
+from needle.tracking import TrackerConfig, read_metrics
+from needle.train import HardwareConfig, Job, RunError, TrainConfig, train
+from tests.conftest import TINY
+
+CPU = HardwareConfig(device="cpu")
+COMMAND = [sys.executable, "-m", "needle.cli", "train"]
+SMALL = [
+    "data.synthetic.train=96", "data.synthetic.validation=8", "data.synthetic.test=0", "data.synthetic.unseen=0", "tokenizer.size=900", "student.width=32",
+    "student.heads=2", "student.hidden=48", "student.encoder_layers=1", "student.decoder_layers=1", "train.batch_size=16", "train.log_every=1", "hardware.threads=1",
+]  # fmt: skip
+
+
+def job(output: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], **changes: Any) -> Job:
+    data = Encoded(examples, records)
+    made = Job(
+        TINY["pointer"], tokenizer, "decisions", LossConfig(), OptimConfig(lr=3e-3, warmup=5), TrainConfig(steps=6, batch_size=8, micro_batch=8, eval_every=100, log_every=1), CPU,
+        TrackerConfig(), data, Encoded([], []), 1024, output, config={"train": {"steps": 6}},
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", ["pointer", "llama", "seed"])
+def test_every_student_learns_by_heart(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], family: str) -> None:
+    few = [i for i in range(60) if len(examples[i].target) < 14 and examples[i].length < 160][:6]
+    data = Encoded([examples[i] for i in few], [records[i] for i in few])
+    config = PointerConfig(width=64, encoder_layers=1, decoder_layers=2, heads=4, hidden=96, dropout=0.0) if family == "pointer" else replace(TINY[family], width=64)
+    steps = {"pointer": 120, "llama": 150, "seed": 250}[family]
+    learn = TrainConfig(steps=steps, batch_size=6, micro_batch=6, eval_every=steps, log_every=50)
+    summary = train(job(tmp_path, tokenizer, data.examples, data.records, student=config, train=learn, validation=data))
+    assert summary["validation_exact_call"] == 1.0
+    _, scores = judge(Engine(load_checkpoint(tmp_path)), data.records)
+    assert all(score.exact for score in scores)
+
+
+def test_micro_batches_give_the_weights_of_the_whole_batch(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    for name, micro in (("whole", 8), ("ragged", 3)):
+        train(job(tmp_path / name, tokenizer, examples, records, train=TrainConfig(steps=4, batch_size=8, micro_batch=micro, eval_every=100)))
+    whole, ragged = weights(tmp_path / "whole"), weights(tmp_path / "ragged")
+    for name in whole:
+        torch.testing.assert_close(whole[name], ragged[name], atol=2e-5, rtol=1e-3)
+    losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row] for name in ("whole", "ragged")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    for name in ("a", "b"):
+        train(job(tmp_path / name, tokenizer, examples, records))
+    assert all(torch.equal(value, weights(tmp_path / "b")[name]) for name, value in weights(tmp_path / "a").items())
+
+
+def run(words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=300, env=environment, **kwargs)
+
+
+def test_kill_minus_9_and_resume_end_in_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+    words = [*SMALL, "train.steps=60", "train.save_every=7", "train.eval_every=20", "student.dropout=0.2", "student.token_dropout=0.1", f"cache={tmp_path}/cache"]
+    whole = run([*words, f"output={tmp_path}/whole"])
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([*COMMAND, *words, f"output={tmp_path}/killed"], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    metrics, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 120
+    while not any(row["step"] >= 16 for row in read_metrics(metrics)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "train.json").exists()
+    again = run([*words, f"output={tmp_path}/killed"])
+    assert again.returncode == 0, again.stderr
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "killed")]
+    assert rows[0] == rows[1]
+    third = run([*words, f"output={tmp_path}/killed"])
+    assert "finished already" in third.stderr
+
+
+def test_two_processes_with_half_the_batch_give_the_loss_and_weights_of_one(tmp_path: Path) -> None:
+    words = [*SMALL, "train.steps=4", "train.batch_size=15", "train.micro_batch=4", "student.dropout=0.0", "student.token_dropout=0.0", f"cache={tmp_path}/cache", "optim.lr=1e-4"]
+    one = run([*words, f"output={tmp_path}/one"])
+    assert one.returncode == 0, one.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", "-m", "needle.cli", "train"]
+    two = subprocess.run([*launcher, *words, f"output={tmp_path}/two"], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert two.returncode == 0, two.stderr
+    assert json.loads((tmp_path / "two" / "train.json").read_text())["processes"] == 2
+    rows = [[row for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row] for name in ("one", "two")]
+    assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], rel=1e-5)
+    assert [row["gradient_norm"] for row in rows[0]] == pytest.approx([row["gradient_norm"] for row in rows[1]], rel=1e-4)
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=3e-5, rtol=1e-3)
+
+
+def test_zero_steps_and_another_runs_folder_are_errors(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    with pytest.raises(RunError, match="train.steps=0"):
+        train(job(tmp_path, tokenizer, examples, records, train=TrainConfig(steps=0)))
+    train(job(tmp_path, tokenizer, examples, records))
+    with pytest.raises(RunError, match=r"train.steps was 6, now 9.*choose another output="):
+        train(job(tmp_path, tokenizer, examples, records, config={"train": {"steps": 9}}))
+    with pytest.raises(RunError, match="holds a run already"):
+        train(job(tmp_path, tokenizer, examples, records, train=TrainConfig(steps=6, resume="never")))
+
+
+def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    summary = train(job(tmp_path, tokenizer, examples[:5], records[:5], train=TrainConfig(steps=3, batch_size=500, micro_batch=500)))
+    assert summary["steps"] == 3
+    assert summary["records"] == 15
+
+
+def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    watched = Encoded(examples[:4], records[:4])
+    frozen = OptimConfig(lr=0.0)
+    summary = train(job(tmp_path, tokenizer, examples, records, optim=frozen, validation=watched, train=TrainConfig(steps=50, batch_size=4, micro_batch=4, eval_every=1, patience=3)))
+    assert summary["stopped_early"]
+    assert summary["steps"] == 4
+
+
+def test_wandb_runs_offline_and_metrics_are_always_there(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    train(job(tmp_path, tokenizer, examples, records, tracker=TrackerConfig(kind="wandb", mode="offline")))
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_schedule_warms_up_and_decays() -> None:
+    config = OptimConfig(lr=1.0, warmup=10, final=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    with pytest.raises(ValueError, match="cosine, linear, constant"):
+        learning_rate(OptimConfig(schedule="step"), 0, 10)
+
+
+# Checkpoints and signals
+
+
+def trained(folder: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], seed: int = 0) -> Path:
+    train(job(folder, tokenizer, examples, records, train=TrainConfig(steps=3, batch_size=8, micro_batch=8, seed=seed)))
+    return folder
+
+
+def test_a_checkpoint_reads_back_equal_and_holds_no_pickle(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    folder = trained(tmp_path / "run", tokenizer, examples, records)
+    loaded = load_checkpoint(folder)
+    save_checkpoint(tmp_path / "copy", loaded)
+    assert all(torch.equal(value, weights(tmp_path / "copy")[name]) for name, value in weights(folder).items())
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_broken_checkpoints_say_which_part_is_wrong(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    folder = trained(tmp_path / "run", tokenizer, examples, records)
+    with pytest.raises(CheckpointError, match="has no config.json"):
+        load_checkpoint(tmp_path)
+    good = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(good.replace('"pointer"', '"rnn"'))
+    with pytest.raises(CheckpointError, match="student.family is 'rnn'; expected one of seed, llama, pointer"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text(good)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="can't be loaded"):
+        load_checkpoint(folder)
+    TextTokenizer.train(["other words"] * 9, 700).save(folder)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        load_checkpoint(folder)
+
+
+def test_cached_signals_are_what_the_teacher_says_in_any_order_and_batch(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
+    cache = SignalCache(tmp_path / "cache", teacher, 8, 2.0)
+    assert cache.build(examples[:20], torch.device("cpu"), batch_size=7) == 20
+    assert cache.build(examples[:30], torch.device("cpu")) == 10
+    again = SignalCache(tmp_path / "cache", teacher, 8, 2.0)
+    assert again.missing(examples[:30]) == []
+    shuffled = [examples[i] for i in (25, 3, 17)]
+    batch = collate(shuffled, tokenizer, "split")
+    signal = again.read(shuffled, batch.targets.shape[1])
+    dense = (teacher.log_probs(shuffled, torch.device("cpu")) / 2.0).log_softmax(-1).flatten(0, 1)
+    for row, target in enumerate(batch.targets.flatten()):
+        if target != -100:
+            torch.testing.assert_close(signal.log_probs[row], dense[row, signal.ids[row]], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(signal.log_probs[row], dense[row].topk(8).values, atol=1e-4, rtol=1e-3)
+    with pytest.raises(KeyError):
+        again.read([examples[50]], 40)
+
+
+def test_signals_of_another_teacher_temperature_or_record_are_never_mixed_up(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    one = LocalTeacher([trained(tmp_path / "a", tokenizer, examples, records)])
+    two = LocalTeacher([trained(tmp_path / "b", tokenizer, examples, records, seed=1)])
+    folders = {SignalCache(tmp_path / "c", teacher, k, T).folder for teacher, k, T in ((one, 8, 1.0), (two, 8, 1.0), (one, 9, 1.0), (one, 8, 2.0))}
+    assert len(folders) == 4
+    assert example_key(examples[0]) != example_key(replace(examples[0], tools=examples[0].tools[::-1], target=examples[0].target))
+    with pytest.raises(ValueError, match="set tokenizer.path to the teacher's folder"):
+        one.check("0123", "decisions", "the student")
+    with pytest.raises(ValueError, match="set codec=decisions"):
+        one.check(tokenizer.fingerprint, "json", "the student")
+
+
+def test_an_ensemble_averages_probabilities(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    folders = [trained(tmp_path / name, tokenizer, examples, records, seed) for name, seed in (("a", 0), ("b", 1))]
+    device = torch.device("cpu")
+    both = LocalTeacher(folders).log_probs(examples[:3], device).exp()
+    apart = sum(LocalTeacher([folder]).log_probs(examples[:3], device).exp() for folder in folders) / 2
+    torch.testing.assert_close(both, apart, atol=1e-5, rtol=1e-3)
+
+
+def test_distillation_pulls_a_student_toward_its_teacher(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
+    cache = SignalCache(tmp_path / "cache", teacher, 32, 2.0)
+    cache.build(examples[:16], torch.device("cpu"))
+    run_config = TrainConfig(steps=25, batch_size=16, micro_batch=16, log_every=1, seed=5)
+    train(job(tmp_path / "s", tokenizer, examples[:16], records[:16], loss=LossConfig(2.0, 1.0, 0.0), signals=cache, train=run_config))
+    soft = [row["soft"] for row in read_metrics(tmp_path / "s" / "metrics.jsonl")]
+    assert soft[-1] < 0.5 * soft[0]
+
+
+def test_the_codec_of_a_checkpoint_decides_how_it_decodes(tmp_path: Path, tokenizer: TextTokenizer, records: list[Record]) -> None:
+    from needle.prompt import Renderer, render_record
+
+    codec = build_codec("json", tokenizer)
+    few = [render_record(Renderer(tokenizer), codec, record) for record in records[:3]]
+    train(job(tmp_path, tokenizer, few, records[:3], codec="json", train=TrainConfig(steps=150, batch_size=3, micro_batch=3, log_every=50)))
+    _, scores = judge(Engine(load_checkpoint(tmp_path)), records[:3])
+    assert all(score.exact for score in scores)

@@ -153,7 +153,8 @@ def run_folder(config: Settings) -> Path:
     rows["train"] = {key: value for key, value in rows["train"].items() if key not in ("resume", "log_every", "save_every")}
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:8]
     kind = "finetune" if config.loss.alpha == 0 else "distill"
-    return Path("outputs") / f"{config.data.kind}-{config.student.get('family', 'student')}-{kind}-seed{config.train.seed}-{digest}"
+    size = f"-n{config.data.size}" if config.data.size else ""
+    return Path("outputs") / f"{config.data.kind}-{config.student.get('family', 'student')}-{kind}{size}-seed{config.train.seed}-{digest}"
 
 
 def build_checkpoint(config: Settings) -> Checkpoint:

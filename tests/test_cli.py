@@ -123,7 +123,7 @@ def test_a_plain_multirun_trains_every_arm(tmp_path: Path) -> None:
     words = ["sweep=distill_vs_finetune", "teacher.checkpoint=teacher", "data.size=20", "train.seed=0,1"]
     result = needle("train", "-m", *SHORT, *words, folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "outputs" / "sweep").glob("*/train.json"))) == 4
+    assert len(list((tmp_path / "outputs").glob("synthetic-pointer-*-n20-seed?-*/train.json"))) == 4
 
 
 @pytest.mark.parametrize("name", ["demo"])

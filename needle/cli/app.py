@@ -31,8 +31,7 @@ def register() -> None:
 def launch(command: str, run: Callable[[Settings], None]) -> None:
     """Runs a command as a Hydra app. Errors of the user's making end in one line and exit code 2."""
     register()
-    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
-    problem = misspelt(overrides)
+    problem = misspelt(given_settings())
     if problem:
         fail(problem)
 
@@ -47,6 +46,11 @@ def launch(command: str, run: Callable[[Settings], None]) -> None:
 
     sys.argv[0] = f"needle {command}"
     hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(body)()
+
+
+def given_settings() -> list[str]:
+    """The settings on the command line, without Hydra's own flags and their values."""
+    return [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
 
 
 def fail(message: str) -> None:

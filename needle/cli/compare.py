@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from needle.checkpoint import load_checkpoint, student_config
-from needle.cli.app import TrainingProgress, compose, console, launch
+from needle.cli.app import TrainingProgress, compose, console, given_settings, launch
 from needle.compare import Arm, Run, build_report, write_report
 from needle.config import Settings, build_job, build_splits, settings
 from needle.engine.decode import Engine
@@ -24,7 +23,7 @@ from needle.train import train
 
 def run(config: Settings) -> None:
     started = time.perf_counter()
-    given = [word for word in sys.argv[1:] if not word.startswith("-")]
+    given = given_settings()
     output = Path(config.output or "outputs/compare")
     records = build_splits(config).test
     if not records:

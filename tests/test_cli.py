@@ -56,7 +56,8 @@ def test_every_sweep_composes_and_gives_a_grid(name: str) -> None:
         ("trian.steps=1", "there is no setting 'trian.steps'; did you mean 'train'?"),
         ("student.widht=3", "did you mean 'student.width'?"),
         ("data.synthetic.tain=3", "did you mean 'data.synthetic.train'?"),
-        ("student=lama_tiny", "Could not find 'student/lama_tiny'"),
+        ("student=lama_tiny", "there is no student=lama_tiny; did you mean student=llama_tiny? choices: llama_26m,"),
+        ("loss.alpha=much", "Error merging override loss.alpha=much: Value 'much' of type 'str' could not be converted to Float"),
         ("a b", "expected group=choice or key=value"),
     ],
 )
@@ -64,7 +65,10 @@ def test_a_typo_names_the_nearest_right_key(word: str, message: str) -> None:
     assert message in (misspelt([word]) or "")
 
 
-@pytest.mark.parametrize("words", [["loss=distill,finetune", "train.seed=0,1"], ["+loss.new=1"], ["hydra.verbose=true"], ["compare.teacher=['train.steps=3']"], ["student=llama_tiny", "student.kv_heads=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [["loss=distill,finetune", "train.seed=0,1"], ["+loss.new=1"], ["hydra.verbose=true"], ["compare.teacher=['train.steps=3']"], ["student=llama_tiny", "student.kv_heads=1"]],
+)
 def test_good_settings_pass(words: list[str]) -> None:
     assert misspelt(words) is None
 
@@ -132,7 +136,12 @@ def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_pa
     first = needle("compare", *words, folder=tmp_path)
     assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "cmp" / "report.json").read_text())
-    assert sorted((arm["name"], arm["data_size"], len(arm["seeds"])) for arm in report["arms"]) == [("distill", 500, 3), ("distill", 2000, 3), ("finetune", 500, 3), ("finetune", 2000, 3)]
+    assert sorted((arm["name"], arm["data_size"], len(arm["seeds"])) for arm in report["arms"]) == [
+        ("distill", 500, 3),
+        ("distill", 2000, 3),
+        ("finetune", 500, 3),
+        ("finetune", 2000, 3),
+    ]
     assert len(report["paired"]) == 2
     assert report["test_records"] == 16
     again = needle("compare", *words, folder=tmp_path)

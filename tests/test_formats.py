@@ -12,7 +12,11 @@ import pytest
 from needle.formats import Skipped, read_records
 from needle.records import Call, DataError, Record, write_jsonl
 
-TOOL = {"name": "get_weather", "description": "Weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}}
+TOOL = {
+    "name": "get_weather",
+    "description": "Weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]},
+}
 ANSWER = {"name": "get_weather", "arguments": {"city": "Paris"}}
 OURS: dict[str, Any] = {"id": "1", "query": "weather in Paris", "tools": [TOOL], "answers": [ANSWER], "source": "mine"}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -109,9 +109,16 @@ def test_one_bad_request_leaves_the_server_well(client: TestClient) -> None:
     assert client.post("/tool-call", json=ARTICLE).json() == before
 
 
-SCHEMA_WORDS = st.sampled_from(["type", "enum", "properties", "required", "items", "anyOf", "pattern", "minimum", "maxLength", "const", "default", "$ref", "nullable", "multipleOf", "minItems"])
+SCHEMA_WORDS = st.sampled_from(
+    ["type", "enum", "properties", "required", "items", "anyOf", "pattern", "minimum", "maxLength", "const", "default", "$ref", "nullable", "multipleOf", "minItems"]
+)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8) | st.sampled_from(["string", "object", "array", "integer", "(", "#/"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["string", "object", "array", "integer", "(", "#/"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCHEMA_WORDS | st.text(max_size=4), inner, max_size=3),
     max_leaves=12,
 )

@@ -60,7 +60,11 @@ def test_a_property_is_written_one_way(schema: dict[str, Any], expected: dict[st
         ({"type": "object", "properties": {"x": {"type": "strin"}}}, "/parameters/properties/x/type", "unknown type 'strin'"),
         ({"type": "object", "properties": {"x": {"$ref": "http://a/b"}}}, "/parameters/properties/x/$ref", "inside the schema"),
         ({"type": "object", "properties": {"x": {"$ref": "#/nowhere"}}}, "/parameters/properties/x/$ref", "points at nothing"),
-        ({"type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "array", "items": {"$ref": "#/$defs/A"}}}}, "/parameters/properties/x/items/$ref", "refers to itself"),
+        (
+            {"type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "array", "items": {"$ref": "#/$defs/A"}}}},
+            "/parameters/properties/x/items/$ref",
+            "refers to itself",
+        ),
         ({"type": "object", "properties": {"x": {"type": "string", "pattern": "(?=a)b"}}}, "/parameters/properties/x/pattern", "regex"),
         ({"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}}, "/parameters/properties/x/pattern", "regex"),
         ({"type": "object", "properties": {"x": {"enum": []}}}, "/parameters/properties/x/enum", "at least one"),

@@ -146,7 +146,9 @@ def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokeni
 def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     watched = Encoded(examples[:4], records[:4])
     frozen = OptimConfig(lr=0.0)
-    summary = train(job(tmp_path, tokenizer, examples, records, optim=frozen, validation=watched, train=TrainConfig(steps=50, batch_size=4, micro_batch=4, eval_every=1, patience=3)))
+    summary = train(
+        job(tmp_path, tokenizer, examples, records, optim=frozen, validation=watched, train=TrainConfig(steps=50, batch_size=4, micro_batch=4, eval_every=1, patience=3))
+    )
     assert summary["stopped_early"]
     assert summary["steps"] == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,17 +79,21 @@ def misspelt(words: Sequence[str]) -> str | None:
         overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
         return f"can't read the settings: {str(error).splitlines()[0]} (expected group=choice or key=value)"
-    groups = [o for o in overrides if _is_group(o)]
     try:
-        config = compose([o.input_line if o.input_line and not o.is_sweep_override() else f"{o.key_or_group}={_first(o)}" for o in groups])
+        config = compose([_single(o) for o in overrides if _is_group(o)])
     except HydraException as error:
         return _bad_choice(str(error))
     for override in overrides:
-        if override in groups or override.package or override.is_add() or override.is_force_add() or override.is_delete() or override.key_or_group.startswith("hydra"):
+        if _is_group(override) or override.package or override.is_add() or override.is_force_add() or override.is_delete() or override.key_or_group.startswith("hydra"):
             continue
         problem = _missing_key(config, override.key_or_group)
         if problem:
             return problem
+    try:
+        compose([_single(o) for o in overrides])
+    except HydraException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        return f"{str(error).splitlines()[0]}: {reason}"
     return None
 
 
@@ -99,13 +104,22 @@ def _is_group(override: Override) -> bool:
     return override.key_or_group in GROUPS or override.key_or_group.startswith("hydra/")
 
 
-def _first(override: Override) -> Any:
-    return next(iter(override.sweep_iterator())) if override.is_sweep_override() else override.value()
+def _single(override: Override) -> str:
+    """The override as one run would get it: of a sweep, its first value."""
+    if override.is_sweep_override():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+    return str(override.input_line)
 
 
 def _bad_choice(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:1]) + ("; " + ", ".join(lines[2:]) if len(lines) > 2 and "Available" in message else "")
+    """Hydra's several lines about a choice that doesn't exist, as one sentence."""
+    found = re.search(r"Could not find '([^/']+)/([^']+)'", message)
+    options = re.findall(r"^\t(\S+)$", message.split("Config search path")[0], re.MULTILINE)
+    if not found:
+        return message.splitlines()[0]
+    group, choice = found.groups()
+    near = difflib.get_close_matches(choice, options, 1, 0.5)
+    return f"there is no {group}={choice}; " + (f"did you mean {group}={near[0]}? " if near else "") + f"choices: {', '.join(options)}"
 
 
 def _missing_key(config: DictConfig, key: str) -> str | None:

@@ -166,6 +166,11 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
+def _length(example: Example, layout: str) -> int:
+    """What padding depends on: the whole row of a decoder-only student; of a pointer student the target, then the request."""
+    return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
+
+
 class _Loop:
     """One process's share of a run."""
 
@@ -179,9 +184,9 @@ class _Loop:
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.examples = job.data.examples
-        self.order = BatchOrder([len(e.target) * 4096 + len(e.query) for e in self.examples], job.train.batch_size, job.train.seed)
         torch.manual_seed(job.train.seed)
         student = build_student(job.student, job.tokenizer.size)
+        self.order = BatchOrder([_length(example, student.layout) for example in self.examples], job.train.batch_size, job.train.seed)
         self.parameters = count_parameters(student)
         optimizer = build_optimizer(student, job.optim)
         self.progress = Progress()

@@ -25,7 +25,7 @@ REAL = Path(os.environ.get("NEEDLE_DATA") or Path(__file__).parents[2] / "shared
 TINY = {
     "seed": SeedConfig(width=32, layers=2, heads=2, hidden=64, max_length=1024),
     "llama": LlamaConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=64, max_length=1024),
-    "pointer": PointerConfig(width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0),
+    "pointer": PointerConfig(width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, lexical=True),
 }
 
 

@@ -41,6 +41,7 @@ class PointerConfig:
     rope_theta: float = 10_000.0
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
+    lexical: bool = False  # start from the words that request and tool share, each with a learned weight
 
 
 @dataclass
@@ -164,6 +165,8 @@ class PointerStudent(Student):
         self.point_query, self.point_schema, self.point_tool, self.point_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.key_query, self.key_schema, self.key_tool, self.key_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.follow = nn.Linear(D, 1)  # how much likelier the request's next token is while one is being copied
+        self.word_weight = nn.Parameter(torch.full((self.first_label,), 0.5)) if config.lexical else None
+        self.word_gate = nn.Linear(D, 1) if config.lexical else None
         self.dropout = nn.Dropout(config.dropout)
         init_weights(self, 2 * config.encoder_layers)
 
@@ -273,9 +276,11 @@ class PointerStudent(Student):
         if not split.keys:
             return hidden.new_full((*hidden.shape[:2], TOOL_LABELS + ARGUMENT_LABELS), -torch.inf, dtype=torch.float32)
         packed = memory.tools[1:]
-        every_tool = self.point_tool(hidden) @ self.key_tool(packed.index_select(0, split.heads)).T  # [B, T, U]
+        every_tool = (self.point_tool(hidden) @ self.key_tool(packed.index_select(0, split.heads)).T).float() * self.scale  # [B, T, U]
+        if self.word_gate is not None:
+            every_tool = every_tool + (1 + self.word_gate(hidden).float()) * self._shared_words(split)[:, None]
         index = split.tools[:, None].expand(-1, hidden.shape[1], -1)
-        tools = (every_tool.gather(2, index.clamp_min(0)).float() * self.scale).masked_fill(index < 0, -torch.inf)
+        tools = every_tool.gather(2, index.clamp_min(0)).masked_fill(index < 0, -torch.inf)
         places, slot = torch.unique(split.markers.clamp_min(0), return_inverse=True)  # slot [U, A]
         every_argument = self.point_argument(hidden) @ self.key_argument(packed.index_select(0, places)).T
         number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
@@ -283,6 +288,15 @@ class PointerStudent(Student):
         arguments = (every_argument.gather(2, slot[number]).float() * self.scale).masked_fill(missing, -torch.inf)
         padded = (F.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)))
         return torch.cat(list(padded), dim=-1)
+
+    def _shared_words(self, split: Split) -> Tensor:
+        """[B, U] the summed weights of the distinct tokens that a request and a tool have in common."""
+        assert self.word_weight is not None
+        said = torch.zeros(len(split.query), self.first_label, device=split.query.device).scatter_(1, split.query, 1.0)
+        said[:, 0] = 0  # padding
+        written = torch.zeros(len(split.heads), self.first_label, device=split.query.device)
+        written[split.tool_of, split.tool_ids] = 1.0
+        return (said * self.word_weight.float()) @ written.T
 
     def forward(self, batch: Batch) -> Tensor:
         memory = self.remember(batch)

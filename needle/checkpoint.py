@@ -88,7 +88,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{folder}: {FILE_NAME} has fingerprint {tokenizer.fingerprint}, but the weights were trained with {row['tokenizer']}")
         student = build_student(config, tokenizer.size)
         student.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} can't be loaded: {type(error).__name__}: {error}") from error
     student.eval()
     return Checkpoint(student, config, tokenizer, row["codec"], row["max_length"], row.get("data", {}), folder)

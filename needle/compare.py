@@ -106,8 +106,11 @@ def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
 
 def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], wall_seconds: float, facts: Mapping[str, Any], samples: int = 12) -> dict[str, Any]:
     """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students' settings."""
+    parts = _partition(teacher or arms[0].runs[0])
     rows = []
     for arm in arms:
+        if len({run.seed for run in arm.runs}) < len(arm.runs):
+            raise ValueError(f"arm '{arm.name}' at {arm.data_size} records has two runs of one seed; give the sweep another axis name or other seeds")
         seconds = [run.summary.get("seconds", 0.0) for run in arm.runs]
         rows.append(
             {
@@ -117,7 +120,7 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
                 "seeds": [run.seed for run in arm.runs],
                 "metrics": {metric: interval(arm.rates(metric)) for metric in RATES},
                 "per_seed": [float(np.mean([score.exact for score in run.scores])) for run in arm.runs],
-                "groups": _groups(arm),
+                "groups": _groups(arm, parts),
                 "cost": {
                     "train_seconds": float(np.mean(seconds)),
                     "evaluate_seconds": float(np.mean([run.evaluation_seconds for run in arm.runs])),
@@ -136,7 +139,7 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
     report: dict[str, Any] = {
         **facts,
         "arms": rows,
-        "teacher": _teacher_row(teacher),
+        "teacher": _teacher_row(teacher, parts),
         "paired": pairs,
         "verdict": verdict(pairs),
         "test_records": len(records),
@@ -147,23 +150,30 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
     return report
 
 
-def _groups(arm: Arm) -> dict[str, dict[str, dict[str, Any]]]:
-    """Exact call by number of calls and by seen and unseen tools."""
-    out: dict[str, dict[str, dict[str, Any]]] = {}
-    for group in ("calls", "seen"):
-        members = sorted({score.groups[group] for score in arm.runs[0].scores if group in score.groups})
-        rates = arm.rates("exact_call")
-        for member in members:
-            index = [i for i, score in enumerate(arm.runs[0].scores) if score.groups.get(group) == member]
-            out.setdefault(group, {})[member] = {"records": len(index), **interval(rates[:, index])}
-    return out
+Partition = Mapping[str, Mapping[str, Sequence[int]]]
 
 
-def _teacher_row(teacher: Run | None) -> dict[str, Any] | None:
+def _partition(run: Run) -> Partition:
+    """Test records by number of calls and by seen and unseen tools, as one run sees them, so that all arms share the parts."""
+    out: dict[str, dict[str, list[int]]] = {}
+    for index, score in enumerate(run.scores):
+        for group in ("calls", "seen"):
+            if group in score.groups:
+                out.setdefault(group, {}).setdefault(score.groups[group], []).append(index)
+    return {group: dict(sorted(members.items())) for group, members in out.items()}
+
+
+def _groups(arm: Arm, parts: Partition) -> dict[str, dict[str, dict[str, Any]]]:
+    """Exact call on each part of the test records."""
+    rates = arm.rates("exact_call")
+    return {group: {member: {"records": len(index), **interval(rates[:, index])} for member, index in members.items()} for group, members in parts.items()}
+
+
+def _teacher_row(teacher: Run | None, parts: Partition) -> dict[str, Any] | None:
     if teacher is None:
         return None
     arm = Arm("teacher", {"alpha": 0, "beta": 1, "temperature": 1}, teacher.summary.get("training_records", 0), [teacher])
-    return {"metrics": {metric: interval(arm.rates(metric)) for metric in RATES}, "groups": _groups(arm), "training": dict(teacher.summary)}
+    return {"metrics": {metric: interval(arm.rates(metric)) for metric in RATES}, "groups": _groups(arm, parts), "training": dict(teacher.summary)}
 
 
 def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:

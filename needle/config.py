@@ -104,9 +104,9 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     with main_process_first(config.hardware):
         tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache))
     renderer, codec = Renderer(tokenizer), build_codec(config.codec, tokenizer)
-    data = encode_records(splits.train, renderer, codec, config.data.max_length, config.data.on_long)
-    watched = subset(splits.validation, config.train.eval_records, 0)
-    validation = encode_records(watched, renderer, codec, config.data.max_length, config.data.on_long)
+    student = student_config(config.student)
+    max_length = min(config.data.max_length, getattr(student, "max_length", config.data.max_length))
+    data = encode_records(splits.train, renderer, codec, max_length, config.data.on_long)
     for message in data.dropped[:5]:
         progress(f"dropped: {message}")
     if data.dropped:
@@ -127,7 +127,7 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     info = {"fingerprint": data_fingerprint(data.records), "records": len(data.records), "sources": sorted({r.source for r in data.records}), "tools": tools}
     whole = asdict(config)
     return Job(
-        student=student_config(config.student),
+        student=student,
         tokenizer=tokenizer,
         codec=config.codec,
         loss=config.loss,
@@ -136,8 +136,8 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
         hardware=config.hardware,
         tracker=config.tracker,
         data=data,
-        validation=validation,
-        max_length=config.data.max_length,
+        validation=subset(splits.validation, config.train.eval_records, 0),
+        max_length=max_length,
         output=run_folder(config),
         signals=signals,
         config={key: whole[key] for key in ("data", "student", "teacher", "loss", "optim", "hardware", "train", "tokenizer", "codec", "output", "tracker")},
@@ -149,7 +149,7 @@ def run_folder(config: Settings) -> Path:
     """`output`, or a name made of the choices and a hash of all settings, so that the same command finds its run again."""
     if config.output:
         return Path(config.output)
-    rows = {key: value for key, value in asdict(config).items() if key in ("data", "student", "teacher", "loss", "optim", "train", "tokenizer", "codec")}
+    rows = {key: value for key, value in asdict(config).items() if key in ("data", "student", "teacher", "loss", "optim", "hardware", "train", "tokenizer", "codec")}
     rows["train"] = {key: value for key, value in rows["train"].items() if key not in ("resume", "log_every", "save_every")}
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:8]
     kind = "finetune" if config.loss.alpha == 0 else "distill"
@@ -183,4 +183,4 @@ def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:
             raise DataError(f"data has no {config.split} files; give data.path=FILE")
         records = read_files(paths, config.data, note)
         return subset(records, config.data.test_size, 0), note.messages
-    return getattr(build_splits(config), config.split), []
+    return subset(getattr(build_splits(config), config.split), config.data.test_size, 0), []

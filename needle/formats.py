@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from needle.records import Call, DataError, FieldError, Record, call_from_json, list_field, read_jsonl, text_field
+from needle.records import Call, DataError, FieldError, Record, call_from_json, encodable, list_field, parse_line, read_lines, text_field
 from needle.toolschema import ToolSchemaError, call_errors, normalise_tools
 
 FORMATS = ("auto", "needle", "xlam", "openai", "bfcl")
@@ -36,14 +36,15 @@ def read_records(path: Path, format: str = "auto", skipped: Skipped | None = Non
         raise ValueError(f"data.format is '{format}'; expected one of {', '.join(FORMATS)}")
     reader: Callable[[Mapping[str, Any]], Record] | None = None
     truths = _possible_answers(path)
-    for number, row in _rows(path):
+    for number, raw in _rows(path):
         try:
+            row = parse_line(raw) if isinstance(raw, str) else raw
             if not isinstance(row, Mapping):
                 raise FieldError("(line)", f"expected a JSON object, got {type(row).__name__}")
             if reader is None:
                 reader = READERS[detect_format(row) if format == "auto" else format]
-            if truths is not None and row.get("id") in truths:
-                row = {**row, "ground_truth": truths[row["id"]]}
+            if str(row.get("id")) in truths:
+                row = {**row, "ground_truth": truths[str(row["id"])]}
             record = reader({"id": f"{path.name}-{number}", **row})
             _check(record)
         except (FieldError, ToolSchemaError) as error:
@@ -72,26 +73,32 @@ def detect_format(row: Mapping[str, Any]) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.suffix == ".json" and path.exists():
-        text = path.read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):  # one array; otherwise JSON lines under another name, as BFCL has them
+    """(number, line of text), or (number, value) for a file that is one array."""
+    if path.suffix == ".json" and path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text.lstrip().startswith("["):  # otherwise JSON lines under another name, as BFCL has them
             try:
                 yield from enumerate(json.loads(text), 1)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}: expected an array of objects, but {error}") from error
             return
-    yield from read_jsonl(path)
+    yield from read_lines(path)
 
 
-def _possible_answers(path: Path) -> dict[str, Any] | None:
-    """BFCL keeps the gold beside the questions, in possible_answer/ under the same name."""
+def _possible_answers(path: Path) -> dict[str, Any]:
+    """BFCL keeps the gold beside the questions, in possible_answer/ under the same name; empty when there is no such file."""
     beside = path.parent / "possible_answer" / path.name
-    if not beside.exists():
-        return None
-    return {row["id"]: row["ground_truth"] for _, row in read_jsonl(beside)}
+    if not beside.is_file():
+        return {}
+    try:
+        rows = [parse_line(line) for _, line in read_lines(beside)]
+        return {str(row["id"]): row["ground_truth"] for row in rows}
+    except (FieldError, KeyError, TypeError) as error:
+        raise DataError(f"{beside}: expected lines with id and ground_truth, but {error}") from error
 
 
 def _check(record: Record) -> None:
+    encodable(json.dumps(record.to_json(), ensure_ascii=False), "(line)")
     for index, call in enumerate(record.answers):
         errors = call_errors(call, record.tools)
         if errors:
@@ -124,20 +131,20 @@ def _xlam(row: Mapping[str, Any]) -> Record:
 
 
 def _openai(row: Mapping[str, Any]) -> Record:
-    """Chat messages: the user's words up to the assistant's last message are the request; its `tool_calls` are the gold."""
+    """Chat messages: the first assistant message with `tool_calls` is the gold, or else the last one; the user's words before it
+    are the request."""
     messages = list_field(row, "messages")
-    answer: Mapping[str, Any] = {}
-    words: list[str] = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise FieldError(f"messages[{index}]", "expected an object with a role")
-        if message["role"] == "user":
-            words.append(_content(message.get("content"), f"messages[{index}].content"))
-        if message["role"] == "assistant":
-            answer = message
+    said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not said and "tool_calls" not in row:
+        raise FieldError("messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages")
+    end = next((index for index in said if messages[index].get("tool_calls")), said[-1] if said else len(messages))
+    words = [_content(m.get("content"), f"messages[{i}].content") for i, m in enumerate(messages[:end]) if m["role"] == "user"]
     if not words:
-        raise FieldError("messages", "expected at least one message of role 'user'")
-    calls = answer.get("tool_calls") or row.get("tool_calls") or []
+        raise FieldError("messages", "expected at least one message of role 'user' before the answer")
+    calls = (messages[end].get("tool_calls") if said else None) or row.get("tool_calls") or []
     if not isinstance(calls, list):
         raise FieldError("tool_calls", "expected an array")
     return Record(
@@ -151,7 +158,7 @@ def _openai(row: Mapping[str, Any]) -> Record:
 
 def _content(value: Any, where: str) -> str:
     if isinstance(value, list):  # parts: {"type": "text", "text": ...}
-        value = "".join(part.get("text", "") for part in value if isinstance(part, Mapping))
+        value = "".join(part["text"] if isinstance(part, Mapping) and isinstance(part.get("text"), str) else "" for part in value) or None
     if not isinstance(value, str):
         raise FieldError(where, "expected a string or an array of text parts")
     return value
@@ -178,9 +185,11 @@ def _bfcl(row: Mapping[str, Any]) -> Record:
     words = [turn["content"] for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "user" and isinstance(turn.get("content"), str)]
     if not words:
         raise FieldError("question", "expected at least one message of role 'user'")
-    truth = row.get("ground_truth", row.get("possible_answer", []))
+    truth = row.get("ground_truth", row.get("possible_answer"))
+    if truth is None and "irrelevance" in str(row["id"]):
+        truth = []
     if not isinstance(truth, list):
-        raise FieldError("ground_truth", "expected an array of {tool: {argument: [allowed values]}}")
+        raise FieldError("ground_truth", "expected an array of {tool: {argument: [allowed values]}}, here or in possible_answer/ beside the file")
     answers = []
     for index, entry in enumerate(truth):
         if not isinstance(entry, Mapping) or len(entry) != 1:

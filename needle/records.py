@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,16 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
         raise FieldError(name, f"expected a string, got {_kind(value) if name in row else 'nothing'}")
-    return value
+    return encodable(value, name)
+
+
+def encodable(text: str, where: str) -> str:
+    """The text itself; raises `FieldError` for half a character, which JSON can spell (`\\ud800`) and no encoder takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FieldError(where, f"expected Unicode text, found an unpaired surrogate at character {error.start}") from error
+    return text
 
 
 def list_field(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -133,25 +143,27 @@ def open_text(path: Path, mode: str = "rt") -> Any:
     return open(path, mode, encoding="utf-8")
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (line number from 1, value) for every non-empty line; raises `DataError` at a line that isn't JSON."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, text) for every line that isn't empty; raises `DataError` for a file that can't be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file" if not path.exists() else f"{path}: expected a file, found a folder")
     number = 0
     try:
         with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, _parse_line(path, number, line)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}, line {number + 1}: not readable as UTF-8 text{' in gzip' if path.suffix == '.gz' else ''}: {error}") from error
+                    yield number, line
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        kind = "UTF-8 text in gzip" if path.suffix == ".gz" else "UTF-8 text"
+        raise DataError(f"{path}, line {number + 1}: not readable as {kind}: {error}") from error
 
 
-def _parse_line(path: Path, number: int, line: str) -> Any:
+def parse_line(line: str) -> Any:
+    """The JSON value of one line; raises `FieldError` when it is none."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {number}: expected one JSON object on the line, but {error}") from error
+        raise FieldError("(line)", f"expected one JSON object on the line, but {error}") from error
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> int:

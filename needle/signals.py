@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class SignalCache:
     """Top-K log-probabilities at one temperature, the tail exact. Reads from memory-mapped shards."""
 
     def __init__(self, root: Path, teacher: LocalTeacher, k: int, temperature: float) -> None:
+        k = min(k, teacher.tokenizer.size)
         self.teacher, self.k, self.temperature = teacher, k, temperature
         self.identity = {
             "teacher": teacher.fingerprint,
@@ -69,7 +71,7 @@ class SignalCache:
         for start in range(0, len(todo), batch_size):
             part = todo[start : start + batch_size]
             tempered = (self.teacher.log_probs(part, device) / self.temperature).log_softmax(-1)
-            top = tempered.topk(min(self.k, tempered.shape[-1]), dim=-1)
+            top = tempered.topk(self.k, dim=-1)
             for row, example in enumerate(part):
                 keys.append(example_key(example))
                 lengths.append(len(example.target))
@@ -81,35 +83,31 @@ class SignalCache:
         return len(todo)
 
     def _write_shard(self, keys: list[str], lengths: list[int], ids: Tensor, log_probs: Tensor) -> None:
+        """Tensors first, then their index, each renamed into place: a crash or a second writer can't mix shards up."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = len(self._shards)
-        name = f"shard-{number:04d}.safetensors"
-        temporary = self.folder / (name + ".tmp")
+        name = f"shard-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
+        temporary = self.folder / f"{name}.safetensors.{os.getpid()}.tmp"
         save_file({"ids": ids.contiguous(), "log_probs": log_probs.contiguous()}, temporary)
-        temporary.replace(self.folder / name)
-        manifest = self._manifest()
-        manifest["shards"].append({"file": name, "keys": keys, "lengths": lengths})
-        write_json(self.folder / MANIFEST, manifest)
+        temporary.replace(self.folder / f"{name}.safetensors")
+        write_json(self.folder / f"{name}.json", {"keys": keys, "lengths": lengths})
+        write_json(self.folder / MANIFEST, {**self.identity, "bytes_per_token": self.bytes_per_token})
         self._open()
-
-    def _manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        if not path.exists():
-            return {**self.identity, "bytes_per_token": self.bytes_per_token, "shards": []}
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name, value in self.identity.items() if manifest.get(name) != value]
-        if different:
-            name = different[0]
-            raise ValueError(f"{path} was built for {name}={manifest.get(name)}, not {self.identity[name]}; delete the folder to build it anew")
-        return manifest
 
     def _open(self) -> None:
         self._index, self._shards = {}, []
-        for number, shard in enumerate(self._manifest()["shards"]):
-            self._shards.append(safe_open(self.folder / shard["file"], framework="pt"))
+        manifest = self.folder / MANIFEST
+        if manifest.exists():
+            stored = json.loads(manifest.read_text(encoding="utf-8"))
+            different = [name for name, value in self.identity.items() if stored.get(name) != value]
+            if different:
+                name = different[0]
+                raise ValueError(f"{manifest} was built for {name}={stored.get(name)}, not {self.identity[name]}; delete the folder to build it anew")
+        for path in sorted(self.folder.glob("shard-*.json")):
+            shard = json.loads(path.read_text(encoding="utf-8"))
+            self._shards.append(safe_open(path.with_suffix(".safetensors"), framework="pt"))
             first = 0
             for key, length in zip(shard["keys"], shard["lengths"], strict=True):
-                self._index[key] = (number, first, length)
+                self._index[key] = (len(self._shards) - 1, first, length)
                 first += length
 
     def read(self, examples: Sequence[Example], width: int) -> SparseSignal:

@@ -66,11 +66,18 @@ class TextTokenizer:
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
         """Reads `tokenizer.json`, or the folder that holds one."""
-        return cls(Tokenizer.from_file(str(path / FILE_NAME if path.is_dir() else path)))
+        file = path / FILE_NAME if path.is_dir() else path
+        try:
+            return cls(Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{file} isn't a tokenizer that can be read: {error}") from error
 
     def save(self, folder: Path) -> None:
+        """Writes beside the name and renames, so that a crash never leaves half a file."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE_NAME).write_text(self.json, encoding="utf-8")
+        temporary = folder / (FILE_NAME + ".tmp")
+        temporary.write_text(self.json, encoding="utf-8")
+        temporary.replace(folder / FILE_NAME)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of `text`; cached, since names, descriptions and enum members come again and again."""

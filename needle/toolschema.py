@@ -16,6 +16,7 @@ import jsonschema_rs
 from needle.records import Call, Tool
 
 MAX_DEPTH = 24
+MAX_NODES = 5000
 TYPE_NAMES = {
     "string": "string",
     "str": "string",
@@ -126,6 +127,7 @@ class _Normaliser:
     def __init__(self, root: Mapping[str, Any], pointer: str) -> None:
         self.root = root
         self.pointer = pointer
+        self.nodes = 0
 
     def run(self) -> dict[str, Any]:
         schema = self.schema(self.root, self.pointer, ())
@@ -142,6 +144,9 @@ class _Normaliser:
             raise ToolSchemaError(pointer, f"expected a schema as an object, got {json.dumps(node, default=str)[:40]}")
         if pointer.count("/") - self.pointer.count("/") > 2 * MAX_DEPTH or len(refs) > MAX_DEPTH:
             raise ToolSchemaError(pointer[:80] + "…", f"schemas nested deeper than {MAX_DEPTH} levels aren't supported")
+        self.nodes += 1  # references to references can multiply a short text into millions of schemas
+        if self.nodes > MAX_NODES:
+            raise ToolSchemaError(pointer[:80], f"more than {MAX_NODES:,} schemas in one tool, references opened, aren't supported")
         if "$ref" in node:
             return self.reference(node, pointer, refs)
         unknown = sorted(key for key in node if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-"))
@@ -201,6 +206,8 @@ class _Normaliser:
         if raw is None:
             raw = "object" if "properties" in node else "array" if "items" in node else "any"
         names = raw if isinstance(raw, list) else [raw]
+        if not names:
+            raise ToolSchemaError(f"{pointer}/type", "expected at least one type")
         types: list[str] = []
         for name in names:
             known = TYPE_NAMES.get(name.lower().split("[")[0]) if isinstance(name, str) else None
@@ -250,6 +257,8 @@ class _Normaliser:
     def arrays(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]) -> None:
         prefix = node.get("prefixItems") or (node["items"] if isinstance(node.get("items"), list) else None)
         if prefix is not None:
+            if not isinstance(prefix, list):
+                raise ToolSchemaError(f"{pointer}/prefixItems", "expected an array of schemas")
             out["prefixItems"] = [self.schema(item, f"{pointer}/prefixItems/{i}", refs) for i, item in enumerate(prefix)]
             out["items"] = False
             out["minItems"] = out["maxItems"] = len(prefix)

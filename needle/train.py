@@ -23,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
-from needle.data.encoding import BatchOrder, Encoded, share
+from needle.data.encoding import BatchOrder, Encoded, data_fingerprint, share
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.losses import LossConfig, distillation_loss
 from needle.metrics import summarise
 from needle.optim import OptimConfig, build_optimizer, learning_rate
 from needle.prompt import Example
+from needle.records import Record
 from needle.signals import SignalCache
 from needle.students.base import Student, count_parameters
 from needle.students.batch import collate, move
@@ -58,14 +59,27 @@ class TrainConfig:
     log_every: int = 10
     resume: str = "auto"
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "eval_every", "eval_records", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1 (to leave {name.split('_')[0]} out, give a number above train.steps)")
+        if self.resume not in RESUME:
+            raise ValueError(f"train.resume is '{self.resume}'; expected one of {', '.join(RESUME)}")
+
 
 @dataclass
 class HardwareConfig:
-    """`precision` no, bf16 or fp16 (autocast); `device` auto or cpu; `threads` of torch, all cores when 0."""
+    """`precision` no or bf16 (autocast); `device` auto (a GPU if there is one) or cpu; `threads` of torch, all cores when 0."""
 
     device: str = "auto"
     precision: str = "no"
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"hardware.device is '{self.device}'; expected auto (a GPU if there is one) or cpu")
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f"hardware.precision is '{self.precision}'; expected no or bf16")
 
 
 @dataclass
@@ -81,7 +95,7 @@ class Job:
     hardware: HardwareConfig
     tracker: TrackerConfig
     data: Encoded
-    validation: Encoded
+    validation: Sequence[Record]
     max_length: int
     output: Path
     signals: SignalCache | None = None
@@ -123,33 +137,38 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
     """
     if job.train.steps < 1:
         raise RunError(f"train.steps={job.train.steps}: a run without an optimiser step would promote random weights; give at least 1")
-    finished = _prepare_output(job)
+    finished = _check_output(job)
     if finished is not None:
         return finished
-    loop = _Loop(job, report or (lambda values: None))
-    return loop.run()
+    return _Loop(job, report or (lambda values: None)).run()
 
 
-def _prepare_output(job: Job) -> dict[str, Any] | None:
+def _check_output(job: Job) -> dict[str, Any] | None:
     """Refuses a folder of another run; returns the summary of this very run when it is done."""
-    if job.train.resume not in RESUME:
-        raise ValueError(f"train.resume is '{job.train.resume}'; expected one of {', '.join(RESUME)}")
-    config = json.loads(json.dumps(_comparable(job.config)))
     path = job.output / RUN
-    if path.exists():
-        if job.train.resume == "never":
-            raise RunError(f"{job.output} holds a run already; choose another output=, or go on with it by train.resume=auto")
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        different = _differences(stored, config)
-        if different:
-            raise RunError(f"{job.output} holds a run with another config ({'; '.join(different[:4])}); choose another output=, or give the same settings to resume it")
-        summary = job.output / SUMMARY
-        if summary.exists():
-            done: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
-            return {**done, "resumed": "finished"}
-    job.output.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
-    return None
+    if not path.exists():
+        return None
+    if job.train.resume == "never":
+        raise RunError(f"{job.output} holds a run already; choose another output=, or go on with it by train.resume=auto")
+    different = _differences(json.loads(path.read_text(encoding="utf-8")), _identity(job))
+    if different:
+        raise RunError(f"{job.output} holds another run ({'; '.join(different[:4])}); choose another output=, or give the same settings and data to resume it")
+    summary = job.output / SUMMARY
+    if not summary.exists():
+        return None
+    return {**json.loads(summary.read_text(encoding="utf-8")), "resumed": "finished"}
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What makes a run this run: its settings, and what the files and the teacher that they name held."""
+    content = {
+        "training_data": data_fingerprint(job.data.records),
+        "validation_data": data_fingerprint(job.validation),
+        "tokenizer": job.tokenizer.fingerprint,
+        "teacher": job.signals.identity if job.signals else None,
+    }
+    identity: dict[str, Any] = json.loads(json.dumps({**_comparable(job.config), "content": content}))
+    return identity
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +202,10 @@ class _Loop:
         )
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.accelerator.wait_for_everyone()  # every process has looked into the folder
+        if self.main:
+            job.output.mkdir(parents=True, exist_ok=True)
+            write_json(job.output / RUN, _identity(job))
         self.examples = job.data.examples
         torch.manual_seed(job.train.seed)
         student = build_student(job.student, job.tokenizer.size)
@@ -205,7 +228,7 @@ class _Loop:
                 values |= {"tokens_per_second": at.tokens / at.seconds, "records_per_second": at.records / at.seconds, "seconds": at.seconds}
                 self._log(tracker, values)
             last = at.step == job.train.steps
-            if (at.step % job.train.eval_every == 0 or last) and job.validation.records:
+            if (at.step % job.train.eval_every == 0 or last) and job.validation:
                 self._log(tracker, self.check())
             if at.step % job.train.save_every == 0 and not last:
                 self._save_state()
@@ -264,7 +287,7 @@ class _Loop:
         exact = torch.zeros(1)
         if self.main:
             self.student.eval()
-            _, scores = judge(Engine(self._checkpoint()), job.validation.records)
+            _, scores = judge(Engine(self._checkpoint()), job.validation)
             summary = summarise(scores)
             values = {f"validation/{name}": summary[name]["value"] for name in ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate")}
             exact[0] = values["validation/exact_call"]

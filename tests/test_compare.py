@@ -59,6 +59,13 @@ def test_arms_with_other_seeds_cannot_be_paired() -> None:
         paired(arm("a", 0.7, 0.5, seeds=2), arm("b", 0, 0.5, seeds=3))
 
 
+def test_an_arm_with_one_seed_twice_is_refused() -> None:
+    twice = arm("finetune", 0, 0.5)
+    twice.runs[1].seed = 0
+    with pytest.raises(ValueError, match="two runs of one seed"):
+        build_report([twice], None, RECORDS, 1.0, {}, 0)
+
+
 def test_the_verdict_is_plain_and_symmetric() -> None:
     row = {"a": "distill", "b": "finetune", "data_size": 500}
     assert "beats" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15}])

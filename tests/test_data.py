@@ -64,7 +64,6 @@ def test_one_fifth_are_hard_negatives_and_several_calls_occur(splits: tuple[tupl
     assert calls[3] > 30
     same = [r for r in splits[0] if len(r.answers) > len({c.name for c in r.answers})]
     assert len(same) > 50
-    assert any(r.tools and r.tools[0].name and not r.answers for r in splits[0])
 
 
 def test_phrasings_and_unseen_tools_are_kept_from_training(splits: tuple[tuple[Record, ...], ...]) -> None:
@@ -82,6 +81,37 @@ def test_phrasings_and_unseen_tools_are_kept_from_training(splits: tuple[tuple[R
         assert parts[2]
 
 
+def test_a_near_miss_never_offers_the_tool_that_would_fit() -> None:
+    by_wording = {}
+    for entry in load_catalogue():
+        for text in entry.say:
+            start = text.lstrip("?").split("{")[0].strip().lower()
+            if len(start) > 12:
+                by_wording[start] = entry.tool.name
+    found = 0
+    for record in generate(SyntheticConfig(train=4000, validation=0, test=0, unseen=0, negatives=1.0))[0]:
+        query = record.query.lower()
+        if any(word in query for word in ("don't", "do not", "no need", "stop, i", "must not")):
+            continue
+        for start, name in by_wording.items():
+            if start in query and name in {tool.name for tool in record.tools} and "{" not in start:
+                found += not _is_vague(record.query, name)
+    assert found == 0
+
+
+def _is_vague(query: str, name: str) -> bool:
+    entry = next(entry for entry in load_catalogue() if entry.tool.name == name)
+    return any(text.lstrip("?").split("{")[0].strip().lower() in query.lower() for text in entry.vague)
+
+
+def test_the_catalogue_can_be_narrowed_to_domains() -> None:
+    few = generate(SyntheticConfig(train=50, validation=0, test=0, unseen=0, domains="music, weather"))[0]
+    names = {entry.tool.name for entry in load_catalogue() if entry.domain in ("music", "weather")}
+    assert {tool.name for record in few for tool in record.tools} <= names
+    with pytest.raises(ValueError, match="names 'musik'; expected some of alarms,"):
+        generate(SyntheticConfig(train=5, domains="musik"))
+
+
 def test_a_smaller_subset_lies_inside_a_larger_one(splits: tuple[tuple[Record, ...], ...]) -> None:
     train = list(splits[0])
     small, large = ({r.id for r in subset(train, size, 0)} for size in (100, 500))
@@ -93,6 +123,8 @@ def test_a_smaller_subset_lies_inside_a_larger_one(splits: tuple[tuple[Record, .
 def test_asking_for_more_records_than_exist_is_an_error() -> None:
     with pytest.raises(DataError, match="data.size=99, but only 20"):
         load_splits(DataConfig(size=99, synthetic=SyntheticConfig(train=20, validation=0, test=0, unseen=0)))
+    with pytest.raises(ValueError, match="data.size is -5; it must be at least 1"):
+        DataConfig(size=-5)
     with pytest.raises(DataError, match="data.train"):
         load_splits(DataConfig(kind="jsonl"))
 

@@ -62,6 +62,17 @@ def test_gzip_and_one_json_array_read_as_well(tmp_path: Path) -> None:
     assert len(list(read_records(tmp_path / "b.json"))) == 2
 
 
+def test_a_finished_conversation_gives_the_call_and_the_words_before_it(tmp_path: Path) -> None:
+    shape = SHAPES["openai"]
+    later = [{"role": "tool", "content": "sunny"}, {"role": "assistant", "content": "It is sunny."}, {"role": "user", "content": "thanks, and Rome?"}]
+    (record,) = read_records(save(tmp_path / "d.jsonl", {**shape, "messages": [*shape["messages"], *later]}))
+    assert record.query == "weather in Paris"
+    assert record.answers == (Call("get_weather", {"city": "Paris"}),)
+    plain = {**shape, "messages": [*shape["messages"][:2], {"role": "assistant", "content": "I can't."}]}
+    (record,) = read_records(save(tmp_path / "e.jsonl", plain))
+    assert record.answers == ()
+
+
 def test_bfcl_takes_its_answers_from_the_folder_beside_it(tmp_path: Path) -> None:
     row = {key: value for key, value in SHAPES["bfcl"].items() if key != "ground_truth"}
     (tmp_path / "possible_answer").mkdir()
@@ -88,7 +99,11 @@ BAD: list[tuple[Any, str]] = [
     ({**OURS, "answers": [{"arguments": {}}]}, r"field 'answers\[0\].name': expected the name of a tool, got null"),
     ({**SHAPES["xlam"], "answers": "[{"}, "field 'answers': expected JSON inside the string"),
     ({"messages": [{"role": "assistant"}]}, "at least one message of role 'user'"),
-    ({**SHAPES["openai"], "messages": [{"role": "user", "content": 4}]}, r"field 'messages\[0\].content': expected a string"),
+    ({"messages": [{"role": "user", "content": "x"}]}, "a message of role 'assistant' with the answer"),
+    ({**SHAPES["openai"], "messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, {"role": "assistant"}]}, r"field 'messages\[0\].content'"),
+    ({key: value for key, value in SHAPES["bfcl"].items() if key != "ground_truth"}, "field 'ground_truth': expected an array.*possible_answer/"),
+    ({**OURS, "query": "\ud800"}, "field 'query': expected Unicode text, found an unpaired surrogate"),
+    ({**SHAPES["openai"], "messages": [{"role": "user", "content": 4}, {"role": "assistant"}]}, r"field 'messages\[0\].content': expected a string"),
     ({**SHAPES["bfcl"], "ground_truth": [{"a": 1, "b": 2}]}, r"field 'ground_truth\[0\]': expected"),
 ]
 
@@ -113,14 +128,20 @@ def _shape(row: dict[str, Any]) -> str:
 
 
 def test_bad_lines_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
-    rows = [OURS, {**OURS, "query": 3}, OURS]
+    rows = [OURS, {**OURS, "query": 3}, "{torn", OURS]
     note = Skipped()
     assert len(list(read_records(save(tmp_path / "data.jsonl", *rows), skipped=note))) == 2
-    assert len(note.messages) == 1
-    assert "line 2" in note.messages[0]
+    assert [("line 2" in note.messages[0]), ("line 3" in note.messages[1])] == [True, True]
 
 
 def test_missing_torn_and_binary_files_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found a folder"):
+        list(read_records(tmp_path))
+    packed = bytearray(gzip.compress(json.dumps(OURS).encode() * 50))
+    packed[30:40] = b"0123456789"
+    (tmp_path / "c.jsonl.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="gzip"):
+        list(read_records(tmp_path / "c.jsonl.gz"))
     with pytest.raises(DataError, match="no such file"):
         list(read_records(tmp_path / "none.jsonl"))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00bad\n")

@@ -67,6 +67,8 @@ def test_a_property_is_written_one_way(schema: dict[str, Any], expected: dict[st
         ),
         ({"type": "object", "properties": {"x": {"type": "string", "pattern": "(?=a)b"}}}, "/parameters/properties/x/pattern", "regex"),
         ({"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}}, "/parameters/properties/x/pattern", "regex"),
+        ({"type": "object", "properties": {"x": {"type": []}}}, "/parameters/properties/x/type", "at least one type"),
+        ({"type": "object", "properties": {"x": {"type": "array", "prefixItems": 5}}}, "/parameters/properties/x/prefixItems", "array of schemas"),
         ({"type": "object", "properties": {"x": {"enum": []}}}, "/parameters/properties/x/enum", "at least one"),
         ({"type": "object", "properties": {"x": {"type": "integer", "minimum": "low"}}}, "/parameters/properties/x/minimum", "expected"),
         ({"type": "object", "properties": {"x": {"type": "string"}}, "required": ["y"]}, "/parameters/required", "'y' is required"),
@@ -90,6 +92,15 @@ def test_deep_nesting_is_an_error_and_not_a_crash() -> None:
         schema = {"type": "object", "properties": {"x": schema}}
     with pytest.raises(ToolSchemaError, match="deeper than"):
         normalise_tool({"name": "t", "parameters": schema})
+
+
+def test_references_that_multiply_are_an_error_and_not_a_hang() -> None:
+    levels = {f"L{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/L{i + 1}"}, "b": {"$ref": f"#/$defs/L{i + 1}"}}} for i in range(20)}
+    schema = {"type": "object", "properties": {"x": {"$ref": "#/$defs/L0"}}, "$defs": {**levels, "L20": {"type": "string"}}}
+    start = time.perf_counter()
+    with pytest.raises(ToolSchemaError, match="more than 5,000 schemas"):
+        normalise_tool({"name": "t", "parameters": schema})
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(("tools", "message"), [([{"name": ""}], "name"), ([3], "expected a tool"), ("x", "array of tools"), ([{"name": "a"}, {"name": "a"}], "declared twice")])

@@ -46,7 +46,7 @@ def job(output: Path, tokenizer: TextTokenizer, examples: list[Example], records
     data = Encoded(examples, records)
     made = Job(
         TINY["pointer"], tokenizer, "decisions", LossConfig(), OptimConfig(lr=3e-3, warmup=5), TrainConfig(steps=6, batch_size=8, micro_batch=8, eval_every=100, log_every=1), CPU,
-        TrackerConfig(), data, Encoded([], []), 1024, output, config={"train": {"steps": 6}},
+        TrackerConfig(), data, [], 1024, output, config={"train": {"steps": 6}},
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -62,7 +62,7 @@ def test_every_student_learns_by_heart(tmp_path: Path, tokenizer: TextTokenizer,
     config = PointerConfig(width=64, encoder_layers=1, decoder_layers=2, heads=4, hidden=96, dropout=0.0) if family == "pointer" else replace(TINY[family], width=64)
     steps = {"pointer": 120, "llama": 150, "seed": 250}[family]
     learn = TrainConfig(steps=steps, batch_size=6, micro_batch=6, eval_every=steps, log_every=50)
-    summary = train(job(tmp_path, tokenizer, data.examples, data.records, student=config, train=learn, validation=data))
+    summary = train(job(tmp_path, tokenizer, data.examples, data.records, student=config, train=learn, validation=data.records))
     assert summary["validation_exact_call"] == 1.0
     _, scores = judge(Engine(load_checkpoint(tmp_path)), data.records)
     assert all(score.exact for score in scores)
@@ -137,6 +137,23 @@ def test_zero_steps_and_another_runs_folder_are_errors(tmp_path: Path, tokenizer
         train(job(tmp_path, tokenizer, examples, records, train=TrainConfig(steps=6, resume="never")))
 
 
+def test_changed_data_under_the_same_settings_is_another_run(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    train(job(tmp_path, tokenizer, examples[:20], records[:20]))
+    with pytest.raises(RunError, match="content.training_data was"):
+        train(job(tmp_path, tokenizer, examples[1:21], records[1:21]))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "micro_batch", "eval_every", "save_every", "log_every"])
+def test_numbers_that_make_no_run_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"train.{name} is 0; it must be at least 1"):
+        TrainConfig(**{name: 0})
+
+
+def test_unknown_hardware_is_named() -> None:
+    with pytest.raises(ValueError, match="hardware.device is 'cuda'; expected auto"):
+        HardwareConfig(device="cuda")
+
+
 def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     summary = train(job(tmp_path, tokenizer, examples[:5], records[:5], train=TrainConfig(steps=3, batch_size=500, micro_batch=500)))
     assert summary["steps"] == 3
@@ -144,10 +161,9 @@ def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokeni
 
 
 def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
-    watched = Encoded(examples[:4], records[:4])
     frozen = OptimConfig(lr=0.0)
     summary = train(
-        job(tmp_path, tokenizer, examples, records, optim=frozen, validation=watched, train=TrainConfig(steps=50, batch_size=4, micro_batch=4, eval_every=1, patience=3))
+        job(tmp_path, tokenizer, examples, records, optim=frozen, validation=records[:4], train=TrainConfig(steps=50, batch_size=4, micro_batch=4, eval_every=1, patience=3))
     )
     assert summary["stopped_early"]
     assert summary["steps"] == 4

@@ -34,29 +34,35 @@ def run(config: Settings) -> None:
     arms: dict[tuple[str, int], Arm] = {}
     grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
     for number, choice in enumerate(grid, 1):
-        name = "_".join(word.replace("=", "-").replace("/", "-") for word in choice)
         console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
-        common = ["teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}"]
-        words = [*given, *common, *choice, f"output={output / 'arms' / name}"]
+        folder = "_".join(word.replace("=", "-").replace("/", "-") for word in choice)
+        words = [*given, "teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}", *choice, f"output={output / 'arms' / folder}"]
         arm = settings(compose(words))
-        label = "finetune" if arm.loss.alpha == 0 else next((word.split("=")[1] for word in choice if word.startswith("loss=")), "distill")
         done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ")
-        size = done.summary["training_records"]
+        label, size = arm_label(choice), arm.data.size or done.summary["training_records"]
         loss = {"alpha": arm.loss.alpha, "beta": arm.loss.beta, "temperature": arm.loss.temperature}
         arms.setdefault((label, size), Arm(label, loss, size, [])).runs.append(done)
     ordered = sorted(arms.values(), key=lambda arm: (arm.data_size, arm.name))
+    plain = [word for word in given if not word.startswith("output=")]
     facts = {
         "title": "Distillation against fine-tuning",
         "subtitle": f"{_describe(config)}; teacher: {_describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
-        "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(given)} sweep={config.compare.sweep}"],
+        "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={output / 'teacher'}"],
         "student": asdict(student_config(config.student)),
     }
-    report = build_report(ordered, teacher, records, time.perf_counter() - started, facts, config.compare.samples)
+    reused = sum(run.summary["seconds"] for run in [teacher, *(run for arm in ordered for run in arm.runs)] if run.summary.get("resumed"))
+    report = build_report(ordered, teacher, records, time.perf_counter() - started + reused, facts, config.compare.samples)
     write_report(output, report)
     _keep_best(ordered, output)
     console.rule("[bold]report")
     console.print((output / "report.md").read_text(encoding="utf-8"), markup=False)
     console.print(f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best student: needle serve checkpoint={output}/best")
+
+
+def arm_label(choice: Sequence[str]) -> str:
+    """Names an arm by everything that varies besides data size and seed; a loss by its name alone."""
+    varied = [word for word in choice if not word.startswith(("data.size=", "train.seed="))]
+    return " ".join(word.removeprefix("loss=") for word in varied) or "arm"
 
 
 def sweep_grid(words: Sequence[str]) -> list[list[str]]:

@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from needle.data.augment import expand
+from needle.data.encoding import LONG
 from needle.data.synthetic import SyntheticConfig, generate
-from needle.formats import Skipped, read_records
+from needle.formats import FORMATS, Skipped, read_records
 from needle.records import DataError, Record
 
 KINDS = ("synthetic", "jsonl")
@@ -37,6 +38,15 @@ class DataConfig:
     swaps: int = 0  # augmented copies of each training record: other values, other distractors
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("validation_size", 1), ("test_size", 1), ("max_length", 1), ("swaps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} is {value}; it must be at least {least}")
+        for name, choices in (("kind", KINDS), ("on_error", ON_ERROR), ("format", FORMATS), ("on_long", LONG)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"data.{name} is '{getattr(self, name)}'; expected one of {', '.join(choices)}")
+
 
 @dataclass
 class Splits:
@@ -48,10 +58,6 @@ class Splits:
 
 def load_splits(config: DataConfig) -> Splits:
     """Raises `DataError` for missing or bad files; bad lines are skipped and listed under `on_error=skip`."""
-    if config.kind not in KINDS:
-        raise ValueError(f"data.kind is '{config.kind}'; expected one of {', '.join(KINDS)}")
-    if config.on_error not in ON_ERROR:
-        raise ValueError(f"data.on_error is '{config.on_error}'; expected one of {', '.join(ON_ERROR)}")
     if config.kind == "synthetic":
         train, validation, test = (list(part) for part in _synthetic(config.synthetic))
         skipped: list[str] = []

@@ -75,6 +75,7 @@ class SyntheticConfig:
     unseen: int = 250
     negatives: float = 0.2
     max_tools: int = 8
+    domains: str = ""  # names of the catalogue's domains, joined by commas; all when empty
     seed: int = 0
 
 
@@ -106,8 +107,19 @@ def _split(split: str, count: int, config: SyntheticConfig, taken: frozenset[str
 
 def dealt(entry: Entry, split: str) -> tuple[str, ...]:
     """The phrasings of a tool that belong to a split: one to test, one to validation, the rest to training."""
-    order = sorted(entry.say, key=lambda text: hashlib.sha256(f"{entry.tool.name}:{text}".encode()).digest())
-    return {"test": tuple(order[:1]), "validation": tuple(order[1:2]), "train": tuple(order[2:]), "unseen": tuple(order)}[split]
+    return _deal(entry.say, split, entry.tool.name, 1)
+
+
+def _deal(texts: Sequence[str], split: str, salt: str, share: int) -> tuple[str, ...]:
+    """In an order by hash: `share` texts to test, as many to validation, the rest to training; unseen tools may use all."""
+    order = sorted(texts, key=lambda text: hashlib.sha256(f"{salt}:{text}".encode()).digest())
+    return {"test": tuple(order[:share]), "validation": tuple(order[share : 2 * share]), "train": tuple(order[2 * share :]), "unseen": tuple(order)}[split]
+
+
+def _deal_vague(entry: Entry, split: str) -> tuple[str, ...]:
+    """The phrasings that lack a required value. Of two, one is for training and one for the rest; a lone one is for training."""
+    order = sorted(entry.vague, key=lambda text: hashlib.sha256(f"{entry.tool.name}:{text}".encode()).digest())
+    return {"train": tuple(order[1:] or order), "unseen": tuple(order)}.get(split, tuple(order[:1] if len(order) > 1 else ()))
 
 
 @lru_cache(maxsize=1)
@@ -119,26 +131,39 @@ def unseen_tools() -> frozenset[str]:
     return frozenset(first.values())
 
 
+def _catalogue(domains: str) -> list[Entry]:
+    names = {name.strip() for name in domains.split(",") if name.strip()}
+    known = {entry.domain for entry in load_catalogue()}
+    if names - known:
+        raise ValueError(f"data.synthetic.domains names '{sorted(names - known)[0]}'; expected some of {', '.join(sorted(known))}")
+    return [entry for entry in load_catalogue() if not names or entry.domain in names]
+
+
 class _World:
     """What one split may draw from."""
 
     def __init__(self, split: str, config: SyntheticConfig) -> None:
         self.split, self.config = split, config
-        catalogue = load_catalogue()
+        catalogue = _catalogue(config.domains)
         hidden = unseen_tools()
         self.entries = [entry for entry in catalogue if (entry.tool.name in hidden) == (split == "unseen")]
         self.shown = list(catalogue) if split == "unseen" else self.entries
         self.values = Values(held_out=split != "train")
         self.phrasings = {entry.tool.name: dealt(entry, split) for entry in self.entries}
+        self.vague = {entry.tool.name: _deal_vague(entry, split) for entry in self.entries}
+        kind = "test" if split == "unseen" else split
+        self.chat, self.negations = _deal(CHAT, kind, "chat", 4), _deal(NEGATIONS, kind, "negation", 2)
         self.neighbours = {entry.tool.name: _neighbours(entry, self.shown) for entry in self.entries}
 
     def record(self, number: int) -> Record:
         source = random.Random(f"{self.config.seed}:{self.split}:{number}")
+        missing: Entry | None = None
         if source.random() < self.config.negatives:
-            query, calls, involved = self._negative(source)
+            query, involved, missing = self._negative(source)
+            calls: list[Call] = []
         else:
             query, calls, involved = self._positive(source)
-        tools = self._tools(involved, bool(calls), source)
+        tools = self._tools(involved, missing, source)
         meta: dict[str, Any] = {"unseen_tool": True} if self.split == "unseen" else {}
         return Record(f"synthetic-{self.split}-{number}", _finish(query, source), tuple(entry.tool for entry in tools), tuple(calls), "synthetic", meta=meta)
 
@@ -161,22 +186,26 @@ class _World:
             query = source.choice(JOINTS).format(query, text)
         return query, calls, chosen
 
-    def _negative(self, source: random.Random) -> tuple[str, list[Call], list[Entry]]:
-        """No call is right: nothing fits, the fitting tool is missing, a wish is taken back, or a required value isn't given."""
+    def _negative(self, source: random.Random) -> tuple[str, list[Entry], Entry | None]:
+        """No call is right: nothing fits, the fitting tool is missing, a wish is taken back, or a required value isn't given.
+
+        Returns the request, the tools that must be offered, and the one that must not.
+        """
         kind = source.random()
         entry = source.choice(self.entries)
+        name = entry.tool.name
         if kind < 0.3:  # near miss: neighbours stand in for the tool that would fit
-            return self._request(entry, source, framed=True)[0], [], [other for other in self.neighbours[entry.tool.name][:4] if other is not entry]
+            return self._request(entry, source, framed=True)[0], self.neighbours[name][:4], entry
         if kind < 0.5:
-            orders = [text for text in self.phrasings[entry.tool.name] if _is_order(text)]
+            orders = [text for text in self.phrasings[name] if _is_order(text)]
             if orders:
                 core, _ = self._fill(entry, source.choice(orders), source)
-                return source.choice(NEGATIONS).format(core), [], [entry]
-        if kind < 0.8 and entry.vague:
-            core, _ = self._fill(entry, source.choice(entry.vague), source)
-            return _frame(core, source), [], [entry]
-        day, person = (self.values.draw(name, "", source)[0] for name in ("day", "person"))
-        return source.choice(CHAT).format(day, source.choice(TOPICS), person), [], [entry]
+                return source.choice(self.negations).format(core), [entry], None
+        if kind < 0.8 and self.vague[name]:
+            core, _ = self._fill(entry, source.choice(self.vague[name]), source)
+            return _frame(core, source), [entry], None
+        day, person = (self.values.draw(kind_of, "", source)[0] for kind_of in ("day", "person"))
+        return source.choice(self.chat).format(day, source.choice(TOPICS), person), [entry], None
 
     def _request(self, entry: Entry, source: random.Random, framed: bool) -> tuple[str, Call]:
         template = source.choice(self.phrasings[entry.tool.name])
@@ -208,18 +237,18 @@ class _World:
         text = SLOT.sub(fill, template)
         return text, {name: arguments[name] for name in entry.arguments if name in arguments}
 
-    def _tools(self, involved: Sequence[Entry], fits: bool, source: random.Random) -> list[Entry]:
-        """The involved tools among distractors: about half of them neighbours, the rest from anywhere."""
-        distinct = list({entry.tool.name: entry for entry in involved}.values())
-        room = source.randint(0, max(self.config.max_tools - len(distinct), 0))
-        near = [other for entry in distinct for other in self.neighbours.get(entry.tool.name, ())[:8] if other not in distinct]
-        pool = source.sample(near, min(len(near), (room + 1) // 2)) if fits else []
-        pool += source.sample(self.shown, min(room, len(self.shown)))
+    def _tools(self, involved: Sequence[Entry], missing: Entry | None, source: random.Random) -> list[Entry]:
+        """The involved tools among distractors: about half of them neighbours, the rest from anywhere; never `missing`."""
+        chosen = {entry.tool.name: entry for entry in involved}
+        size = len(chosen) + source.randint(0, max(self.config.max_tools - len(chosen), 0))
+        near = [other for entry in involved for other in self.neighbours.get(entry.tool.name, ())[:8]] if missing is None else []
+        pool = source.sample(near, min(len(near), (size - len(chosen) + 1) // 2)) + source.sample(self.shown, min(size, len(self.shown)))
         for other in pool:
-            if len(distinct) < len({e.tool.name for e in involved}) + room and other not in distinct and (fits or other.domain != involved[0].domain):
-                distinct.append(other)
-        source.shuffle(distinct)
-        return distinct
+            if len(chosen) < size and (missing is None or other.domain != missing.domain):
+                chosen.setdefault(other.tool.name, other)
+        offered = list(chosen.values())
+        source.shuffle(offered)
+        return offered
 
 
 def _draw(argument: Argument, values: Values, source: random.Random) -> tuple[str, Any]:

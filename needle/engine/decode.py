@@ -23,7 +23,7 @@ from needle.students.batch import collate, move
 from needle.toolschema import ToolSchemaError, call_errors
 
 DECODINGS = ("constrained", "free")
-MAX_TOKENS = 256
+MAX_TOKENS = 150
 CACHED_TOOLS = 4096
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from needle import __version__
-from needle.engine.decode import Engine
+from needle.engine.decode import MAX_TOKENS, Engine
 from needle.prompt import PromptError
 from needle.students.base import count_parameters
 from needle.toolschema import ToolSchemaError, normalise_tools
@@ -37,7 +37,7 @@ class ToolCallRequest(BaseModel):
 
     prompt: str = Field(min_length=1, description="what the user wants")
     available_functions: list[dict[str, Any]] = Field(description="name, description and parameters (JSON Schema) of each function")
-    max_tokens: int = Field(default=150, ge=1, le=2048, description="most tokens of the answer; beyond it there is no call and finish is 'length'")
+    max_tokens: int = Field(default=MAX_TOKENS, ge=1, le=2048, description="most tokens of the answer; beyond it there is no call and finish is 'length'")
 
 
 class FunctionCall(BaseModel):

@@ -154,10 +154,10 @@ Partition = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 def _partition(run: Run) -> Partition:
-    """Test records by number of calls and by seen and unseen tools, as one run sees them, so that all arms share the parts."""
+    """Test records by number of calls, seen and unseen tools, and kind of phrasing, as one run sees them, so that all arms share the parts."""
     out: dict[str, dict[str, list[int]]] = {}
     for index, score in enumerate(run.scores):
-        for group in ("calls", "seen"):
+        for group in ("calls", "seen", "phrasing"):
             if group in score.groups:
                 out.setdefault(group, {}).setdefault(score.groups[group], []).append(index)
     return {group: dict(sorted(members.items())) for group, members in out.items()}

@@ -100,6 +100,8 @@ def _groups(record: Record, seen_tools: frozenset[str] | None) -> dict[str, str]
         "tools": str(len(record.tools)) if len(record.tools) < 10 else "10+",
         "source": record.source or "(none)",
     }
+    if "phrasing" in record.meta:
+        groups["phrasing"] = str(record.meta["phrasing"])
     if "unseen_service" in record.meta or "unseen_tool" in record.meta:
         groups["seen"] = "unseen" if record.meta.get("unseen_service") or record.meta.get("unseen_tool") else "seen"
     elif seen_tools is not None:

@@ -13,7 +13,7 @@ from needle.data.augment import expand
 from needle.data.catalogue import load_catalogue
 from needle.data.encoding import BatchOrder, TokenizerConfig, fit_tokenizer, share
 from needle.data.sources import DataConfig, load_splits, subset
-from needle.data.synthetic import SyntheticConfig, dealt, generate, unseen_tools
+from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
 from needle.formats import read_records
 from needle.records import DataError, Record, canonical_json
 from needle.toolschema import call_errors
@@ -74,6 +74,11 @@ def test_phrasings_and_unseen_tools_are_kept_from_training(splits: tuple[tuple[R
     shown = [record for record in test if record.meta.get("unseen_tool")]
     assert len(shown) == SMALL.unseen
     assert {call.name for record in shown for call in record.answers} <= hidden
+    kinds = Counter(record.meta["phrasing"] for record in test if "phrasing" in record.meta)
+    assert kinds["new wording"] > 70
+    assert kinds["new frame"] > 70
+    for frames in (ORDER_FRAMES, ASIDE_FRAMES):
+        assert not set(_deal(frames, "train", "frame", 3)) & set(_deal(frames, "test", "frame", 3))
     for entry in load_catalogue():
         parts = [set(dealt(entry, split)) for split in ("train", "validation", "test")]
         assert not parts[0] & parts[1]

@@ -1,7 +1,9 @@
 """Synthetic requests from the catalogue, the embedded default data: seeded, distinct, split by phrasing.
 
-Each tool's phrasings are dealt to training, validation and test once and for all, open values (names, titles, places)
-likewise, and one tool of each domain is kept for the test of unseen tools. A record depends on the seed, its split and
+A phrasing template is a frame ("could you …") around a wording ("set an alarm for …"). Wordings and frames are dealt to
+training, validation and test once and for all, open values (names, titles, places) likewise, and one tool of each domain
+is kept for the test of unseen tools. Half of the test requests have a wording that training never shows, the other half a
+frame that it never shows; `meta.phrasing` says which. A record depends on the seed, its split and
 its number alone, so that the first 500 are the first 500 of 1,000.
 """
 
@@ -22,12 +24,13 @@ from needle.records import Call, Record
 Records = tuple[Record, ...]
 SLOT = re.compile(r"\{([\w.]+)\}")
 STATEMENT = ("i ", "i'", "we ", "my ", "{", "weather ", "volume ", "let's ", "don't ", "ticket ", "lights ", "alarm ", "next ", "tell me if")
+PLAIN = 0.2  # share of requests in no frame at all; a test request with a known wording always has one
 ORDER_FRAMES = (
-    "{}", "{}", "{}", "please {}", "{} please", "can you {}", "could you {}?", "would you {}, please?", "hey, {}", "I'd like you to {}",
+    "please {}", "{} please", "can you {}", "could you {}?", "would you {}, please?", "hey, {}", "I'd like you to {}",
     "I need you to {}", "um, {}", "uh, can you, um, {}", "so, {}", "go ahead and {}", "it would be great if you could {}", "{}, thanks",
     "be so kind and {}", "{} now", "quick: {}", "okay, {}", "time to {}", "you should {}", "{} when you get a chance",
 )  # fmt: skip
-PLAIN_FRAMES = ("{}", "{}", "{}", "hey, {}", "um, {}", "so, {}", "okay, {}", "well, {}", "{}, please", "hi, {}", "listen, {}")
+ASIDE_FRAMES = ("hey, {}", "um, {}", "so, {}", "okay, {}", "well, {}", "{}, please", "hi, {}", "listen, {}", "hello, {}", "{}, thanks", "sorry, {}", "quick one: {}", "right, {}")
 JOINTS = ("{} and {}", "{}, then {}", "{} and then {}", "{}. Also, {}", "{}; {}", "first {}, after that {}", "{}. {}", "{}, and while you're at it {}")
 NEGATIONS = (
     "don't {}",
@@ -149,14 +152,18 @@ class _World:
         self.entries = [entry for entry in catalogue if (entry.tool.name in hidden) == (split == "unseen")]
         self.shown = list(catalogue) if split == "unseen" else self.entries
         self.values = Values(held_out=split != "train")
-        self.phrasings = {entry.tool.name: dealt(entry, split) for entry in self.entries}
+        self.wordings = {entry.tool.name: dealt(entry, split) for entry in self.entries}
         self.vague = {entry.tool.name: _deal_vague(entry, split) for entry in self.entries}
         kind = "test" if split == "unseen" else split
+        self.known = {entry.tool.name: dealt(entry, "train") for entry in self.entries} if split in ("test", "validation") else {}
+        self.orders, self.asides = _deal(ORDER_FRAMES, kind, "frame", 4), _deal(ASIDE_FRAMES, kind, "frame", 3)
         self.chat, self.negations = _deal(CHAT, kind, "chat", 4), _deal(NEGATIONS, kind, "negation", 2)
         self.neighbours = {entry.tool.name: _neighbours(entry, self.shown) for entry in self.entries}
 
     def record(self, number: int) -> Record:
         source = random.Random(f"{self.config.seed}:{self.split}:{number}")
+        new_words = not self.known or source.random() < 0.5
+        self.phrasings = self.wordings if new_words else self.known
         missing: Entry | None = None
         if source.random() < self.config.negatives:
             query, involved, missing = self._negative(source)
@@ -165,6 +172,8 @@ class _World:
             query, calls, involved = self._positive(source)
         tools = self._tools(involved, missing, source)
         meta: dict[str, Any] = {"unseen_tool": True} if self.split == "unseen" else {}
+        if self.known:
+            meta["phrasing"] = "new wording" if new_words else "new frame"
         return Record(f"synthetic-{self.split}-{number}", _finish(query, source), tuple(entry.tool for entry in tools), tuple(calls), "synthetic", meta=meta)
 
     def _positive(self, source: random.Random) -> tuple[str, list[Call], list[Entry]]:
@@ -203,7 +212,7 @@ class _World:
                 return source.choice(self.negations).format(core), [entry], None
         if kind < 0.8 and self.vague[name]:
             core, _ = self._fill(entry, source.choice(self.vague[name]), source)
-            return _frame(core, source), [entry], None
+            return self._frame(core, source), [entry], None
         day, person = (self.values.draw(kind_of, "", source)[0] for kind_of in ("day", "person"))
         return source.choice(self.chat).format(day, source.choice(TOPICS), person), [entry], None
 
@@ -215,7 +224,14 @@ class _World:
             if source.random() < 0.35:
                 template = _append(template, source.choice(entry.endings[name]))
         text, arguments = self._fill(entry, template, source)
-        return (_frame(text, source) if framed else text.removeprefix("?")), Call(entry.tool.name, arguments)
+        return (self._frame(text, source) if framed else text.removeprefix("?")), Call(entry.tool.name, arguments)
+
+    def _frame(self, text: str, source: random.Random) -> str:
+        question = text.startswith("?")
+        text = text.removeprefix("?")
+        plain = self.phrasings is not self.known and source.random() < PLAIN
+        frames = self.orders if not question and _is_order(text) else self.asides
+        return ("{}" if plain else source.choice(frames)).format(text) + (source.choice(("", "?", "?")) if question else "")
 
     def _fill(self, entry: Entry, template: str, source: random.Random) -> tuple[str, dict[str, Any]]:
         """Draws a value for every slot; typos go into the words around the slots, never into a value."""
@@ -263,12 +279,6 @@ def _append(template: str, ending: str) -> str:
 
 def _is_order(text: str) -> bool:
     return not text.startswith("?") and not text.lower().startswith(STATEMENT)
-
-
-def _frame(text: str, source: random.Random) -> str:
-    if text.startswith("?"):
-        return source.choice(PLAIN_FRAMES).format(text[1:]) + source.choice(("", "?", "?"))
-    return source.choice(ORDER_FRAMES if _is_order(text) else PLAIN_FRAMES).format(text)
 
 
 def _finish(query: str, source: random.Random) -> str:

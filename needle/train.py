@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
-from needle.data.encoding import BatchOrder, Encoded, data_fingerprint, share
+from needle.data.encoding import BatchOrder, Encoded, add_distractors, data_fingerprint, share
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.losses import LossConfig, distillation_loss
@@ -55,6 +55,7 @@ class TrainConfig:
     eval_every: int = 250
     eval_records: int = 200
     patience: int = 0  # evaluations without a better exact call before stopping; 0 never stops early
+    batch_distractors: int = 0  # most tools that a record borrows from its batch, on top of its own
     save_every: int = 250
     log_every: int = 10
     resume: str = "auto"
@@ -137,6 +138,8 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
     """
     if job.train.steps < 1:
         raise RunError(f"train.steps={job.train.steps}: a run without an optimiser step would promote random weights; give at least 1")
+    if job.train.batch_distractors and job.loss.alpha:
+        raise RunError("train.batch_distractors changes what a record offers, and the teacher's stored signals don't know the new tools; leave one of them out")
     finished = _check_output(job)
     if finished is not None:
         return finished
@@ -263,6 +266,8 @@ class _Loop:
     def _pass(self, micro: Sequence[int], normalizer: int, stand_in: int) -> Tensor:
         """Forward and backward of one micro-batch. An empty one runs a record without targets, to stay in step."""
         examples = [self.examples[index] for index in micro] or [self.examples[stand_in]]
+        if self.job.train.batch_distractors:
+            examples = add_distractors(examples, self.job.train.batch_distractors, (self.job.train.seed, self.progress.step, *micro[:1]))
         batch = move(collate(examples, self.job.tokenizer, self.student.layout), self.accelerator.device)
         targets = batch.targets if micro else torch.full_like(batch.targets, -100)
         signal = self._signal(examples, targets.shape[1])

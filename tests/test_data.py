@@ -11,10 +11,11 @@ import pytest
 
 from needle.data.augment import expand
 from needle.data.catalogue import load_catalogue
-from needle.data.encoding import BatchOrder, TokenizerConfig, fit_tokenizer, share
+from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, share
 from needle.data.sources import DataConfig, load_splits, subset
 from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
 from needle.formats import read_records
+from needle.prompt import Example
 from needle.records import DataError, Record, canonical_json
 from needle.toolschema import call_errors
 
@@ -178,6 +179,17 @@ def test_processes_share_a_batch_without_loss_and_in_step(batch: int, processes:
     assert len({len(piece) for piece in pieces}) == 1
     assert sorted(index for piece in pieces for part in piece for index in part) == list(range(batch))
     assert max(len(part) for piece in pieces for part in piece) <= micro
+
+
+def test_tools_borrowed_from_the_batch_leave_labels_right_and_spare_records_without_a_call(examples: list[Example]) -> None:
+    some = examples[:20]
+    grown = add_distractors(some, 3, (0, 1))
+    assert grown == add_distractors(some, 3, (0, 1))
+    assert any(len(new.tools) > len(old.tools) for new, old in zip(grown, some, strict=True))
+    for new, old in zip(grown, some, strict=True):
+        assert new.tools[: len(old.tools)] == old.tools
+        assert len({tool.name for tool in new.tools}) == len(new.tools)
+        assert len(new.tools) - len(old.tools) <= (3 if len(old.target) > 1 else 0)
 
 
 def test_json_values_compare_as_json() -> None:

@@ -160,6 +160,13 @@ def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokeni
     assert summary["records"] == 15
 
 
+def test_borrowed_tools_train_but_not_beside_stored_signals(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    borrow = TrainConfig(steps=3, batch_size=8, micro_batch=3, batch_distractors=4)
+    assert train(job(tmp_path / "a", tokenizer, examples, records, train=borrow))["steps"] == 3
+    with pytest.raises(RunError, match="train.batch_distractors changes what a record offers"):
+        train(job(tmp_path / "b", tokenizer, examples, records, train=borrow, loss=LossConfig(1.0, 0.5, 0.5)))
+
+
 def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     frozen = OptimConfig(lr=0.0)
     summary = train(

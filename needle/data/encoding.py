@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from needle.prompt import Codec, Example, PromptError, Renderer, render_record
 from needle.records import DataError, Record
-from needle.tokenizer import TextTokenizer
+from needle.tokenizer import TOOL_LABELS, TextTokenizer
 
 POOL = 16  # batches are cut from this many batches' worth of records sorted by length
 LONG = ("drop", "error")
@@ -128,6 +128,24 @@ def share(indices: Sequence[int], rank: int, processes: int, micro_batch: int) -
     largest = -(-len(indices) // processes)
     pieces = max(-(-largest // micro_batch), 1)
     return [[int(i) for i in piece] for piece in np.array_split(np.asarray(mine, dtype=np.int64), pieces)]
+
+
+def add_distractors(examples: Sequence[Example], most: int, seed: Sequence[int]) -> list[Example]:
+    """Offers each example up to `most` tools of its batch neighbours, which a pointer student has encoded anyway.
+
+    They stand after the example's own tools, so that its labels stay right. An example without a call gets none: a new
+    tool might fit it.
+    """
+    pool = list({tool.name: tool for example in examples for tool in example.tools}.values())
+    out = []
+    for row, example in enumerate(examples):
+        own = {tool.name for tool in example.tools}
+        others = [tool for tool in pool if tool.name not in own] if len(example.target) > 1 else []
+        random = np.random.default_rng([*seed, row])
+        count = min(int(random.integers(0, most + 1)), len(others), TOOL_LABELS - len(own))
+        drawn = [others[int(i)] for i in random.permutation(len(others))[:count]]
+        out.append(replace(example, tools=(*example.tools, *drawn)))
+    return out
 
 
 def data_fingerprint(records: Iterable[Record]) -> str:

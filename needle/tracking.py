@@ -30,10 +30,10 @@ class Tracker:
         """`after_step` is the step that a resumed run goes on from: later rows of the file are dropped, they will come again."""
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= after_step] if after_step else []
-        self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - open for the run's whole life
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run's whole life
         self._wandb = _wandb_run(config, folder, run) if config.kind == "wandb" else None
         if config.kind not in ("none", "wandb"):
             raise ValueError(f"tracker.kind is '{config.kind}'; expected none or wandb")

@@ -37,7 +37,7 @@ compare: $(READY)  ## compare arms: make compare ARGS="experiment=demo output=ou
 evaluate: $(READY)  ## judge a checkpoint: make evaluate CHECKPOINT=DIR ARGS="data=jsonl data.path=FILE"
 	$(BIN)/needle evaluate checkpoint=$(CHECKPOINT) $(ARGS)
 
-serve: $(READY)  ## answer POST /tool-call on port 8000 with the demo's best student
+serve: $(READY)  ## answer POST /tool-call on port 8000 with the demo's best model
 	$(BIN)/needle serve checkpoint=$(CHECKPOINT) $(ARGS)
 
 report: $(READY)  ## write the demo's report again from its finished arms

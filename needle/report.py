@@ -70,7 +70,7 @@ def curves(report: Mapping[str, Any]) -> str:
     axes.set_xlabel("training records")
     axes.set_ylabel("exact call, %")
     _tidy(axes)
-    axes.legend(frameon=False, loc="best")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=len(colors) + 1)
     return _svg(figure)
 
 

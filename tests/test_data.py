@@ -14,6 +14,7 @@ from needle.data.catalogue import load_catalogue
 from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, share
 from needle.data.sources import DataConfig, load_splits, subset
 from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
+from needle.data.values import Values
 from needle.formats import read_records
 from needle.prompt import Example
 from needle.records import DataError, Record, canonical_json
@@ -195,3 +196,10 @@ def test_tools_borrowed_from_the_batch_leave_labels_right_and_spare_records_with
 def test_json_values_compare_as_json() -> None:
     assert canonical_json({"b": 1.0, "a": [2]}) == canonical_json({"a": [2.0], "b": 1})
     assert canonical_json(True) != canonical_json(1)
+
+
+def test_open_values_of_training_and_test_share_no_member() -> None:
+    training, held_out = Values(False).pools, Values(True).pools
+    for kind, pool in training.items():
+        if len(pool) + len(held_out[kind]) >= 50:
+            assert not set(pool) & set(held_out[kind]), kind

@@ -53,10 +53,12 @@ def run(config: Settings) -> None:
     reused = sum(run.summary["seconds"] for run in [teacher, *(run for arm in ordered for run in arm.runs)] if run.summary.get("resumed"))
     report = build_report(ordered, teacher, records, time.perf_counter() - started + reused, facts, config.compare.samples)
     write_report(output, report)
-    _keep_best(ordered, output)
+    _keep_best([teacher, *(run for arm in ordered for run in arm.runs)], output)
     console.rule("[bold]report")
     console.print((output / "report.md").read_text(encoding="utf-8"), markup=False)
-    console.print(f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best student: needle serve checkpoint={output}/best")
+    console.print(
+        f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best model, the teacher included: needle serve checkpoint={output}/best"
+    )
 
 
 def arm_label(choice: Sequence[str]) -> str:
@@ -96,9 +98,8 @@ def _describe(config: Settings) -> str:
     return f"{student['family']} student, width {student['width']}, {layers} layers, {config.train.steps} steps of {config.train.batch_size}"
 
 
-def _keep_best(arms: Sequence[Arm], output: Path) -> None:
-    """Copies the checkpoint that was best on validation, so that serving needs no search; test isn't used to choose."""
-    runs = [run for arm in arms for run in arm.runs]
+def _keep_best(runs: Sequence[Run], output: Path) -> None:
+    """Copies the checkpoint, the teacher's included, that was best on validation; test isn't used to choose."""
     best = max(runs, key=lambda run: run.summary.get("validation_exact_call") or 0.0)
     shutil.rmtree(output / "best", ignore_errors=True)
     (output / "best").mkdir(parents=True)

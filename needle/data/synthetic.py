@@ -19,7 +19,7 @@ from typing import Any
 
 from needle.data.catalogue import Argument, Entry, load_catalogue
 from needle.data.values import Values
-from needle.records import Call, Record
+from needle.records import Call, Record, Tool
 
 Records = tuple[Record, ...]
 SLOT = re.compile(r"\{([\w.]+)\}")
@@ -78,6 +78,7 @@ class SyntheticConfig:
     unseen: int = 250
     negatives: float = 0.2
     max_tools: int = 8
+    bare: float = 0.2  # share of records whose tools come without any description, as people often declare them
     domains: str = ""  # names of the catalogue's domains, joined by commas; all when empty
     seed: int = 0
 
@@ -171,10 +172,13 @@ class _World:
         else:
             query, calls, involved = self._positive(source)
         tools = self._tools(involved, missing, source)
+        declared = [entry.tool for entry in tools]
+        if source.random() < self.config.bare:
+            declared = [_bare(tool) for tool in declared]
         meta: dict[str, Any] = {"unseen_tool": True} if self.split == "unseen" else {}
         if self.known:
             meta["phrasing"] = "new wording" if new_words else "new frame"
-        return Record(f"synthetic-{self.split}-{number}", _finish(query, source), tuple(entry.tool for entry in tools), tuple(calls), "synthetic", meta=meta)
+        return Record(f"synthetic-{self.split}-{number}", _finish(query, source), tuple(declared), tuple(calls), "synthetic", meta=meta)
 
     def _positive(self, source: random.Random) -> tuple[str, list[Call], list[Entry]]:
         kind = source.random()
@@ -265,6 +269,23 @@ class _World:
         offered = list(chosen.values())
         source.shuffle(offered)
         return offered
+
+
+@lru_cache(maxsize=1)
+def _bare_tools() -> dict[str, Tool]:
+    return {entry.tool.name: Tool(entry.tool.name, "", _undescribed(entry.tool.parameters)) for entry in load_catalogue()}
+
+
+def _bare(tool: Tool) -> Tool:
+    return _bare_tools()[tool.name]
+
+
+def _undescribed(schema: Any) -> Any:
+    """The schema without its descriptions."""
+    out = {key: value for key, value in schema.items() if key != "description"}
+    if "properties" in out:
+        out["properties"] = {name: _undescribed(sub) for name, sub in out["properties"].items()}
+    return out
 
 
 def _draw(argument: Argument, values: Values, source: random.Random) -> tuple[str, Any]:

@@ -48,6 +48,12 @@ PARTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "filename": (("report", "budget", "notes", "photo", "draft", "invoice", "slides", "backup", "summary", "recipe"), (".pdf", "_2024.xlsx", ".txt", "-final.docx", "_v2.md", ".png", "-03.csv", ".zip")),
     "folder": (("documents", "downloads", "projects", "archive", "photos", "music", "work", "shared"), ("/2024", "/old", "/taxes", "/clients", "/alpha", "/holiday", "/drafts")),
 }  # fmt: skip
+CITIES = (
+    "Paris", "London", "Berlin", "New York", "Los Angeles", "San Diego", "San Antonio", "San Jose", "Santa Fe", "Las Vegas", "Chicago", "Boston", "Seattle", "Tokyo", "Hong Kong",
+    "Sao Paulo", "Buenos Aires", "Mexico City", "Cape Town", "New Delhi", "Mumbai", "Kuala Lumpur", "Abu Dhabi", "Tel Aviv", "Rome", "Milan", "Madrid", "Barcelona", "Lisbon", "Vienna",
+    "Prague", "Warsaw", "Oslo", "Stockholm", "Helsinki", "Copenhagen", "Dublin", "Edinburgh", "Salt Lake City", "Kansas City", "Saint Paul", "Fort Worth", "El Paso", "San Juan", "Rio de Janeiro",
+    "St. Louis", "New Orleans", "San Salvador", "Addis Ababa", "Den Haag",
+)  # fmt: skip
 POOL = 400
 
 
@@ -83,6 +89,8 @@ def _pools() -> dict[str, list[str]]:
     }
     pools = {name: list(dict.fromkeys(make() for _ in range(POOL))) for name, make in makers.items()}
     shuffle = random.Random(7)
+    pools["city"] = list(dict.fromkeys([*pools["city"][:100], *CITIES]))  # Faker's are invented
+    shuffle.shuffle(pools["city"])
     for name, (first, second) in PARTS.items():
         joint = "" if second[0][0] in "./" or second[0].startswith("_") else " "
         pools[name] = [f"{a}{joint}{b}" for a in first for b in second]

@@ -11,6 +11,7 @@ A tool is rendered by itself, whatever stands beside it:
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -186,15 +187,15 @@ def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
     return Example(prompt.id, prompt.query, prompt.tools, target, open_tool)
 
 
-class Codec:
+class Codec(ABC):
     """Turns calls into target tokens and back. The two codecs are `needle.codecs.JsonCodec` and `DecisionsCodec`."""
 
     name: str
 
+    @abstractmethod
     def encode(self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, ids: Sequence[int], tools: Sequence[Tool]) -> list[Call]:
         """Raises `DecodeError` when `ids` (without `<eos>`) aren't an answer."""
-        raise NotImplementedError

@@ -5,6 +5,7 @@ Legend: B records, T target positions, S positions so far, V vocabulary, D width
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,26 +17,26 @@ from needle.students.batch import Batch
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
 
 
-class Student(nn.Module):
+class Student(nn.Module, ABC):
     """Base of all students. `layout` says which source of the batch it reads."""
 
     layout = "flat"
     vocabulary: int
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
         """[B, T, V] scores or normalised log-probabilities in float32; labels that a record lacks are -inf."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, batch: Batch, cache: Any = None) -> State:
         """Reads prompts; `step` then decodes. `cache` may keep encodings of tools between calls."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, state: State, tokens: Tensor, open_tool: Tensor) -> Tensor:
         """Appends `tokens` [B] (the first are `<answer>`) and returns the next scores, [B, V].
 
         `open_tool` [B] is the index of the tool that is open after `tokens`, or -1.
         """
-        raise NotImplementedError
 
 
 class State(Protocol):

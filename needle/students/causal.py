@@ -5,6 +5,7 @@ Legend: B records, S positions, T target positions, V vocabulary, D width, H hea
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +113,9 @@ class CausalStudent(Student):
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
 
+    @abstractmethod
     def positions(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rope | None]:
         """Puts positions [B, S] into embeddings [B, S, D], or returns the rotation that attention applies."""
-        raise NotImplementedError
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed_tokens.weight)

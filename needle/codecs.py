@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from needle.prompt import Codec, Leaf, PromptError, leaves
+from needle.prompt import KINDS, Codec, Leaf, PromptError, leaves
 from needle.records import Call, Tool
 from needle.tokenizer import TextTokenizer
 
 CODECS = ("decisions", "json")
+SYNTAX, NAME, KEY, VALUE = range(len(KINDS))
 
 
 class DecodeError(ValueError):
@@ -84,6 +86,15 @@ class JsonCodec(Codec):
         ids.append(self.tokenizer.eos)
         return tuple(ids), (-1,) * len(ids)
 
+    def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
+        pieces = [self.tokenizer.raw(token) if token != self.tokenizer.eos else "" for token in ids]
+        marks = _json_marks("".join(pieces))
+        out, start = [], 0
+        for piece in pieces:
+            out.append(max(marks[start : start + len(piece)], default=SYNTAX))
+            start += len(piece)
+        return tuple(out)
+
     def decode(self, ids: Sequence[int], tools: Sequence[Tool]) -> list[Call]:
         text = self.tokenizer.decode(ids)
         try:
@@ -112,6 +123,24 @@ def _json_pieces(text: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
+def _json_marks(text: str) -> list[int]:
+    """For each character of a JSON list of calls, an index of `KINDS`."""
+    marks = [SYNTAX] * len(text)
+    depth = 0  # of braces: 1 is a call, 2 its arguments
+    naming = False  # the next string is a tool's name
+    for found in re.finditer(r'"((?:[^"\\]|\\.)*)"(:)?|[{}]|[^{}\[\],:"]+', text):
+        symbol = found[0]
+        depth += (symbol == "{") - (symbol == "}")
+        if symbol in "{}":
+            continue
+        inside = found.span(1) if symbol[0] == '"' else found.span(0)
+        is_key = bool(found[2])
+        kind = (KEY if depth > 1 else SYNTAX) if is_key else NAME if naming else VALUE
+        naming = is_key and depth == 1 and found[1] == "name"
+        marks[slice(*inside)] = [kind] * (inside[1] - inside[0])
+    return marks
+
+
 class DecisionsCodec(Codec):
     """Labels and values alone."""
 
@@ -136,6 +165,10 @@ class DecisionsCodec(Codec):
         ids.append(self.tokenizer.eos)
         open_tool.append(current)
         return tuple(ids), tuple(open_tool)
+
+    def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
+        first, last, eos = self.tokenizer.first_tool_label, self.tokenizer.first_argument_label, self.tokenizer.eos
+        return tuple(SYNTAX if token == eos else VALUE if token < first else NAME if token < last else KEY for token in ids)
 
     def _encode_arguments(self, call: Call, tool: Tool, query: Sequence[int], ids: list[int]) -> None:
         left = dict(call.arguments)

@@ -21,6 +21,9 @@ from needle.records import Call, Record, Tool
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
 
 
+KINDS = ("syntax", "name", "key", "value")
+
+
 class PromptError(ValueError):
     """A record that can't be rendered: too many tools or arguments, or too long."""
 
@@ -54,13 +57,18 @@ class RenderedTool:
 
 @dataclass(frozen=True)
 class Example:
-    """A record as tokens. `target` ends in `<eos>`; `open_tool[t]` is the tool whose arguments target t may name, or -1."""
+    """A record as tokens. `target` ends in `<eos>`; `open_tool[t]` is the tool whose arguments target t may name, or -1.
+
+    `kinds[t]` is what target t is part of (`KINDS`); `weight` is how much the record counts in the loss.
+    """
 
     id: str
     query: tuple[int, ...]
     tools: tuple[RenderedTool, ...]
     target: tuple[int, ...] = ()
     open_tool: tuple[int, ...] = ()
+    kinds: tuple[int, ...] = ()
+    weight: float = 1.0
 
     @property
     def prompt_length(self) -> int:
@@ -184,7 +192,7 @@ def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
     """Prompt and target of one record; raises `PromptError` when the answers can't be written for its tools."""
     prompt = renderer.prompt(record.id, record.query, record.tools)
     target, open_tool = codec.encode(record.answers, record.tools, prompt.query)
-    return Example(prompt.id, prompt.query, prompt.tools, target, open_tool)
+    return Example(prompt.id, prompt.query, prompt.tools, target, open_tool, codec.kinds(target))
 
 
 class Codec(ABC):
@@ -195,6 +203,10 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none)."""
+
+    @abstractmethod
+    def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """What each target token is part of, an index of `KINDS`: a tool's name, an argument's key, a value, or syntax."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int], tools: Sequence[Tool]) -> list[Call]:

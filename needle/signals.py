@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from needle.checkpoint import write_json
-from needle.losses import SparseSignal
+from needle.losses import Signal
 from needle.prompt import Example
 from needle.teachers.local import LocalTeacher
 
@@ -110,7 +110,7 @@ class SignalCache:
                 self._index[key] = (len(self._shards) - 1, first, length)
                 first += length
 
-    def read(self, examples: Sequence[Example], width: int) -> SparseSignal:
+    def read(self, examples: Sequence[Example], width: int) -> Signal:
         """The signal of a batch, flattened to [B*width, K]; padding says nothing (log-probability -inf).
 
         Raises:
@@ -123,4 +123,4 @@ class SignalCache:
             shard = self._shards[number]
             ids[row, :length] = shard.get_slice("ids")[first : first + length].long()
             log_probs[row, :length] = shard.get_slice("log_probs")[first : first + length]
-        return SparseSignal(ids.flatten(0, 1), log_probs.flatten(0, 1), self.temperature)
+        return Signal.top_k(ids.flatten(0, 1), log_probs.flatten(0, 1), self.temperature)

@@ -92,6 +92,10 @@ class TextTokenizer:
         """The text of `ids`; reserved symbols have none. Bytes that aren't UTF-8 come back as U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def raw(self, token: int) -> str:
+        """A token's bytes, one character each, in the alphabet of byte-level BPE; a reserved symbol's own name."""
+        return str(self._tokenizer.id_to_token(token))
+
     def is_tool_label(self, token: int) -> bool:
         return self.first_tool_label <= token < self.first_argument_label
 

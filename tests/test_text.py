@@ -13,8 +13,8 @@ from needle.codecs import CODECS, DecodeError, build_codec
 from needle.data.encoding import encode_records
 from needle.formats import read_records
 from needle.grammar import Grammar
-from needle.prompt import PromptError, Renderer, leaves, render_record
-from needle.records import Call, DataError, Record
+from needle.prompt import KINDS, PromptError, Renderer, leaves, render_record
+from needle.records import Call, DataError, Record, Tool
 from needle.students.batch import prompt_ids
 from needle.tokenizer import MARKERS, TextTokenizer
 from needle.toolschema import ToolSchemaError, normalise_tool
@@ -187,3 +187,24 @@ def test_long_records_are_dropped_and_counted_or_an_error(tokenizer: TextTokeniz
 def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="give at least"):
         TextTokenizer.train(["x"], 300)
+
+
+def test_every_target_token_knows_what_it_is_part_of(tokenizer: TextTokenizer) -> None:
+    """Each occurrence of a tool's name, an argument's key and a value, in both codecs; quotes inside values confuse nobody."""
+    tool = Tool("pay_bill", "", {"type": "object", "properties": {"name": {"type": "string"}, "sums": {"type": "array", "items": {"type": "integer"}}, "now": {"type": "boolean"}}})
+    calls = [Call("pay_bill", {"name": 'a "name": {x', "sums": [12, 7]}), Call("pay_bill", {"now": True})]
+    for codec_name in CODECS:
+        codec = build_codec(codec_name, tokenizer)
+        ids, _ = codec.encode(calls, [normalise_tool(tool.to_json())], ())
+        by_kind: dict[str, list[str]] = {name: [] for name in KINDS}
+        for token, kind in zip(ids, codec.kinds(ids), strict=True):
+            by_kind[KINDS[kind]].append(tokenizer.raw(token).replace("Ġ", " "))
+        if codec_name == "json":
+            assert "".join(by_kind["name"]) == "pay_billpay_bill"
+            assert "".join(by_kind["key"]) == "namesumsnow"
+            assert all(part in "".join(by_kind["value"]) for part in ('a \\"name\\": {x', "12", "7", "true"))
+        else:
+            assert by_kind["name"] == ["<tool_0>", "<tool_0>"]
+            assert by_kind["key"] == ["<arg_0>", "<arg_1>", "<arg_2>"]
+            assert "".join(by_kind["value"]) == ' a "name": {x<item> 12<item> 7 true'
+            assert by_kind["syntax"] == ["<eos>"]

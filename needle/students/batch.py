@@ -61,6 +61,7 @@ class Split:
 class Batch:
     ids: list[str]
     targets: Tensor  # [B, T], -100 is padding
+    weights: Tensor  # [B, T] how much each target counts; 0 on padding
     inputs: Tensor  # [B, T] what stands before each target: <answer>, then the targets shifted by one
     open_tool: Tensor  # [B, T] index among the record's tools of the one whose arguments target t may name; -1 is none
     tool_count: Tensor  # [B]
@@ -70,20 +71,24 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """Only these rows, for decoding: what the steps after the prompt need."""
-        return Batch([], self.targets[rows], self.inputs[rows], self.open_tool[rows], self.tool_count[rows], self.argument_count[rows])
+        return Batch([], self.targets[rows], self.weights[rows], self.inputs[rows], self.open_tool[rows], self.tool_count[rows], self.argument_count[rows])
 
 
-def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, length: int | None = None) -> Batch:
-    """Tensors of `examples`. `length` pads T to a given size; for a prompt without targets T is 1."""
+def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, kind_weights: Sequence[float] = ()) -> Batch:
+    """Tensors of `examples`; for a prompt without targets T is 1.
+
+    `kind_weights` are the weights of a target token by its kind (`prompt.KINDS`); 1 when empty.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout '{layout}' is unknown; expected one of {', '.join(LAYOUTS)}")
-    width = max([length or 1, *(len(example.target) for example in examples)])
+    width = max([1, *(len(example.target) for example in examples)])
     targets = _pad([example.target for example in examples], width, IGNORE)
     inputs = _pad([(tokenizer.answer, *example.target[:-1]) for example in examples], width, tokenizer.pad)
     tools = max([1, *(len(example.tools) for example in examples)])
     batch = Batch(
         ids=[example.id for example in examples],
         targets=targets,
+        weights=_pad([target_weights(example, kind_weights) for example in examples], width, 0, np.float32),
         inputs=inputs,
         open_tool=_pad([example.open_tool for example in examples], width, -1),
         tool_count=torch.tensor([len(example.tools) for example in examples]),
@@ -94,6 +99,13 @@ def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, 
     else:
         batch.split = _split(examples, tokenizer, tools, inputs)
     return batch
+
+
+def target_weights(example: Example, kind_weights: Sequence[float] = ()) -> list[float]:
+    """How much each target token counts: the record's weight times that of the token's kind."""
+    if not kind_weights:
+        return [example.weight] * len(example.target)
+    return [example.weight * kind_weights[kind] for kind in example.kinds]
 
 
 def prompt_ids(example: Example, tokenizer: TextTokenizer) -> list[int]:
@@ -193,9 +205,9 @@ def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int
     return _pad([list(slot) for slot in order], width, 0), torch.from_numpy(slots)
 
 
-def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> Tensor:
-    """[len(rows), width] of int64."""
-    out = np.full((len(rows), width), value, dtype=np.int64)
+def _pad(rows: Sequence[Sequence[float]], width: int, value: int, dtype: type[np.generic] = np.int64) -> Tensor:
+    """[len(rows), width] of int64, or another type."""
+    out = np.full((len(rows), width), value, dtype=dtype)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
     return torch.from_numpy(out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,28 +19,58 @@ from omegaconf import DictConfig, OmegaConf
 from needle.checkpoint import Checkpoint, CheckpointError, load_checkpoint, student_config
 from needle.codecs import build_codec
 from needle.compare import CompareConfig
-from needle.data.encoding import TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
+from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
+from needle.data.votes import as_targets
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.formats import Skipped
 from needle.losses import LossConfig
 from needle.optim import OptimConfig
 from needle.prompt import Renderer
 from needle.records import DataError, Record
+from needle.runstate import HardwareConfig
 from needle.serve.app import ServeConfig
-from needle.signals import SignalCache
-from needle.teachers.local import LocalTeacher
+from needle.signals import OnlineSignals, SignalCache, Signals
+from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals
+from needle.teachers.replay import ValueSignals
+from needle.tokenizer import TextTokenizer
 from needle.tracking import TrackerConfig
-from needle.train import HardwareConfig, Job, TrainConfig, main_process_first
+from needle.train import Job, TrainConfig, main_process_first
+
+TEACHERS = ("none", "local", "replay", "stored")
+RUNGS = {"local": ("top_k", "sampled", "value", "span"), "replay": ("value", "sequence", "argmax")}
 
 
 @dataclass
 class TeacherConfig:
-    """`kind` none or local; `checkpoint` a folder or a list of folders; `k` outcomes stored for each target position."""
+    """Who teaches, and how what it says reaches the student.
+
+    kind local: `checkpoint`, a folder or a list of them (an ensemble), asked once and cached, or `online` for every batch.
+    kind replay: what the records' `teacher` fields hold. kind stored: the folder `signals` of a cache, without its teacher.
+    `rung` top_k (the `k` likeliest tokens and an exact tail) or sampled (`k` drawn tokens) for a teacher that shares the
+    tokenizer; span (pieces of text) or value (shares of `samples` answers) for any; value, sequence or argmax of a replay.
+    `placebo` gives every position the signal of another one: a control that must not help.
+    """
 
     kind: str = "none"
     checkpoint: Any = None
     k: int = 64
+    rung: str | None = None
+    online: bool = False
+    samples: int = 8
+    seed: int = 0
+    signals: str | None = None
+    placebo: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in TEACHERS:
+            raise ValueError(f"teacher.kind is '{self.kind}'; expected one of {', '.join(TEACHERS)}")
+        rungs = RUNGS.get(self.kind, ())
+        if self.rung is not None and rungs and self.rung not in rungs:
+            raise ValueError(f"teacher.rung is '{self.rung}'; with teacher={self.kind} expected one of {', '.join(rungs)}")
+        for name in ("k", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"teacher.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass
@@ -79,17 +110,64 @@ def build_splits(config: Settings) -> Splits:
     return load_splits(config.data)
 
 
-def build_signals(config: Settings) -> SignalCache | None:
-    """The cache of the configured teacher's signals; None for fine-tuning, whatever teacher is configured."""
-    if config.loss.alpha == 0:
+def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
+    """Where the signals of the configured teacher come from; None for fine-tuning, whatever teacher is configured."""
+    if not config.loss.wants_teacher:
         return None
-    if config.teacher.kind not in ("none", "local"):
-        raise ValueError(f"teacher.kind is '{config.teacher.kind}'; expected none or local")
-    if config.teacher.kind == "none":
+    teacher, root, T = config.teacher, Path(config.cache), config.loss.temperature
+    if teacher.kind == "none":
         raise ValueError(f"loss.alpha={config.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
-    paths = config.teacher.checkpoint if isinstance(config.teacher.checkpoint, list) else [config.teacher.checkpoint]
-    teacher = LocalTeacher([Path(path) for path in paths if path])
-    return SignalCache(Path(config.cache), teacher, config.teacher.k, config.loss.temperature)
+    if teacher.kind == "stored":
+        if not teacher.signals:
+            raise ValueError("teacher=stored needs teacher.signals, a folder of stored signals")
+        return SignalCache.open(Path(teacher.signals), tokenizer.fingerprint, config.codec, T)
+    if teacher.kind == "replay":
+        if teacher.rung in ("sequence", "argmax"):
+            raise ValueError(f"teacher.rung={teacher.rung} makes targets of the teacher's answers, which fine-tuning learns: set loss=finetune, or teacher.rung=value")
+        return SignalCache.beside(root, ValueSignals(tokenizer, config.codec, teacher.k))
+    paths = teacher.checkpoint if isinstance(teacher.checkpoint, list) else [teacher.checkpoint]
+    local = LocalTeacher([Path(path) for path in paths if path])
+    rung = teacher.rung or "top_k"
+    if rung == "value":
+        return SignalCache.beside(root, SampledAnswers(local, tokenizer, config.codec, teacher.k, teacher.samples, teacher.seed))
+    if rung == "span":
+        return SignalCache.beside(root, ByteSpans(local, tokenizer, config.codec))
+    local.check(tokenizer.fingerprint, config.codec, "the student")
+    if teacher.online:
+        return OnlineSignals(local)
+    return SignalCache.beside(root, TokenSignals(local, rung, teacher.k, T, teacher.seed))
+
+
+def build_targets(config: Settings, records: list[Record]) -> tuple[list[Record], list[float] | None]:
+    """The records to train on and their weights: the given ones, or a replayed teacher's answers in place of the gold ones."""
+    if config.teacher.kind != "replay" or config.teacher.rung not in ("sequence", "argmax"):
+        return records, None
+    replayed, weights = as_targets(records, config.teacher.rung)
+    if not replayed:
+        raise DataError('teacher=replay, but no training record has recorded answers: "teacher": {"answers": [{"calls": [...], "count": 1}]} (see docs/data.md)')
+    return replayed, weights
+
+
+def fill_cache(config: Settings, cache: SignalCache, data: Encoded, progress: Callable[[str], None]) -> None:
+    """Checks what is stored, says how much is to come, and makes it."""
+    for message in cache.verify():
+        progress(f"teacher: {message}")
+    missing = cache.missing(data.examples)
+    if not missing:
+        return
+    size = sum(len(data.examples[index].target) for index in missing) * cache.bytes_per_token
+    progress(f"teacher: signals of {len(missing):,} records to make, {size / 1e6:.1f} MB in {cache.folder}")
+    device = torch.device("cuda" if config.hardware.device == "auto" and torch.cuda.is_available() else "cpu")
+    started, said = time.perf_counter(), 0.0
+
+    def tell(done: int, every: int) -> None:
+        nonlocal said
+        now = time.perf_counter() - started
+        if now - said > 5 or done == every:
+            said = now
+            progress(f"teacher: {done:,} of {every:,} records, {done / max(now, 1e-9):.0f} records/s, {now / done * (every - done):.0f} s left")
+
+    cache.build(data.records, data.examples, device, tell)
 
 
 def build_job(config: Settings, progress: Callable[[str], None] = lambda text: None) -> Job:
@@ -101,28 +179,23 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     progress(f"data: {len(splits.train):,} training, {len(splits.validation):,} validation records" + (f", {len(splits.skipped)} lines skipped" if splits.skipped else ""))
     for message in splits.skipped[:10]:
         progress(f"skipped: {message}")
+    train, weights = build_targets(config, splits.train)
     with main_process_first(config.hardware):
         tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache))
     renderer, codec = Renderer(tokenizer), build_codec(config.codec, tokenizer)
     student = student_config(config.student)
     max_length = min(config.data.max_length, getattr(student, "max_length", config.data.max_length))
-    data = encode_records(splits.train, renderer, codec, max_length, config.data.on_long)
+    data = encode_records(train, renderer, codec, max_length, config.data.on_long, weights)
     for message in data.dropped[:5]:
         progress(f"dropped: {message}")
     if data.dropped:
         progress(f"dropped {len(data.dropped)} training records in all (data.on_long=error stops instead)")
     if not data.examples:
         raise DataError("no training records are left; check data.train, data.size and data.max_length")
-    signals = build_signals(config)
-    if signals is not None:
-        signals.teacher.check(tokenizer.fingerprint, config.codec, "the student")
+    signals = build_signals(config, tokenizer)
+    if isinstance(signals, SignalCache):
         with main_process_first(config.hardware):
-            missing = signals.missing(data.examples)
-            if missing:
-                size = sum(len(example.target) for example in missing) * signals.bytes_per_token
-                progress(f"teacher: signals of {len(missing):,} records to compute, {size / 1e6:.1f} MB in {signals.folder}")
-                device = torch.device("cuda" if config.hardware.device == "auto" and torch.cuda.is_available() else "cpu")
-                signals.build(data.examples, device, lambda done, all: progress(f"teacher: {done:,} of {all:,} records") if done == all or done % 1024 == 0 else None)
+            fill_cache(config, signals, data, progress)
     tools = sorted({tool.name for record in data.records for tool in record.tools})
     info = {"fingerprint": data_fingerprint(data.records), "records": len(data.records), "sources": sorted({r.source for r in data.records}), "tools": tools}
     whole = asdict(config)
@@ -140,6 +213,7 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
         max_length=max_length,
         output=run_folder(config),
         signals=signals,
+        placebo=config.teacher.placebo,
         config={key: whole[key] for key in ("data", "student", "teacher", "loss", "optim", "hardware", "train", "tokenizer", "codec", "output", "tracker")},
         data_info=info,
     )

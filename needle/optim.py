@@ -1,48 +1,119 @@
-"""The optimiser and its schedule."""
+"""The optimisers, their schedule, and the average of the weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-SCHEDULES = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
 @dataclass
 class OptimConfig:
-    """AdamW. `warmup` and the decay are counted in optimiser steps; `final` is the last rate as a share of `lr`."""
+    """`warmup` is counted in optimiser steps; `final` is the last rate as a share of `lr`.
 
+    `name` muon gives the matrices inside the network to Muon (Jordan et al. 2024), whose update has AdamW's size, so that
+    one `lr` serves both; embeddings, norms and biases stay with AdamW. `schedule` wsd holds the rate after the warm-up and
+    falls in a line over the last `decay` of the steps (Hu et al. 2024, arXiv:2404.06395). `ema` is the decay of an average
+    of the weights, which is then what is judged and saved; 0 is none.
+    """
+
+    name: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-8
+    momentum: float = 0.95  # Muon's
     clip: float = 1.0
     warmup: int = 100
     schedule: str = "cosine"
     final: float = 0.05
+    decay: float = 0.2
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("name", self.name, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
+            if value not in choices:
+                raise ValueError(f"optim.{name} is '{value}'; expected one of {', '.join(choices)}")
+        for name in ("ema", "final", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Matrices decay; vectors (norms, biases) and embeddings don't."""
+def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon in front of it if chosen. Matrices decay; vectors (norms, biases) and embeddings don't."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decay = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2 and id(p) not in embeddings]
-    rest = [p for p in model.parameters() if p.requires_grad and not (p.dim() >= 2 and id(p) not in embeddings)]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.dim() >= 2 and id(parameter) not in embeddings else rest).append(parameter)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}] if config.name == "adamw" else []
+    groups.append({"params": rest, "weight_decay": 0.0})
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    if config.name == "adamw":
+        return [adamw]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """The rate of optimiser step `step` (from 0) of `steps`: linear warm-up, then the chosen decay to `final`."""
-    if config.schedule not in SCHEDULES:
-        raise ValueError(f"optim.schedule is '{config.schedule}'; expected one of {', '.join(SCHEDULES)}")
     warmup = min(config.warmup, max(steps // 5, 1))
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    if config.schedule == "cosine":
-        return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
-    return config.lr * (1 - (1 - config.final) * progress) if config.schedule == "linear" else config.lr
+    match config.schedule:
+        case "cosine":
+            return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
+        case "linear":
+            return config.lr * (1 - (1 - config.final) * progress)
+        case "wsd":
+            falling = max(step - steps * (1 - config.decay), 0) / max(steps * config.decay, 1)
+            return config.lr * (1 - (1 - config.final) * min(falling, 1.0))
+    return config.lr
+
+
+class Average:
+    """An exponential moving average of a module's floating-point parameters, with Adam's correction for its start."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
+        self.values = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights after one optimiser step."""
+        self.steps += 1
+        torch._foreach_lerp_(self.values, [parameter.float() for parameter in self.parameters], 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Puts the average in the weights' place for the length of a block."""
+        kept = [parameter.detach().clone() for parameter in self.parameters]
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.values, strict=True):
+                parameter.copy_(value / (1 - self.decay**self.steps))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, kept, strict=True):
+                    parameter.copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        return {str(index): value for index, value in enumerate(self.values)}
+
+    def load(self, state: dict[str, Tensor], steps: int) -> None:
+        self.steps = steps
+        for index, value in enumerate(self.values):
+            value.copy_(state[str(index)])

@@ -20,7 +20,6 @@ from typing import Any
 from needle.records import Call, Record, Tool
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
 
-
 KINDS = ("syntax", "name", "key", "value")
 
 
@@ -59,7 +58,8 @@ class RenderedTool:
 class Example:
     """A record as tokens. `target` ends in `<eos>`; `open_tool[t]` is the tool whose arguments target t may name, or -1.
 
-    `kinds[t]` is what target t is part of (`KINDS`); `weight` is how much the record counts in the loss.
+    `kinds[t]` is what target t is part of (`KINDS`); `weight` is how much the record counts in the loss; `votes` tells
+    records apart that read alike but about which a recorded teacher said other things.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Example:
     open_tool: tuple[int, ...] = ()
     kinds: tuple[int, ...] = ()
     weight: float = 1.0
+    votes: str = ""
 
     @property
     def prompt_length(self) -> int:

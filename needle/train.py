@@ -2,7 +2,7 @@
 
 A run is a function of its config: initialisation, order and dropout follow from the seed and the step, so that a run
 killed anywhere and resumed ends in the very weights of the run that wasn't. The loss of a step is a sum over its target
-tokens divided by their number, over all micro-batches and processes.
+tokens divided by their number (or summed weight), over all micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from accelerate import PartialState
+from torch import Tensor, nn
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
 from needle.data.encoding import BatchOrder, Encoded, add_distractors, data_fingerprint, share
 from needle.engine.decode import Engine
 from needle.evaluate import judge
-from needle.losses import LossConfig, distillation_loss
+from needle.losses import IGNORE, LossConfig, Signal, distillation_loss
+from needle.matching import Matching
 from needle.metrics import summarise
-from needle.optim import OptimConfig, build_optimizer, learning_rate
+from needle.optim import Average, OptimConfig, build_optimizers, learning_rate
 from needle.prompt import Example
 from needle.records import Record
-from needle.signals import SignalCache
-from needle.students.base import Student, count_parameters
-from needle.students.batch import collate, move
+from needle.runstate import HardwareConfig, State, build_accelerator
+from needle.signals import OnlineSignals, Signals
+from needle.students.base import Student, Trace, count_parameters
+from needle.students.batch import Batch, collate, move, target_weights
 from needle.students.build import StudentConfig, build_student
 from needle.tokenizer import TextTokenizer
 from needle.tracking import Tracker, TrackerConfig
@@ -42,11 +42,17 @@ STATE = "state"
 SUMMARY = "train.json"
 RUN = "run.json"
 RESUME = ("auto", "never")
+GROUPS = ("length", "source")
+VALUES = ("loss", "soft", "hard", "teacher_entropy", "teacher_mass_lost", "hidden", "attention")
 
 
 @dataclass
 class TrainConfig:
-    """`batch_size` counts the records of one optimiser step over all processes; `micro_batch` those of one pass."""
+    """`batch_size` counts the records of one optimiser step over all processes; `micro_batch` those of one pass.
+
+    `group` says which records share a micro-batch: those of similar length, or also of one source, whose tools a pointer
+    student then encodes once for all of them.
+    """
 
     steps: int = 1000
     batch_size: int = 64
@@ -59,6 +65,7 @@ class TrainConfig:
     save_every: int = 250
     log_every: int = 10
     resume: str = "auto"
+    group: str = "length"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "eval_every", "eval_records", "save_every", "log_every"):
@@ -66,21 +73,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1 (to leave {name.split('_')[0]} out, give a number above train.steps)")
         if self.resume not in RESUME:
             raise ValueError(f"train.resume is '{self.resume}'; expected one of {', '.join(RESUME)}")
-
-
-@dataclass
-class HardwareConfig:
-    """`precision` no or bf16 (autocast); `device` auto (a GPU if there is one) or cpu; `threads` of torch, all cores when 0."""
-
-    device: str = "auto"
-    precision: str = "no"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f"hardware.device is '{self.device}'; expected auto (a GPU if there is one) or cpu")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"hardware.precision is '{self.precision}'; expected no or bf16")
+        if self.group not in GROUPS:
+            raise ValueError(f"train.group is '{self.group}'; expected one of {', '.join(GROUPS)}")
 
 
 @dataclass
@@ -99,7 +93,8 @@ class Job:
     validation: Sequence[Record]
     max_length: int
     output: Path
-    signals: SignalCache | None = None
+    signals: Signals | None = None
+    placebo: bool = False  # give every position the signal of another one of its micro-batch
     config: Mapping[str, Any] = field(default_factory=dict)  # the whole run's config, as it is stored and compared on resuming
     data_info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -138,8 +133,10 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
     """
     if job.train.steps < 1:
         raise RunError(f"train.steps={job.train.steps}: a run without an optimiser step would promote random weights; give at least 1")
-    if job.train.batch_distractors and job.loss.alpha:
-        raise RunError("train.batch_distractors changes what a record offers, and the teacher's stored signals don't know the new tools; leave one of them out")
+    if job.loss.wants_teacher and job.signals is None:
+        raise RunError(f"loss.alpha={job.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
+    if job.train.batch_distractors and job.loss.wants_teacher and not isinstance(job.signals, OnlineSignals):
+        raise RunError("train.batch_distractors changes what a record offers, and stored signals don't know the new tools; set teacher.online=true, or leave one of them out")
     finished = _check_output(job)
     if finished is not None:
         return finished
@@ -193,6 +190,25 @@ def _length(example: Example, layout: str) -> int:
     return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
 
 
+class Objective(nn.Module):
+    """Student and loss as one module, so that whatever wraps it (DDP, FSDP) sees the forward pass and every parameter."""
+
+    def __init__(self, student: Student, config: LossConfig, matching: Matching | None = None) -> None:
+        super().__init__()
+        self.student, self.config, self.matching = student, config, matching
+
+    def forward(self, batch: Batch, signal: Signal | None, normalizer: float, insides: Trace | None = None) -> Tensor:
+        """`VALUES` as one tensor; the first is to be differentiated. `insides` are the teacher's."""
+        trace = Trace(attend=insides.attend) if insides is not None else None
+        logits = self.student(batch, trace)
+        loss = distillation_loss(logits.flatten(0, 1), batch.targets.flatten(), signal, self.config, normalizer, batch.weights.flatten())
+        hidden = attention = torch.zeros_like(loss.total)
+        if self.matching is not None and trace is not None and insides is not None:
+            hidden, attention = self.matching(trace, insides, batch.weights / max(normalizer, 1e-12))
+        total = loss.total + self.config.hidden * hidden + self.config.attention * attention
+        return torch.stack([total, loss.soft, loss.hard, loss.entropy, loss.lost, hidden.detach(), attention.detach()])
+
+
 class _Loop:
     """One process's share of a run."""
 
@@ -200,9 +216,7 @@ class _Loop:
         self.job, self.report = job, report
         if job.hardware.threads:
             torch.set_num_threads(job.hardware.threads)
-        self.accelerator = Accelerator(
-            mixed_precision=job.hardware.precision, cpu=job.hardware.device == "cpu", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-        )
+        self.accelerator = build_accelerator(job.hardware)
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.accelerator.wait_for_everyone()  # every process has looked into the folder
@@ -210,15 +224,52 @@ class _Loop:
             job.output.mkdir(parents=True, exist_ok=True)
             write_json(job.output / RUN, _identity(job))
         self.examples = job.data.examples
+        weights = job.loss.weights
+        self.kind_weights = () if (weights.name, weights.key, weights.value) == (1, 1, 1) else (1.0, weights.name, weights.key, weights.value)
+        self.sizes = [sum(target_weights(example, self.kind_weights)) for example in self.examples]
         torch.manual_seed(job.train.seed)
         student = build_student(job.student, job.tokenizer.size)
-        self.order = BatchOrder([_length(example, student.layout) for example in self.examples], job.train.batch_size, job.train.seed)
+        student.checkpointing = job.hardware.checkpointing
         self.parameters = count_parameters(student)
-        optimizer = build_optimizer(student, job.optim)
+        self.order = self._order(student.layout)
+        objective = Objective(student, job.loss, self._matching(student))
         self.progress = Progress()
-        self._restore(student, optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
-        self.student: Student = self.accelerator.unwrap_model(self.model)
+        self.state = State(job.output / STATE, self.accelerator)
+        self.model = objective
+        optimizers = build_optimizers(objective, job.optim)
+        self.average = Average(student, job.optim.ema) if job.optim.ema else None
+        prepared = self.accelerator.prepare(objective, *optimizers)
+        self.model, self.optimizers = prepared[0], list(prepared[1:])
+        self.student: Student = self.accelerator.unwrap_model(self.model).student
+        found = self.state.load(self.model, self.optimizers, self.average)
+        if found is not None:
+            self.progress = Progress(**found)
+        if job.hardware.compile:
+            self._compile()
+
+    def _order(self, layout: str) -> BatchOrder:
+        job = self.job
+        names = {name: index for index, name in enumerate(sorted({record.source for record in job.data.records}))}
+        groups = [names[record.source] for record in job.data.records] if job.train.group == "source" else None
+        return BatchOrder([_length(example, layout) for example in self.examples], job.train.batch_size, job.train.seed, groups, job.train.micro_batch)
+
+    def _matching(self, student: Student) -> Matching | None:
+        if not (self.job.loss.hidden or self.job.loss.attention):
+            return None
+        if not isinstance(self.job.signals, OnlineSignals):
+            raise RunError("loss.hidden and loss.attention look into the teacher as it reads each batch: set teacher=local teacher.online=true")
+        return Matching(self.job.loss, student, self.job.signals.teacher.white_box().student)
+
+    def _compile(self) -> None:
+        """Tries one pass forward and back; what torch.compile can't do isn't worth losing a run for."""
+        self.student.compile(dynamic=True)
+        try:
+            self._pass(self.order[self.progress.step][: self.job.train.micro_batch], 1.0, 0)
+        except Exception as error:
+            self.student._compiled_call_impl = None
+            self.report({"note": f"hardware.compile: torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0][:200]}); going on without it"})
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def run(self) -> dict[str, Any]:
         job, at = self.job, self.progress
@@ -232,120 +283,121 @@ class _Loop:
                 self._log(tracker, values)
             last = at.step == job.train.steps
             if (at.step % job.train.eval_every == 0 or last) and job.validation:
-                self._log(tracker, self.check())
-            if at.step % job.train.save_every == 0 and not last:
-                self._save_state()
+                self._log(tracker, self.check(tracker))
             at.seconds = time.perf_counter() - started
+            if at.step % job.train.save_every == 0 and not last:
+                self.state.save(self.model, self.optimizers, self.average, vars(at))
         return self._finish(tracker)
 
     def step(self) -> dict[str, Any]:
         """One optimiser step: the global batch, this process's micro-batches, one normaliser for all of them."""
         job, at = self.job, self.progress
         indices = self.order[at.step]
-        normalizer = sum(len(self.examples[index].target) for index in indices)
+        normalizer = sum(self.sizes[index] for index in indices)
         micro_batches = share(indices, self.rank, self.processes, job.train.micro_batch)
         torch.manual_seed((job.train.seed * 1_000_003 + at.step) * 64 + self.rank)  # dropout
         self.model.train()
-        sums = torch.zeros(3)
+        sums = torch.zeros(len(VALUES))
         for number, micro in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 sums += self._pass(micro, normalizer, indices[0])
         if self.processes > 1:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device)).cpu()
+        if not sums.isfinite().all():
+            names = ", ".join(self.examples[index].id for index in indices[:5])
+            raise RunError(f"the loss of step {at.step + 1} is {float(sums[0])} (records {names}, …); lower optim.lr={job.optim.lr}, or look at these records")
         rate = learning_rate(job.optim, at.step, job.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), job.optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        at.step, at.tokens, at.records = at.step + 1, at.tokens + normalizer, at.records + len(indices)
-        total, soft, hard = sums.tolist()
-        return {"loss": total, "soft": soft, "hard": hard, "lr": rate, "gradient_norm": float(norm)}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.average:
+            self.average.update()
+        tokens = sum(len(self.examples[index].target) for index in indices)
+        at.step, at.tokens, at.records = at.step + 1, at.tokens + tokens, at.records + len(indices)
+        loss = job.loss
+        wanted = {"loss": True, "hard": True, "hidden": loss.hidden > 0, "attention": loss.attention > 0}
+        values = {name: value for name, value in zip(VALUES, sums.tolist(), strict=True) if wanted.get(name, loss.alpha > 0)}
+        return {**values, "lr": rate, "gradient_norm": float(norm)}
 
-    def _pass(self, micro: Sequence[int], normalizer: int, stand_in: int) -> Tensor:
+    def _pass(self, micro: Sequence[int], normalizer: float, stand_in: int) -> Tensor:
         """Forward and backward of one micro-batch. An empty one runs a record without targets, to stay in step."""
+        job, at = self.job, self.progress
         examples = [self.examples[index] for index in micro] or [self.examples[stand_in]]
-        if self.job.train.batch_distractors:
-            examples = add_distractors(examples, self.job.train.batch_distractors, (self.job.train.seed, self.progress.step, *micro[:1]))
-        batch = move(collate(examples, self.job.tokenizer, self.student.layout), self.accelerator.device)
-        targets = batch.targets if micro else torch.full_like(batch.targets, -100)
-        signal = self._signal(examples, targets.shape[1])
-        logits = self.model(batch)
-        loss = distillation_loss(logits.flatten(0, 1), targets.flatten(), signal, self.job.loss, normalizer)
-        self.accelerator.backward(loss.total * self.processes)  # DDP averages over processes; the sum is wanted
-        return torch.stack([loss.total.detach(), loss.soft, loss.hard]).float().cpu()
+        if job.train.batch_distractors:
+            examples = add_distractors(examples, job.train.batch_distractors, (job.train.seed, at.step, *micro[:1]))
+        batch = move(collate(examples, job.tokenizer, self.student.layout, self.kind_weights), self.accelerator.device)
+        if not micro:
+            batch.targets = torch.full_like(batch.targets, IGNORE)
+            batch.weights = torch.zeros_like(batch.weights)
+        signal, insides = self._teach(examples, batch)
+        values: Tensor = self.model(batch, signal, normalizer, insides)
+        self.accelerator.backward(values[0] * self.processes)  # DDP averages over processes; the sum is wanted
+        return values.detach().float().cpu()
 
-    def _signal(self, examples: Sequence[Example], width: int) -> Any:
-        if self.job.loss.alpha == 0:
-            return None
-        if self.job.signals is None:
-            raise RunError(f"loss.alpha={self.job.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
-        signal = self.job.signals.read(examples, width)
-        device = self.accelerator.device
-        return signal if device.type == "cpu" else type(signal)(signal.ids.to(device), signal.log_probs.to(device), signal.temperature)
+    def _teach(self, examples: Sequence[Example], batch: Batch) -> tuple[Signal | None, Trace | None]:
+        """What the teacher says about a batch, and what it thought on its way there."""
+        job, insides = self.job, None
+        if not job.loss.wants_teacher or job.signals is None:
+            return None, None
+        if isinstance(job.signals, OnlineSignals) and (job.loss.hidden or job.loss.attention):
+            insides = Trace(attend=job.loss.attention > 0)
+            signal = job.signals.read(examples, batch, insides)
+        else:
+            signal = job.signals.read(examples, batch)
+        if job.placebo:
+            places = (batch.targets.flatten() != IGNORE).nonzero()[:, 0].cpu()
+            rows = torch.arange(batch.targets.numel())
+            random = torch.Generator().manual_seed(job.train.seed * 1_000_003 + self.progress.step)
+            rows[places] = places[torch.randperm(len(places), generator=random)]
+            signal = signal.shuffled(rows.to(batch.targets.device))
+        return signal, insides
 
-    def check(self) -> dict[str, Any]:
+    def check(self, tracker: Tracker | None) -> dict[str, Any]:
         """Exact call on validation; keeps the checkpoint when it is the best so far."""
         job, at = self.job, self.progress
         values: dict[str, Any] = {}
         exact = torch.zeros(1)
-        if self.main:
-            self.student.eval()
-            _, scores = judge(Engine(self._checkpoint()), job.validation)
-            summary = summarise(scores)
-            values = {f"validation/{name}": summary[name]["value"] for name in ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate")}
-            exact[0] = values["validation/exact_call"]
-        if self.processes > 1:
-            exact = self.accelerator.reduce(exact.to(self.accelerator.device)).cpu()
-        if float(exact) > at.best:
-            at.best, at.best_step, at.waited = float(exact), at.step, 0
+        with self._judged() as checkpoint:
             if self.main:
-                save_checkpoint(job.output, self._checkpoint())
-        else:
-            at.waited += 1
-            at.stopped = 0 < job.train.patience <= at.waited
+                answers, scores = judge(Engine(checkpoint), job.validation)
+                summary = summarise(scores)
+                values = {f"validation/{name}": summary[name]["value"] for name in ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate")}
+                exact[0] = values["validation/exact_call"]
+                if tracker:
+                    tracker.samples(at.step, job.validation, answers, scores)
+            if self.processes > 1:
+                exact = self.accelerator.reduce(exact.to(self.accelerator.device)).cpu()
+            if float(exact) > at.best:
+                at.best, at.best_step, at.waited = float(exact), at.step, 0
+                if self.main:
+                    save_checkpoint(job.output, checkpoint)
+            else:
+                at.waited += 1
+                at.stopped = 0 < job.train.patience <= at.waited
         return values
 
-    def _checkpoint(self) -> Checkpoint:
+    @contextmanager
+    def _judged(self) -> Iterator[Checkpoint]:
+        """The student as it is judged and saved: whole, in evaluation mode, its weights averaged if asked for."""
         job = self.job
-        return Checkpoint(self.student, job.student, job.tokenizer, job.codec, job.max_length, job.data_info, job.output)
+        with self.average.applied() if self.average else nullcontext():
+            student = self.student
+            if self.state.sharded:
+                whole = self.state.whole(self.model)
+                student = build_student(job.student, job.tokenizer.size)
+                if self.main:
+                    student.load_state_dict({name.removeprefix("student."): value for name, value in whole.items() if name.startswith("student.")})
+            student.eval()
+            yield Checkpoint(student, job.student, job.tokenizer, job.codec, job.max_length, job.data_info, job.output)
 
     def _log(self, tracker: Tracker | None, values: dict[str, Any]) -> None:
         if tracker and values:
             tracker.log(self.progress.step, values)
             self.report({"step": self.progress.step, "steps": self.job.train.steps, **values})
-
-    def _save_state(self) -> None:
-        """Weights, optimiser and progress beside each other under one new name, then the old state goes."""
-        self.accelerator.wait_for_everyone()
-        if not self.main:
-            return
-        root = self.job.output / STATE
-        folder, temporary = root / f"step-{self.progress.step:08d}", root / "writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.student.state_dict().items()}, temporary / "model.safetensors")
-        moments = {f"{index}.{name}": value for index, state in self.optimizer.state_dict()["state"].items() for name, value in state.items()}
-        save_file({name: value.detach().cpu().contiguous() for name, value in moments.items()}, temporary / "optimizer.safetensors")
-        write_json(temporary / "progress.json", vars(self.progress))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        for old in root.glob("step-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
-
-    def _restore(self, student: Student, optimizer: torch.optim.Optimizer) -> None:
-        states = sorted((self.job.output / STATE).glob("step-*"))
-        if not states:
-            return
-        student.load_state_dict(load_file(states[-1] / "model.safetensors"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(states[-1] / "optimizer.safetensors").items():
-            index, name = key.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.progress = Progress(**json.loads((states[-1] / "progress.json").read_text(encoding="utf-8")))
 
     def _finish(self, tracker: Tracker | None) -> dict[str, Any]:
         job, at = self.job, self.progress
@@ -364,11 +416,15 @@ class _Loop:
             "processes": self.processes,
             "device": str(self.accelerator.device),
         }
+        if at.best < 0 or not (job.output / CONFIG).exists():
+            with self._judged() as checkpoint:
+                if self.main:
+                    save_checkpoint(job.output, checkpoint)
         if tracker:
-            if at.best < 0 or not (job.output / CONFIG).exists():
-                self.student.eval()
-                save_checkpoint(job.output, self._checkpoint())
-            tracker.finish(summary)
+            origins: dict[str, Mapping[str, Any]] = {"dataset": {"fingerprint": data_fingerprint(job.data.records), **job.data_info}}
+            if job.signals is not None:
+                origins["teacher"] = {**job.signals.identity, "fingerprint": str(job.signals.identity["teacher"])}
+            tracker.finish(summary, origins)
             write_json(job.output / SUMMARY, summary)
             shutil.rmtree(job.output / STATE, ignore_errors=True)
         self.accelerator.wait_for_everyone()

@@ -25,13 +25,14 @@ from needle.losses import LossConfig
 from needle.optim import OptimConfig, learning_rate
 from needle.prompt import Example
 from needle.records import Record
-from needle.signals import SignalCache, example_key
+from needle.runstate import HardwareConfig
+from needle.signals import OnlineSignals, SignalCache, example_key
 from needle.students.batch import collate
 from needle.students.pointer import PointerConfig
-from needle.teachers.local import LocalTeacher
+from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.tokenizer import TextTokenizer
 from needle.tracking import TrackerConfig, read_metrics
-from needle.train import HardwareConfig, Job, RunError, TrainConfig, train
+from needle.train import Job, RunError, TrainConfig, train
 from tests.conftest import TINY
 
 CPU = HardwareConfig(device="cpu")
@@ -163,8 +164,11 @@ def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokeni
 def test_borrowed_tools_train_but_not_beside_stored_signals(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     borrow = TrainConfig(steps=3, batch_size=8, micro_batch=3, batch_distractors=4)
     assert train(job(tmp_path / "a", tokenizer, examples, records, train=borrow))["steps"] == 3
+    teacher = LocalTeacher([tmp_path / "a"])
+    stored = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", 8, 1.0))
     with pytest.raises(RunError, match="train.batch_distractors changes what a record offers"):
-        train(job(tmp_path / "b", tokenizer, examples, records, train=borrow, loss=LossConfig(1.0, 0.5, 0.5)))
+        train(job(tmp_path / "b", tokenizer, examples, records, train=borrow, loss=LossConfig(1.0, 0.5, 0.5), signals=stored))
+    train(job(tmp_path / "c", tokenizer, examples, records, train=borrow, loss=LossConfig(1.0, 0.5, 0.5), signals=OnlineSignals(teacher)))
 
 
 def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
@@ -227,27 +231,28 @@ def test_broken_checkpoints_say_which_part_is_wrong(tmp_path: Path, tokenizer: T
 
 def test_cached_signals_are_what_the_teacher_says_in_any_order_and_batch(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
-    cache = SignalCache(tmp_path / "cache", teacher, 8, 2.0)
-    assert cache.build(examples[:20], torch.device("cpu"), batch_size=7) == 20
-    assert cache.build(examples[:30], torch.device("cpu")) == 10
-    again = SignalCache(tmp_path / "cache", teacher, 8, 2.0)
+    cache = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", 8, 2.0))
+    assert cache.build(records[:20], examples[:20], torch.device("cpu"), batch_size=7) == 20
+    assert cache.build(records[:30], examples[:30], torch.device("cpu")) == 10
+    again = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", 8, 2.0))
     assert again.missing(examples[:30]) == []
     shuffled = [examples[i] for i in (25, 3, 17)]
     batch = collate(shuffled, tokenizer, "split")
-    signal = again.read(shuffled, batch.targets.shape[1])
+    signal = again.read(shuffled, batch)
+    assert signal.ids is not None
     dense = (teacher.log_probs(shuffled, torch.device("cpu")) / 2.0).log_softmax(-1).flatten(0, 1)
     for row, target in enumerate(batch.targets.flatten()):
         if target != -100:
             torch.testing.assert_close(signal.log_probs[row], dense[row, signal.ids[row]], atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(signal.log_probs[row], dense[row].topk(8).values, atol=1e-4, rtol=1e-3)
     with pytest.raises(KeyError):
-        again.read([examples[50]], 40)
+        again.read([examples[50]], batch)
 
 
 def test_signals_of_another_teacher_temperature_or_record_are_never_mixed_up(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     one = LocalTeacher([trained(tmp_path / "a", tokenizer, examples, records)])
     two = LocalTeacher([trained(tmp_path / "b", tokenizer, examples, records, seed=1)])
-    folders = {SignalCache(tmp_path / "c", teacher, k, T).folder for teacher, k, T in ((one, 8, 1.0), (two, 8, 1.0), (one, 9, 1.0), (one, 8, 2.0))}
+    folders = {SignalCache.beside(tmp_path / "c", TokenSignals(teacher, "top_k", k, T)).folder for teacher, k, T in ((one, 8, 1.0), (two, 8, 1.0), (one, 9, 1.0), (one, 8, 2.0))}
     assert len(folders) == 4
     assert example_key(examples[0]) != example_key(replace(examples[0], tools=examples[0].tools[::-1], target=examples[0].target))
     with pytest.raises(ValueError, match="set tokenizer.path to the teacher's folder"):
@@ -266,8 +271,8 @@ def test_an_ensemble_averages_probabilities(tmp_path: Path, tokenizer: TextToken
 
 def test_distillation_pulls_a_student_toward_its_teacher(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
     teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
-    cache = SignalCache(tmp_path / "cache", teacher, 32, 2.0)
-    cache.build(examples[:16], torch.device("cpu"))
+    cache = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", 32, 2.0))
+    cache.build(records[:16], examples[:16], torch.device("cpu"))
     run_config = TrainConfig(steps=25, batch_size=16, micro_batch=16, log_every=1, seed=5)
     train(job(tmp_path / "s", tokenizer, examples[:16], records[:16], loss=LossConfig(2.0, 1.0, 0.0), signals=cache, train=run_config))
     soft = [row["soft"] for row in read_metrics(tmp_path / "s" / "metrics.jsonl")]

@@ -147,6 +147,9 @@ class TrainingProgress:
         self.started = time.perf_counter()
 
     def __call__(self, values: Mapping[str, Any]) -> None:
+        if "note" in values:
+            console.print(f"{self.name}{values['note']}", markup=False)
+            return
         step, steps = values["step"], values["steps"]
         if "validation/exact_call" in values:
             parts = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from needle.data.votes import votes_key
 from needle.prompt import Codec, Example, PromptError, Renderer, render_record
 from needle.records import DataError, Record
 from needle.tokenizer import TOOL_LABELS, TextTokenizer
@@ -68,8 +69,8 @@ class Encoded:
     dropped: list[str] = field(default_factory=list)
 
 
-def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, max_length: int, on_long: str = "drop") -> Encoded:
-    """Nothing is cut: a record over `max_length` tokens is dropped and listed, or an error.
+def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, max_length: int, on_long: str = "drop", weights: Sequence[float] | None = None) -> Encoded:
+    """Nothing is cut: a record over `max_length` tokens is dropped and listed, or an error. `weights` are the records'.
 
     Raises:
         DataError: under `on_long="error"`, the first record that is too long or can't be written.
@@ -77,7 +78,7 @@ def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, 
     if on_long not in LONG:
         raise ValueError(f"data.on_long is '{on_long}'; expected one of {', '.join(LONG)}")
     out = Encoded([], [])
-    for record in records:
+    for index, record in enumerate(records):
         try:
             example = render_record(renderer, codec, record)
             if example.length > max_length:
@@ -87,19 +88,24 @@ def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, 
                 raise DataError(f"record {record.id}: {error} (data.on_long=drop leaves such records out and counts them)") from error
             out.dropped.append(f"{record.id}: {error}")
             continue
-        out.examples.append(example)
+        out.examples.append(replace(example, votes=votes_key(record), weight=1.0 if weights is None else weights[index]))
         out.records.append(record)
     return out
 
 
 class BatchOrder:
-    """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on in order."""
+    """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on in order.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    A batch holds examples of similar length; where `groups` are given, it is made of pieces of `piece` examples of one group each.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, groups: Sequence[int] | None = None, piece: int | None = None) -> None:
         if not lengths:
             raise DataError("no records to train on")
         self.lengths = np.asarray(lengths)
         self.batch_size = min(batch_size, len(lengths))
+        self.piece = self.batch_size if groups is None else min(piece or self.batch_size, self.batch_size)
+        self.groups = np.zeros_like(self.lengths) if groups is None else np.asarray(groups)
         self.seed = seed
         self.per_epoch = -(-len(lengths) // self.batch_size)
         self._epoch = -1
@@ -117,7 +123,12 @@ class BatchOrder:
         batches = []
         for start in range(0, len(order), POOL * self.batch_size):
             pool = order[start : start + POOL * self.batch_size]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            pool = pool[np.lexsort((self.lengths[pool], self.groups[pool]))]
+            pieces = [pool[i : i + self.piece] for i in range(0, len(pool), self.piece)]
+            if self.piece < self.batch_size:
+                ends = len(pieces) - (len(pieces[-1]) < self.piece)  # a short piece stays last, so that all others fill their batches
+                pieces = [*(pieces[i] for i in random.permutation(ends)), *pieces[ends:]]
+            pool = np.concatenate(pieces)
             batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]
 

@@ -83,8 +83,11 @@ class Engine:
         matcher = self.grammar.matcher(request.tools) if self.grammar else None
         return self._decode([_Row(0, request, matcher)], [example], max_tokens)[0]
 
-    def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64) -> list[Answer]:
-        """Answers in the order of the requests; one that can't be read gets finish `refused`, and the rest go on."""
+    def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64, sample: int | None = None) -> list[Answer]:
+        """Answers in the order of the requests; one that can't be read gets finish `refused`, and the rest go on.
+
+        `sample` is a seed: answers are then drawn from the student's own distribution instead of taking the likeliest token.
+        """
         answers: list[Answer | None] = [None] * len(requests)
         ready: list[tuple[_Row, Example]] = []
         for index, request in enumerate(requests):
@@ -97,7 +100,8 @@ class Engine:
         ready.sort(key=lambda pair: pair[1].prompt_length)
         for start in range(0, len(ready), batch_size):
             rows, examples = zip(*ready[start : start + batch_size], strict=True)
-            for row, answer in zip(rows, self._decode(list(rows), list(examples), max_tokens), strict=True):
+            random = None if sample is None else torch.Generator().manual_seed(sample * 1_000_003 + start)
+            for row, answer in zip(rows, self._decode(list(rows), list(examples), max_tokens, random), strict=True):
                 answers[row.index] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -108,7 +112,7 @@ class Engine:
         return example
 
     @torch.inference_mode()
-    def _decode(self, rows: list[_Row], examples: list[Example], max_tokens: int) -> list[Answer]:
+    def _decode(self, rows: list[_Row], examples: list[Example], max_tokens: int, random: torch.Generator | None = None) -> list[Answer]:
         device = next(self.student.parameters()).device
         batch = move(collate(examples, self.tokenizer, self.student.layout), device)
         state = self.student.start(batch, self._tools if self.student.layout == "split" else None)
@@ -122,7 +126,7 @@ class Engine:
         while active:
             open_tool = torch.tensor([row.open_tool for row in active], device=device)
             scores = self.student.step(state, tokens, open_tool).float().cpu()
-            chosen = self._choose(scores, active)
+            chosen = self._choose(scores, active, random)
             going = [i for i, (row, token) in enumerate(zip(active, chosen, strict=True)) if not self._advance(row, token, limits[row.index], answers)]
             if len(going) < len(active) and going:
                 state.select(torch.tensor(going, device=device))
@@ -130,8 +134,8 @@ class Engine:
             tokens = torch.tensor([chosen[i] for i in going], device=device)
         return [answers[row.index] for row in rows]
 
-    def _choose(self, scores: Tensor, active: list[_Row]) -> list[int]:
-        """The likeliest allowed token of each row; adds its log-probability unless it was the only one allowed."""
+    def _choose(self, scores: Tensor, active: list[_Row], random: torch.Generator | None) -> list[int]:
+        """The likeliest allowed token of each row, or one drawn; adds its log-probability unless it was the only one allowed."""
         log_probs = scores.log_softmax(-1)
         masked, free = log_probs, [True] * len(active)
         if self.grammar:
@@ -139,7 +143,8 @@ class Engine:
             free = [int(count) > 1 for count in allowed.sum(1)]
             # A finite penalty keeps the order of allowed labels that the student calls impossible.
             masked = log_probs.clamp_min(-1e4).masked_fill(~torch.from_numpy(allowed), -torch.inf)
-        chosen = [int(token) for token in masked.argmax(-1)]
+        best = masked.argmax(-1) if random is None else torch.multinomial(masked.softmax(-1), 1, generator=random)[:, 0]
+        chosen = [int(token) for token in best]
         for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
             if free[index]:
                 row.log_prob += float(log_probs[index, token])

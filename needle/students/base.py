@@ -6,15 +6,26 @@ Legend: B records, T target positions, S positions so far, V vocabulary, D width
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from needle.students.batch import Batch
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
+
+
+@dataclass
+class Trace:
+    """What a student thought on its way to the target positions, layer by layer: for teachers that show their insides."""
+
+    attend: bool = False  # whether to collect attention, which then isn't computed by the fast kernel
+    hidden: list[Tensor] = field(default_factory=list)  # [B, T, D] after each layer of the decoder
+    attention: list[Tensor] = field(default_factory=list)  # [B, T, S] over the prompt's positions, the mean of the heads
 
 
 class Student(nn.Module, ABC):
@@ -22,10 +33,22 @@ class Student(nn.Module, ABC):
 
     layout = "flat"
     vocabulary: int
+    checkpointing = False  # forget what a block computed, and compute it again for the gradient
+
+    @property
+    @abstractmethod
+    def traced(self) -> tuple[int, int]:
+        """How many layers a `Trace` gets, and their width D."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, trace: Trace | None = None) -> Tensor:
         """[B, T, V] scores or normalised log-probabilities in float32; labels that a record lacks are -inf."""
+
+    def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """A block's output, through activation checkpointing while training if asked for."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     @abstractmethod
     def start(self, batch: Batch, cache: Any = None) -> State:
@@ -44,6 +67,14 @@ class State(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows of the batch."""
+
+
+def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, S] attention of queries [B, H, T, d] over keys [B, G, S, d], the mean of the heads; `mask` is true where allowed."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
+    shares: Tensor = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    return shares.mean(1)
 
 
 def mask_labels(logits: Tensor, batch: Batch, open_tool: Tensor) -> Tensor:

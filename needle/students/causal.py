@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import RMSNorm, Rope, Student, SwiGLU, init_weights, mask_labels
+from needle.students.base import RMSNorm, Rope, Student, SwiGLU, Trace, init_weights, mask_labels, mean_attention
 from needle.students.batch import Batch
 
 
@@ -74,7 +74,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv_heads * self.head, bias=bias)
         self.o_proj = nn.Linear(heads * self.head, width, bias=bias)
 
-    def forward(self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None, seen_from: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """`seen_from` [B, T] asks for the attention of these positions, [B, T, S]."""
         q = rearrange(self.q_proj(x), "B S (H d) -> B H S d", d=self.head)
         k = rearrange(self.k_proj(x), "B S (G d) -> B G S d", d=self.head)
         v = rearrange(self.v_proj(x), "B S (G d) -> B G S d", d=self.head)
@@ -84,7 +87,11 @@ class Attention(nn.Module):
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         # A causal row never sees the padding to its right, so training needs no mask.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads)
-        return self.o_proj(rearrange(out, "B H S d -> B S (H d)")), (k, v)
+        seen = None
+        if seen_from is not None:
+            chosen = q.gather(2, seen_from[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+            seen = mean_attention(chosen, k, torch.arange(k.shape[2], device=k.device) <= seen_from[:, None, :, None])
+        return self.o_proj(rearrange(out, "B H S d -> B S (H d)")), (k, v), seen
 
 
 class Block(nn.Module):
@@ -94,10 +101,12 @@ class Block(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = norms
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, cache = self.self_attn(self.input_layernorm(x), rope, past, mask)
+    def forward(
+        self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None, seen_from: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        attended, cache, seen = self.self_attn(self.input_layernorm(x), rope, past, mask, seen_from)
         x = x + self.dropout(attended)
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), cache
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), cache, seen
 
 
 class CausalStudent(Student):
@@ -120,24 +129,32 @@ class CausalStudent(Student):
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed_tokens.weight)
 
-    def trunk(self, ids: Tensor, positions: Tensor, past: list[tuple[Tensor, Tensor]] | None, mask: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """[B, S] ids to [B, S, D] hidden states and the layers' keys and values."""
+    @property
+    def traced(self) -> tuple[int, int]:
+        return len(self.layers), self.embed_tokens.embedding_dim
+
+    def trunk(
+        self, ids: Tensor, positions: Tensor, past: list[tuple[Tensor, Tensor]] | None, mask: Tensor | None, predicts: Tensor | None = None, trace: Trace | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """[B, S] ids to [B, S, D] hidden states and the layers' keys and values; `trace` gets those at `predicts` [B, T]."""
         if ids.shape[1] > self.max_length:
             raise ValueError(f"a row of {ids.shape[1]} tokens is longer than student.max_length={self.max_length}")
         x, rope = self.positions(self.embed_tokens(ids), positions)
         cache = []
         for index, layer in enumerate(self.layers):
-            x, kept = layer(x, rope, past[index] if past else None, mask)
+            x, kept, seen = self.run(layer, x, rope, past[index] if past else None, mask, predicts if trace and trace.attend else None)
             cache.append(kept)
+            if trace is not None and predicts is not None:
+                trace.hidden.append(_at(x, predicts))
+                trace.attention += [] if seen is None else [seen]
         return self.norm(x), cache
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, trace: Trace | None = None) -> Tensor:
         assert batch.flat is not None, "decoder-only students read the flat layout"
         ids = batch.flat.sequence
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        hidden, _ = self.trunk(ids, positions, None, None)
-        index = batch.flat.predicts[..., None].expand(-1, -1, hidden.shape[-1])
-        return mask_labels(self.head(hidden.gather(1, index)).float(), batch, batch.open_tool)
+        hidden, _ = self.trunk(ids, positions, None, None, batch.flat.predicts, trace)
+        return mask_labels(self.head(_at(hidden, batch.flat.predicts)).float(), batch, batch.open_tool)
 
     def start(self, batch: Batch, cache: Any = None) -> CausalState:
         assert batch.flat is not None, "decoder-only students read the flat layout"
@@ -156,6 +173,11 @@ class CausalStudent(Student):
             hidden, state.cache = self.trunk(tokens[:, None], state.length[:, None], state.cache, state.valid[:, None, None])
             state.length = state.length + 1
         return mask_labels(self.head(hidden).float(), state.batch, open_tool[:, None])[:, 0]
+
+
+def _at(x: Tensor, positions: Tensor) -> Tensor:
+    """[B, S, D] at positions [B, T]: [B, T, D]."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class SeedStudent(CausalStudent):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import RMSNorm, Rope, Student, SwiGLU, init_weights
+from needle.students.base import RMSNorm, Rope, Student, SwiGLU, Trace, init_weights, mean_attention
 from needle.students.batch import Batch, Split, next_source
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
 
@@ -181,7 +181,7 @@ class PointerStudent(Student):
         x = self.dropout(x + self.kind.weight[kind])
         rope = Rope.at(torch.arange(ids.shape[1], device=ids.device), self.head_width, self.config.rope_theta)
         for block in self.encoder:
-            x = block(x, rope, mask[:, None, None])
+            x = self.run(block, x, rope, mask[:, None, None])
         return self.norm_encoder(x)  # type: ignore[no-any-return]
 
     def encode_tools(self, split: Split, cache: OrderedDict[str, Tensor] | None = None) -> Tensor:
@@ -298,13 +298,23 @@ class PointerStudent(Student):
         written[split.tool_of, split.tool_ids] = 1.0
         return (said * self.word_weight.float()) @ written.T
 
-    def forward(self, batch: Batch) -> Tensor:
+    @property
+    def traced(self) -> tuple[int, int]:
+        return len(self.decoder), self.config.width
+
+    def forward(self, batch: Batch, trace: Trace | None = None) -> Tensor:
         memory = self.remember(batch)
         sources = memory.split.sources
         x = self.embed_inputs(batch.inputs, batch.open_tool, sources, memory)
         rope = Rope.at(torch.arange(x.shape[1], device=x.device), self.head_width, self.config.rope_theta)
         for block in self.decoder:
-            x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
+            cross = block.cross_keys(memory)  # type: ignore[operator]
+            if trace is not None and trace.attend:
+                read = block.query.queries(block.norm_cross(x))  # type: ignore[operator,union-attr]
+                trace.attention.append(mean_attention(read, cross[0], memory.split.query_mask[:, None, None]))
+            x, _ = self.run(block, x, rope, memory, cross, None)
+            if trace is not None:
+                trace.hidden.append(x)
         return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:

@@ -125,7 +125,8 @@ def test_trap_06_with_one_unmasked_token_only_the_position_that_predicts_it_gets
     assert touched == [[1, 2]]
     # and that position is the one which has read everything before the token, and not the token itself
     shorter = replace(examples[1], target=examples[1].target[:3], open_tool=examples[1].open_tool[:3], kinds=())
-    other = replace(shorter, target=(*shorter.target[:2], tokenizer.item))
+    other = replace(shorter, target=(*shorter.target[:2], tokenizer.null))
+    assert other != shorter
     rows = [student(collate([example], tokenizer, student.layout))[0, 2].log_softmax(-1) for example in (shorter, other)]
     torch.testing.assert_close(rows[0], rows[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(rows[0], logits.detach()[1, 2].log_softmax(-1), atol=1e-4, rtol=1e-3)

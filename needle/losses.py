@@ -96,6 +96,7 @@ class Signal:
     known: Tensor | None = None
     entropy: Tensor | None = None  # [N] of a sampled signal's whole distribution, in nats
     span: Tensor | None = None  # [N] which of the S spans a position belongs to, -1 for none
+    tail: Tensor | None = None  # [N] log-probability of all that isn't listed; without it, what is missing to 1
 
     @classmethod
     def dense(cls, log_probs: Tensor, temperature: float = 1.0, known: Tensor | None = None) -> Signal:
@@ -104,15 +105,15 @@ class Signal:
         return cls(log_probs, None, temperature, known)
 
     @classmethod
-    def top_k(cls, ids: Tensor, log_probs: Tensor, temperature: float = 1.0, known: Tensor | None = None) -> Signal:
-        """A teacher's K likeliest tokens, distinct, both [N, K]; what is missing to 1 is one exact tail outcome.
+    def top_k(cls, ids: Tensor, log_probs: Tensor, temperature: float = 1.0, known: Tensor | None = None, tail: Tensor | None = None) -> Signal:
+        """A teacher's K likeliest tokens, distinct, both [N, K]; the rest is one tail outcome of log-probability `tail` [N].
 
-        At `temperature` the K+1 outcomes are exact. At another, the tail's mass is taken as spread evenly over the tokens
+        Without `tail` it is what is missing to 1, which float32 knows to a millionth. At `temperature` the K+1 outcomes are exact. At another, the tail's mass is taken as spread evenly over the tokens
         that it stands for (the entropy-maximising guess).
         """
         _same_shape(ids, log_probs)
         _refuse_unnormalised(_chosen(log_probs, known), least=0.0)
-        return cls(log_probs, ids, temperature, known)
+        return cls(log_probs, ids, temperature, known, tail=tail)
 
     @classmethod
     def sampled(cls, ids: Tensor, log_weights: Tensor, entropy: Tensor, temperature: float = 1.0, known: Tensor | None = None) -> Signal:
@@ -140,10 +141,10 @@ class Signal:
         moved = {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         return replace(self, **moved)  # type: ignore[arg-type]
 
-    def shuffled(self, rows: Tensor) -> Signal:
-        """The same distributions given to other positions, [N] a permutation: the placebo teacher."""
+    def at(self, rows: Tensor) -> Signal:
+        """The signal of these positions, [n], in their order: a choice of them, or for a placebo a shuffle."""
         if self.span is not None:
-            raise ValueError("spans can't be shuffled: they belong to their text")
+            return replace(self, span=self.span[rows])
         moved = {name: value[rows] if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         return replace(self, **moved)  # type: ignore[arg-type]
 
@@ -242,7 +243,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, signal: Signal | None, config: LossConfig) -> tuple[Tensor, ...]:
-        gradient = torch.zeros_like(logits, dtype=torch.float32) if logits.requires_grad else None
+        gradient = torch.empty_like(logits, dtype=torch.float32) if logits.requires_grad else None
+        if gradient is not None:
+            gradient[targets == IGNORE] = 0
         values = torch.zeros(4, len(targets), device=logits.device)
         with torch.autocast(logits.device.type, enabled=False):
             for rows in torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk):
@@ -259,7 +262,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.dtype), None, None, None, None
+        if upstream != 1:
+            gradient = gradient * upstream
+        return gradient.to(ctx.dtype), None, None, None, None
 
 
 def _positions(z: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, signal: Signal | None, config: LossConfig, differentiate: bool) -> tuple[Tensor, Tensor]:
@@ -302,7 +307,10 @@ def _soft(student: Tensor, rows: Tensor, signal: Signal, config: LossConfig) -> 
         left = torch.where(size > 0, others.logsumexp(-1, keepdim=True), LOG_NEVER)
         within = others.sub_(left).exp_()  # the student's own distribution over the tail
         outcomes = torch.cat([student.gather(1, ids), left], dim=1)
-        tail = _log_rest(stored) if signal.entropy is None else torch.full_like(left, -torch.inf)
+        if signal.entropy is not None:
+            tail = torch.full_like(left, -torch.inf)
+        else:
+            tail = _log_rest(stored) if signal.tail is None else signal.tail[rows, None].float()
         teacher = _at_temperature(stored, torch.where(size > 0, tail, -torch.inf), size, power)
     teacher = teacher.masked_fill(outcomes == -torch.inf, -torch.inf)
     log_mass = teacher.logsumexp(-1, keepdim=True)

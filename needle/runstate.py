@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +52,18 @@ class HardwareConfig:
             raise ValueError(f"hardware.strategy is '{self.strategy}'; expected ddp or fsdp")
         if self.processes < 0:
             raise ValueError(f"hardware.processes is {self.processes}; it must be at least 1, or 0 for one on each GPU")
+
+
+def keep_memory() -> None:
+    """Asks glibc to keep freed memory instead of giving it back: on a CPU, fetching it page by page costs up to half of a step.
+
+    Elsewhere (other systems, other C libraries) nothing happens.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and the heap doesn't shrink
 
 
 def build_accelerator(hardware: HardwareConfig) -> Accelerator:

@@ -231,7 +231,8 @@ def assemble(stored: Sequence[Stored], width: int, kind: str, temperature: float
     ids, log_probs = padded("ids", 0, torch.long), padded("log_probs", -torch.inf, torch.float32)
     if kind == "sampled":
         return Signal.sampled(ids, log_probs, padded("entropy", 0.0, torch.float32), temperature, known.flatten())
-    return Signal.top_k(ids, log_probs, temperature, known.flatten())
+    tail = padded("tail", -torch.inf, torch.float32) if "tail" in stored[0] else None
+    return Signal.top_k(ids, log_probs, temperature, known.flatten(), tail)
 
 
 def _checksum(path: Path) -> str:

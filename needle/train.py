@@ -30,7 +30,7 @@ from needle.metrics import summarise
 from needle.optim import Average, OptimConfig, build_optimizers, learning_rate
 from needle.prompt import Example
 from needle.records import Record
-from needle.runstate import HardwareConfig, State, build_accelerator
+from needle.runstate import HardwareConfig, State, build_accelerator, keep_memory
 from needle.signals import OnlineSignals, Signals
 from needle.students.base import Student, Trace, count_parameters
 from needle.students.batch import Batch, collate, move, target_weights
@@ -200,8 +200,10 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, signal: Signal | None, normalizer: float, insides: Trace | None = None) -> Tensor:
         """`VALUES` as one tensor; the first is to be differentiated. `insides` are the teacher's."""
         trace = Trace(attend=insides.attend) if insides is not None else None
-        logits = self.student(batch, trace)
-        loss = distillation_loss(logits.flatten(0, 1), batch.targets.flatten(), signal, self.config, normalizer, batch.weights.flatten())
+        targets, weights = batch.targets.flatten(), batch.weights.flatten()
+        wanted = (targets != IGNORE).nonzero()[:, 0]
+        logits = self.student(batch, trace, wanted)
+        loss = distillation_loss(logits, targets[wanted], signal and signal.at(wanted), self.config, normalizer, weights[wanted])
         hidden = attention = torch.zeros_like(loss.total)
         if self.matching is not None and trace is not None and insides is not None:
             hidden, attention = self.matching(trace, insides, batch.weights / max(normalizer, 1e-12))
@@ -216,6 +218,7 @@ class _Loop:
         self.job, self.report = job, report
         if job.hardware.threads:
             torch.set_num_threads(job.hardware.threads)
+        keep_memory()
         self.accelerator = build_accelerator(job.hardware)
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -349,11 +352,13 @@ class _Loop:
         else:
             signal = job.signals.read(examples, batch)
         if job.placebo:
+            if signal.span is not None:
+                raise RunError("teacher.placebo shuffles distributions, and pieces of text (teacher.rung=span) belong to their text; leave one of them out")
             places = (batch.targets.flatten() != IGNORE).nonzero()[:, 0].cpu()
             rows = torch.arange(batch.targets.numel())
             random = torch.Generator().manual_seed(job.train.seed * 1_000_003 + self.progress.step)
             rows[places] = places[torch.randperm(len(places), generator=random)]
-            signal = signal.shuffled(rows.to(batch.targets.device))
+            signal = signal.at(rows.to(batch.targets.device))
         return signal, insides
 
     def check(self, tracker: Tracker | None) -> dict[str, Any]:

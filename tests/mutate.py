@@ -22,7 +22,7 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [  # trap's test, what is brok
     ("trap_06", "targets aren't shifted", BATCH, "(tokenizer.answer, *example.target[:-1])", "example.target"),
     ("trap_07", "padding is a target like any other", BATCH, "targets = _pad([example.target for example in examples], width, IGNORE)", "targets = _pad([example.target for example in examples], width, tokenizer.pad)"),
     ("trap_08", "stored log-probabilities go through softmax as if they were probabilities", LOSS, "stored = signal.log_probs[rows].float()", "stored = signal.log_probs[rows].float().exp().log_softmax(-1)"),
-    ("trap_09", "the student is renormalised over the top k", LOSS, "tail = _log_rest(stored) if signal.entropy is None else", "tail = torch.full_like(left, -torch.inf) if signal.entropy is None else"),
+    ("trap_09", "the student is renormalised over the top k", LOSS, "if signal.entropy is not None:\n            tail =", "if signal.tail is not None:\n            tail ="),
     ("trap_10", "the loss runs in the logits' own precision", LOSS, "_positions(logits[rows].float(),", "_positions(logits[rows],"),
     ("trap_11", "label smoothing spreads over impossible tokens too", LOSS, "possible = log_q > -torch.inf", "possible = torch.ones_like(log_q, dtype=torch.bool)"),
     ("trap_12", "a short last chunk is forgotten", LOSS, "torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk)", "[c for c in torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk) if len(c) == config.chunk or len(c) == len(targets)]"),

@@ -372,7 +372,7 @@ def test_a_killed_build_goes_on_and_a_manifest_says_how_to_rebuild(
     assert again.build(records[:40], examples[:40], CPU) == 40 - 16
     manifest = json.loads((again.folder / "manifest.json").read_text())
     assert manifest["rung"].startswith("white box")
-    assert (manifest["k"], manifest["bytes_per_token"]) == (4, 32)
+    assert (manifest["k"], manifest["bytes_per_token"]) == (4, 36)
     assert manifest["rebuild"] == f"teacher=local teacher.checkpoint=[{tmp_path}/t] teacher.rung=top_k teacher.k=4 loss.temperature=1"
 
 

@@ -123,7 +123,9 @@ class BatchOrder:
         batches = []
         for start in range(0, len(order), POOL * self.batch_size):
             pool = order[start : start + POOL * self.batch_size]
-            pool = pool[np.lexsort((self.lengths[pool], self.groups[pool]))]
+            # Every other group from long to short, so that a piece on the border of two groups holds similar lengths.
+            turned = np.where(self.groups[pool] % 2, -self.lengths[pool], self.lengths[pool])
+            pool = pool[np.lexsort((turned, self.groups[pool]))]
             pieces = [pool[i : i + self.piece] for i in range(0, len(pool), self.piece)]
             if self.piece < self.batch_size:
                 ends = len(pieces) - (len(pieces[-1]) < self.piece)  # a short piece stays last, so that all others fill their batches

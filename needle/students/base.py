@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from needle.students.batch import Batch
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
 
+EXPLICIT = 2**27  # attention weights that training on a CPU may hold at once
+HIDDEN = -1e4  # added to the score of what a query may not see; exp of it is 0 in every precision
+
 
 @dataclass
 class Trace:
@@ -41,8 +44,11 @@ class Student(nn.Module, ABC):
         """How many layers a `Trace` gets, and their width D."""
 
     @abstractmethod
-    def forward(self, batch: Batch, trace: Trace | None = None) -> Tensor:
-        """[B, T, V] scores or normalised log-probabilities in float32; labels that a record lacks are -inf."""
+    def forward(self, batch: Batch, trace: Trace | None = None, wanted: Tensor | None = None) -> Tensor:
+        """[B, T, V] scores or normalised log-probabilities in float32; labels that a record lacks are -inf.
+
+        `wanted` [N] are indices of the flattened B*T positions: then only these are scored, [N, V].
+        """
 
     def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """A block's output, through activation checkpointing while training if asked for."""
@@ -69,6 +75,28 @@ class State(Protocol):
         """Keeps only these rows of the batch."""
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
+    """[B, H, S, d] of queries [B, H, S, d] over keys and values [B, G, K, d], H a multiple of G.
+
+    `visible` is true where a query may look, [B, 1, 1 or S, K]; `causal` hides what comes later. On a CPU, where the fused
+    kernel takes up to six times as long on short rows, training multiplies the matrices itself.
+    """
+    B, H, S, d = q.shape
+    K = k.shape[2]
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or B * H * S * K > EXPLICIT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=k.shape[1] != H)
+    if k.shape[1] != H:
+        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    if causal:
+        visible = torch.ones(S, K, dtype=torch.bool, device=q.device).tril()[None, None]
+    if visible is None:
+        visible = torch.ones(1, 1, 1, K, dtype=torch.bool, device=q.device)
+    bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, HIDDEN)
+    bias = bias[0] if len(bias) == 1 else bias.expand(-1, H, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(bias, (q * d**-0.5).reshape(B * H, S, d), k.reshape(B * H, K, d).transpose(1, 2))
+    return torch.bmm(scores.softmax(-1), v.reshape(B * H, K, d)).view(B, H, S, d)
+
+
 def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """[B, T, S] attention of queries [B, H, T, d] over keys [B, G, S, d], the mean of the heads; `mask` is true where allowed."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -77,19 +105,30 @@ def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     return shares.mean(1)
 
 
-def mask_labels(logits: Tensor, batch: Batch, open_tool: Tensor) -> Tensor:
-    """Puts -inf on the labels that a record lacks: tools beyond its own, arguments beyond those of the open tool.
+def mask_labels(logits: Tensor, batch: Batch, open_tool: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """Puts -inf, in place, on the labels that a record lacks: tools beyond its own, arguments beyond those of the open tool.
 
     Args:
-        logits: [B, T, V].
+        logits: [B, T, V], or [N, V] of the `wanted` positions.
         open_tool: [B, T], -1 for none.
     """
     arguments = batch.argument_count.gather(1, open_tool.clamp_min(0)).masked_fill(open_tool < 0, 0)
     no_tool = torch.arange(TOOL_LABELS, device=logits.device) >= batch.tool_count[:, None, None]
     no_argument = torch.arange(ARGUMENT_LABELS, device=logits.device) >= arguments[..., None]
-    text = logits.shape[-1] - TOOL_LABELS - ARGUMENT_LABELS
-    mask = torch.cat([no_tool.expand(*logits.shape[:2], -1), no_argument], dim=-1)
-    return torch.cat([logits[..., :text], logits[..., text:].masked_fill(mask, -torch.inf)], dim=-1)
+    mask = torch.cat([no_tool.expand(*open_tool.shape, -1), no_argument], dim=-1)
+    logits[..., -mask.shape[-1] :].masked_fill_(at_positions(mask, wanted), -torch.inf)
+    return logits
+
+
+def at_positions(x: Tensor, wanted: Tensor | None) -> Tensor:
+    """[B, T, ...] at flat positions [N]: [N, ...]; everything when `wanted` is None."""
+    return x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
+
+
+def working_precision(x: Tensor) -> Tensor:
+    """`x` in autocast's precision, so that the residual stream that begins with it moves half the bytes; itself without autocast."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class RMSNorm(nn.Module):
@@ -102,6 +141,36 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * weight, in float32 inside (Ba et al. 2016, arXiv:1607.06450): one fused pass, unlike `RMSNorm` on a CPU."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) from random bytes, an eighth of the random numbers that a coin for each element takes.
+
+    The share is rounded to the next 1/256, and the rest scaled by what that is.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.threshold = round(p * 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.threshold:
+            return x
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        return torch.where(kept, x * (256 / (256 - self.threshold)), 0.0)
 
 
 class SwiGLU(nn.Module):
@@ -121,7 +190,7 @@ class SwiGLU(nn.Module):
 class Rope:
     """Rotary positions in the half-split layout that Llama weights use (Su et al. 2021, arXiv:2104.09864)."""
 
-    cos: Tensor  # [..., S, d]
+    cos: Tensor  # [..., S, d/2]
     sin: Tensor
 
     @classmethod
@@ -129,16 +198,37 @@ class Rope:
         """`positions` [..., S]; the tables get a heads dimension when positions have a batch one."""
         frequencies = theta ** (-torch.arange(0, head, 2, device=positions.device).float() / head)
         angles = positions[..., None].float() * frequencies
-        angles = torch.cat([angles, angles], dim=-1)
         if angles.dim() == 3:
             angles = angles.unsqueeze(1)
         return cls(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotates [B, H, S, d]."""
-        left, right = x.float().chunk(2, dim=-1)
-        rotated = torch.cat([-right, left], dim=-1)
-        return (x.float() * self.cos + rotated * self.sin).to(x.dtype)
+        """Rotates [B, H, S, d], in the precision of `x`."""
+        rotated: Tensor = _Rotate.apply(x, self.cos.to(x.dtype), self.sin.to(x.dtype))  # type: ignore[no-untyped-call]
+        return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """Writes each half once and adds the other in place; backward turns the gradient the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, sin, 1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    out = torch.empty_like(x)
+    first, second = out.chunk(2, dim=-1)
+    torch.mul(left, cos, out=first).addcmul_(right, sin, value=sign)
+    torch.mul(right, cos, out=second).addcmul_(left, sin, value=-sign)
+    return out
 
 
 def init_weights(module: nn.Module, residuals: int) -> None:

@@ -19,7 +19,8 @@ from needle.prompt import Example, RenderedTool
 from needle.tokenizer import TextTokenizer
 
 LAYOUTS = ("flat", "split")
-CHUNKS = 4  # tools are encoded in this many groups of similar length, to waste less on padding
+CHUNKS = 10  # requests and tools are encoded in at most this many groups of similar length, to waste less on padding
+LEAST_ROWS = 8  # of such a group
 
 
 @dataclass
@@ -33,12 +34,14 @@ class Flat:
 
 @dataclass
 class Split:
-    """Request and tools apart: what the pointer student reads. Positions of tools are packed: all tools in one row of M."""
+    """Requests and tools apart: what the pointer student reads. Positions of tools are packed: all tools in one row of M."""
 
     query: Tensor  # [B, Q] ids, right-padded
     query_mask: Tensor  # [B, Q] true on the request
-    tool_chunks: list[Tensor]  # [u, s] ids each, right-padded, of similar length
-    pack: Tensor  # [M] picks the valid positions out of all chunks laid end to end
+    chunks: list[Tensor]  # [r, s] ids each, right-padded: requests and tools of similar length
+    kinds: list[Tensor]  # [r] each: 0 for a request, 1 for a tool
+    pack: Tensor  # [M] picks the tools' valid positions out of all chunks laid end to end
+    unpack: Tensor  # [B, Q] picks the requests' positions; 0 on padding
     tool_of: Tensor  # [M] which of the U tools a position belongs to
     tool_ids: Tensor  # [M] ids
     copyable: Tensor  # [C] positions in M that an answer may copy
@@ -46,6 +49,7 @@ class Split:
     candidates: Tensor  # [B, J] the distinct tokens that a record may copy; padding is <pad>, and stands last in every row
     slots: Tensor  # [B, Q+N] which candidate each request position and each copied position is
     tools: Tensor  # [B, K] which of the U tools each record has; -1 is padding
+    owned: Tensor  # [B, S] the positions in M of each record's own tools, counted from 1; 0, the empty slot, stands first; -1 is padding
     heads: Tensor  # [U] position in M of each tool's marker
     markers: Tensor  # [U, A] position in M of each argument's marker; -1 is padding
     keys: list[str]  # [U] each tool's content, for caches
@@ -53,7 +57,7 @@ class Split:
 
     def select(self, rows: Tensor) -> Split:
         """The same tools for only these rows of the batch."""
-        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools", "sources")
+        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools", "owned", "sources")
         return replace(self, **{name: getattr(self, name)[rows] for name in per_record})
 
 
@@ -136,18 +140,11 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
             distinct.setdefault(tool.key, tool)
     ordered = sorted(distinct.values(), key=lambda tool: len(tool.ids))
     number = {tool.key: index for index, tool in enumerate(ordered)}
-    chunks, pack, offset = [], [], 0
-    groups = [list(group) for group in np.array_split(np.arange(len(ordered)), min(CHUNKS, max(len(ordered) // 8, 1))) if len(group)]
-    for group in groups:
-        rows = [ordered[index].ids for index in group]
-        size = len(rows[-1])
-        chunks.append(_pad(rows, size, tokenizer.pad))
-        pack += [offset + row * size + position for row, ids in enumerate(rows) for position in range(len(ids))]
-        offset += len(rows) * size
     starts = np.cumsum([0] + [len(tool.ids) for tool in ordered])
     first_copy = np.cumsum([0] + [len(tool.copyable) for tool in ordered])
     arguments = max([1, *(len(tool.markers) for tool in ordered)])
     queries = [example.query or (tokenizer.query,) for example in examples]
+    chunks, kinds, places = _chunks([*queries, *(tool.ids for tool in ordered)], len(queries), tokenizer.pad)
     query_width = max(len(query) for query in queries)
     padded_queries = _pad(queries, query_width, tokenizer.pad)
     lengths = torch.tensor([len(query) for query in queries])
@@ -157,8 +154,10 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
     return Split(
         query=padded_queries,
         query_mask=torch.arange(query_width) < lengths.unsqueeze(1),
-        tool_chunks=chunks,
-        pack=torch.tensor(pack, dtype=torch.long),
+        chunks=chunks,
+        kinds=kinds,
+        pack=torch.from_numpy(np.concatenate(places[len(queries) :]) if ordered else np.zeros(0, dtype=np.int64)),
+        unpack=_pad(places[: len(queries)], query_width, 0),
         tool_of=torch.tensor([index for index, tool in enumerate(ordered) for _ in tool.ids], dtype=torch.long),
         tool_ids=torch.tensor([token for tool in ordered for token in tool.ids], dtype=torch.long),
         copyable=torch.tensor([starts[index] + place for index, tool in enumerate(ordered) for place in tool.copyable], dtype=torch.long),
@@ -166,11 +165,32 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
         candidates=candidates,
         slots=slots,
         tools=_pad([[number[tool.key] for tool in example.tools] for example in examples], width, -1),
+        owned=_own_positions([[number[tool.key] for tool in example.tools] for example in examples], starts),
         heads=torch.tensor(starts[:-1], dtype=torch.long),
         markers=_pad([[starts[index] + place for place in tool.markers] for index, tool in enumerate(ordered)], arguments, -1),
         keys=[tool.key for tool in ordered],
         sources=trace_sources(padded_queries, inputs),
     )
+
+
+def _chunks(rows: Sequence[Sequence[int]], requests: int, pad: int) -> tuple[list[Tensor], list[Tensor], list[np.ndarray]]:
+    """Rows of similar length together, what kind each is, and where each row's tokens lie when all chunks are laid end to end."""
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    chunks, kinds, offset = [], [], 0
+    places = [np.zeros(0, dtype=np.int64)] * len(rows)
+    for group in np.array_split(order, min(CHUNKS, max(len(rows) // LEAST_ROWS, 1))):
+        width = len(rows[group[-1]])
+        chunks.append(_pad([rows[index] for index in group], width, pad))
+        kinds.append(torch.from_numpy((group >= requests).astype(np.int64)))
+        for number, index in enumerate(group):
+            places[index] = offset + number * width + np.arange(len(rows[index]))
+        offset += len(group) * width
+    return chunks, kinds, places
+
+
+def _own_positions(tools: Sequence[Sequence[int]], starts: np.ndarray) -> Tensor:
+    rows = [np.concatenate([[0], *(np.arange(starts[tool], starts[tool + 1]) + 1 for tool in own)]) for own in tools]
+    return _pad(rows, max(len(row) for row in rows), -1)
 
 
 def trace_sources(query: Tensor, inputs: Tensor) -> Tensor:
@@ -205,7 +225,7 @@ def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int
     return _pad([list(slot) for slot in order], width, 0), torch.from_numpy(slots)
 
 
-def _pad(rows: Sequence[Sequence[float]], width: int, value: int, dtype: type[np.generic] = np.int64) -> Tensor:
+def _pad(rows: Sequence[Sequence[float]] | Sequence[np.ndarray], width: int, value: int, dtype: type[np.generic] = np.int64) -> Tensor:
     """[len(rows), width] of int64, or another type."""
     out = np.full((len(rows), width), value, dtype=dtype)
     for index, row in enumerate(rows):

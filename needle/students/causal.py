@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import RMSNorm, Rope, Student, SwiGLU, Trace, init_weights, mask_labels, mean_attention
+from needle.students.base import Dropout, RMSNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mask_labels, mean_attention, working_precision
 from needle.students.batch import Batch
 
 
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         # A causal row never sees the padding to its right, so training needs no mask.
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads)
+        out = attention(q, k, v, mask, causal=mask is None)
         seen = None
         if seen_from is not None:
             chosen = q.gather(2, seen_from[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
@@ -99,7 +99,7 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn, self.mlp = attention, mlp
         self.input_layernorm, self.post_attention_layernorm = norms
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None, seen_from: Tensor | None = None
@@ -140,6 +140,7 @@ class CausalStudent(Student):
         if ids.shape[1] > self.max_length:
             raise ValueError(f"a row of {ids.shape[1]} tokens is longer than student.max_length={self.max_length}")
         x, rope = self.positions(self.embed_tokens(ids), positions)
+        x = working_precision(x)
         cache = []
         for index, layer in enumerate(self.layers):
             x, kept, seen = self.run(layer, x, rope, past[index] if past else None, mask, predicts if trace and trace.attend else None)
@@ -149,12 +150,13 @@ class CausalStudent(Student):
                 trace.attention += [] if seen is None else [seen]
         return self.norm(x), cache
 
-    def forward(self, batch: Batch, trace: Trace | None = None) -> Tensor:
+    def forward(self, batch: Batch, trace: Trace | None = None, wanted: Tensor | None = None) -> Tensor:
         assert batch.flat is not None, "decoder-only students read the flat layout"
         ids = batch.flat.sequence
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         hidden, _ = self.trunk(ids, positions, None, None, batch.flat.predicts, trace)
-        return mask_labels(self.head(_at(hidden, batch.flat.predicts)).float(), batch, batch.open_tool)
+        hidden = at_positions(_at(hidden, batch.flat.predicts), wanted)
+        return mask_labels(self.head(hidden).float(), batch, batch.open_tool, wanted)
 
     def start(self, batch: Batch, cache: Any = None) -> CausalState:
         assert batch.flat is not None, "decoder-only students read the flat layout"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import RMSNorm, Rope, Student, SwiGLU, Trace, init_weights, mean_attention
+from needle.students.base import Dropout, LayerNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mean_attention, working_precision
 from needle.students.batch import Batch, Split, next_source
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
 
@@ -50,7 +50,8 @@ class Memory:
 
     query: Tensor  # [B, Q, D]
     tools: Tensor  # [1+M, D]
-    visible: Tensor  # [B, 1+M]
+    owned: Tensor  # [B, S] rows of `tools` that each record may look at
+    visible: Tensor  # [B, S] false on padding
     split: Split
 
 
@@ -64,9 +65,9 @@ class PointerState:
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory
-        self.memory = Memory(memory.query[rows], memory.tools, memory.visible[rows], memory.split.select(rows))
+        self.memory = Memory(memory.query[rows], memory.tools, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
         self.source = self.source[rows]
-        self.cross = [(qk[rows], qv[rows], tk, tv) for qk, qv, tk, tv in self.cross]
+        self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
         self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
 
 
@@ -85,7 +86,10 @@ class Heads(nn.Module):
         return queries
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.kv_proj(x).chunk(2, dim=-1)
+        return self.split(self.kv_proj(x))
+
+    def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = joined.chunk(2, dim=-1)
         return rearrange(keys, "... S (H d) -> ... H S d", d=self.head), rearrange(values, "... S (H d) -> ... H S d", d=self.head)
 
     def join(self, x: Tensor) -> Tensor:
@@ -97,14 +101,14 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention = Heads(config.width, config.heads)
         self.mlp = SwiGLU(config.width, config.hidden)
-        self.norm_attention, self.norm_mlp = RMSNorm(config.width), RMSNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm_attention, self.norm_mlp = LayerNorm(config.width), LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor) -> Tensor:
         normed = self.norm_attention(x)
         q = rope(self.attention.queries(normed))
         k, v = self.attention.keys_values(normed)
-        x = x + self.dropout(self.attention.join(F.scaled_dot_product_attention(q, rope(k), v, attn_mask=mask)))
+        x = x + self.dropout(self.attention.join(attention(q, rope(k), v, mask)))
         return x + self.dropout(self.mlp(self.norm_mlp(x)))  # type: ignore[no-any-return]
 
 
@@ -113,11 +117,13 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.own, self.query, self.tools = (Heads(config.width, config.heads) for _ in range(3))
         self.mlp = SwiGLU(config.width, config.hidden)
-        self.norm_own, self.norm_cross, self.norm_mlp = (RMSNorm(config.width) for _ in range(3))
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm_own, self.norm_cross, self.norm_mlp = (LayerNorm(config.width) for _ in range(3))
+        self.dropout = Dropout(config.dropout)
 
     def cross_keys(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return *self.query.keys_values(memory.query), *self.tools.keys_values(memory.tools)
+        """Tools are projected once for the batch, then dealt out to the records that offer them."""
+        tools = F.embedding(memory.owned, self.tools.kv_proj(memory.tools))
+        return *self.query.keys_values(memory.query), *self.tools.split(tools)
 
     def forward(
         self, x: Tensor, rope: Rope, memory: Memory, cross: tuple[Tensor, Tensor, Tensor, Tensor], past: tuple[Tensor, Tensor] | None
@@ -128,20 +134,13 @@ class DecoderBlock(nn.Module):
         k = rope(k)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        x = x + self.dropout(self.own.join(F.scaled_dot_product_attention(q, k, v, is_causal=past is None)))
+        x = x + self.dropout(self.own.join(attention(q, k, v, causal=past is None)))
         normed = self.norm_cross(x)
         query_keys, query_values, tool_keys, tool_values = cross
-        read = F.scaled_dot_product_attention(self.query.queries(normed), query_keys, query_values, attn_mask=memory.split.query_mask[:, None, None])
-        x = x + self.dropout(self.query.join(read)) + self.dropout(self._read_tools(normed, memory, tool_keys, tool_values))
+        read = attention(self.query.queries(normed), query_keys, query_values, memory.split.query_mask[:, None, None])
+        seen = attention(self.tools.queries(normed), tool_keys, tool_values, memory.visible[:, None, None])
+        x = x + self.dropout(self.query.join(read)) + self.dropout(self.tools.join(seen))
         return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
-
-    def _read_tools(self, x: Tensor, memory: Memory, keys: Tensor, values: Tensor) -> Tensor:
-        """All targets of the batch attend to the batch's distinct tools at once; per-record copies would cost more."""
-        B, T, _ = x.shape
-        q = rearrange(self.tools.queries(x), "B H T d -> 1 H (B T) d")
-        mask = memory.visible[:, None].expand(-1, T, -1).reshape(1, 1, B * T, -1)
-        out = F.scaled_dot_product_attention(q, keys[None], values[None], attn_mask=mask)
-        return self.tools.join(rearrange(out, "1 H (B T) d -> B H T d", B=B))
 
 
 class PointerStudent(Student):
@@ -159,50 +158,46 @@ class PointerStudent(Student):
         self.kind = nn.Embedding(3, D)  # request, tool, answer
         self.no_tool = nn.Parameter(torch.zeros(D))  # the empty slot
         self.encoder = nn.ModuleList([EncoderBlock(config) for _ in range(config.encoder_layers)])
-        self.norm_encoder = RMSNorm(D)
+        self.norm_encoder = LayerNorm(D)
         self.decoder = nn.ModuleList([DecoderBlock(config) for _ in range(config.decoder_layers)])
-        self.norm_decoder = RMSNorm(D)
+        self.norm_decoder = LayerNorm(D)
         self.point_query, self.point_schema, self.point_tool, self.point_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.key_query, self.key_schema, self.key_tool, self.key_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.follow = nn.Linear(D, 1)  # how much likelier the request's next token is while one is being copied
         self.word_weight = nn.Parameter(torch.full((self.first_label,), 0.5)) if config.lexical else None
         self.word_gate = nn.Linear(D, 1) if config.lexical else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         init_weights(self, 2 * config.encoder_layers)
 
     # Encoding
 
-    def encode_rows(self, ids: Tensor, mask: Tensor, kind: int) -> Tensor:
-        """[R, S] ids to [R, S, D]."""
+    def encode_rows(self, ids: Tensor, mask: Tensor, kinds: Tensor) -> Tensor:
+        """[R, S] ids of requests (kind 0) and tools (kind 1) to [R, S, D]."""
         x = self.embed(ids) * self.config.width**0.5
-        if self.training and kind == 0 and self.config.token_dropout:
-            kept = torch.rand(ids.shape, device=ids.device) >= self.config.token_dropout
+        if self.training and self.config.token_dropout:
+            kept = (torch.rand(ids.shape, device=ids.device) >= self.config.token_dropout) | (kinds[:, None] == 1)
             x = x * kept[..., None]
-        x = self.dropout(x + self.kind.weight[kind])
+        x = working_precision(self.dropout(x + self.kind(kinds)[:, None]))
         rope = Rope.at(torch.arange(ids.shape[1], device=ids.device), self.head_width, self.config.rope_theta)
         for block in self.encoder:
             x = self.run(block, x, rope, mask[:, None, None])
         return self.norm_encoder(x)  # type: ignore[no-any-return]
 
-    def encode_tools(self, split: Split, cache: OrderedDict[str, Tensor] | None = None) -> Tensor:
-        """[1+M, D], the empty slot in front. `cache` keeps encodings by a tool's content."""
-        if cache is not None:
-            return self._cached_tools(split, cache)
-        chunks = [self.encode_rows(ids, ids != 0, 1).flatten(0, 1) for ids in split.tool_chunks]
-        empty = self.no_tool[None]
-        if not chunks:
-            return empty
-        packed = torch.cat(chunks).index_select(0, split.pack)
-        return torch.cat([empty.to(packed.dtype), packed])
+    def encode(self, split: Split) -> tuple[Tensor, Tensor]:
+        """[B, Q, D] of the requests and [1+M, D] of their tools, the empty slot in front."""
+        rows = torch.cat([self.encode_rows(ids, ids != 0, kinds).flatten(0, 1) for ids, kinds in zip(split.chunks, split.kinds, strict=True)])
+        tools = torch.cat([self.no_tool[None].to(rows.dtype), rows.index_select(0, split.pack)])
+        return F.embedding(split.unpack, rows), tools
 
     def _cached_tools(self, split: Split, cache: OrderedDict[str, Tensor]) -> Tensor:
+        """[1+M, D]; `cache` keeps encodings by a tool's content."""
         found = []
         sizes = torch.bincount(split.tool_of, minlength=len(split.keys)).tolist() if split.keys else []
         for key, head, size in zip(split.keys, split.heads.tolist(), sizes, strict=True):
             encoding = cache.get(key)
             if encoding is None:
                 ids = split.tool_ids[head : head + size][None]
-                encoding = cache[key] = self.encode_rows(ids, torch.ones_like(ids, dtype=torch.bool), 1)[0]
+                encoding = cache[key] = self.encode_rows(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, 0]))[0]
             cache.move_to_end(key)
             found.append(encoding)
         return torch.cat([self.no_tool[None], *found])
@@ -210,11 +205,11 @@ class PointerStudent(Student):
     def remember(self, batch: Batch, cache: OrderedDict[str, Tensor] | None = None) -> Memory:
         split = batch.split
         assert split is not None, "the pointer student reads the split layout"
-        query = self.encode_rows(split.query, split.query_mask, 0)
-        mine = torch.zeros(len(split.tools), len(split.heads) + 1, dtype=torch.bool, device=query.device)
-        mine.scatter_(1, split.tools + 1, True)  # column 0 takes the padding
-        visible = mine[:, 1:].index_select(1, split.tool_of)
-        return Memory(query, self.encode_tools(split, cache), F.pad(visible, (1, 0), value=True), split)
+        if cache is None:
+            query, tools = self.encode(split)
+        else:
+            query, tools = self.encode_rows(split.query, split.query_mask, torch.zeros_like(split.query[:, 0])), self._cached_tools(split, cache)
+        return Memory(query, tools, split.owned.clamp_min(0), split.owned >= 0, split)
 
     # Decoding
 
@@ -237,24 +232,27 @@ class PointerStudent(Student):
         copied = memory.query.gather(1, sources.clamp_min(0)[..., None].expand(-1, -1, plain.shape[-1]))
         plain = plain + copied.to(plain.dtype) * (sources >= 0)[..., None]
         x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
-        return self.dropout(x + self.kind.weight[2])  # type: ignore[no-any-return]
+        return working_precision(self.dropout(x + self.kind.weight[2]))
 
-    def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, memory: Memory) -> Tensor:
+    def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, memory: Memory, wanted: Tensor | None = None) -> Tensor:
         """[B, T, D] to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
 
-        Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched.
+        Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched. With
+        `wanted` [N] flat positions, [N, V].
         """
+        B, T, _ = hidden.shape
         split = memory.split
-        text = F.linear(hidden, F.pad(self.embed.weight, (0, 0, 0, TOOL_LABELS + ARGUMENT_LABELS))).float()
-        candidates = split.candidates[:, None].expand(-1, hidden.shape[1], -1)
-        spelled = text.gather(2, candidates)
-        copied = self._copy_scores(hidden, sources, memory)
+        copied, labels, row = self._copy_scores(hidden, sources, memory), self._label_scores(hidden, open_tool, memory), torch.arange(B, device=hidden.device)
+        positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
+        hidden, copied, labels, row = (at_positions(x, positions) for x in (hidden, copied, labels, row[:, None].expand(B, T)))
+        text = F.linear(hidden, self.embed.weight)
+        candidates = split.candidates[row]  # [N, J]
+        spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
-        mass = (spelled - top).exp().scatter_add(2, split.slots[:, None].expand_as(copied), (copied - top).exp())
+        mass = (spelled - top).exp().scatter_add(1, split.slots[row], (copied - top).exp())
         joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
-        labels = torch.arange(self.first_label, self.vocabulary, device=hidden.device).expand(*hidden.shape[:2], -1)
-        scattered: Tensor = text.scatter(2, torch.cat([candidates, labels], dim=-1), torch.cat([joined, self._label_scores(hidden, open_tool, memory)], dim=-1))
-        return scattered
+        scores = torch.cat([text.float(), labels], dim=-1).scatter_(1, candidates, joined)
+        return scores.view(B, T, -1) if wanted is None else scores
 
     def _copy_scores(self, hidden: Tensor, sources: Tensor, memory: Memory) -> Tensor:
         """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
@@ -302,7 +300,7 @@ class PointerStudent(Student):
     def traced(self) -> tuple[int, int]:
         return len(self.decoder), self.config.width
 
-    def forward(self, batch: Batch, trace: Trace | None = None) -> Tensor:
+    def forward(self, batch: Batch, trace: Trace | None = None, wanted: Tensor | None = None) -> Tensor:
         memory = self.remember(batch)
         sources = memory.split.sources
         x = self.embed_inputs(batch.inputs, batch.open_tool, sources, memory)
@@ -315,7 +313,7 @@ class PointerStudent(Student):
             x, _ = self.run(block, x, rope, memory, cross, None)
             if trace is not None:
                 trace.hidden.append(x)
-        return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory)
+        return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory, wanted)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)

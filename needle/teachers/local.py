@@ -89,14 +89,16 @@ class TokenSignals:
 
     @property
     def bytes_per_token(self) -> int:
-        return self.k * 8 + (4 if self.kind == "sampled" else 0)
+        return self.k * 8 + 4
 
     def make(self, records: Sequence[Record], examples: Sequence[Example], device: torch.device) -> list[Stored]:
         log_probs = self.teacher.log_probs(examples, device)
         if self.kind == "top_k":
-            top = (log_probs / self.temperature).log_softmax(-1).topk(self.k, dim=-1)
-            ids, values = top.indices.to(torch.int32).cpu(), top.values.cpu()
-            return [{"ids": ids[row, : len(e.target)], "log_probs": values[row, : len(e.target)]} for row, e in enumerate(examples)]
+            tempered = (log_probs / self.temperature).log_softmax(-1)
+            top = tempered.topk(self.k, dim=-1)
+            tail = tempered.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+            parts = {"ids": top.indices.to(torch.int32).cpu(), "log_probs": top.values.cpu(), "tail": tail.cpu()}
+            return [{name: part[row, : len(example.target)] for name, part in parts.items()} for row, example in enumerate(examples)]
         out = []
         for row, example in enumerate(examples):
             random = torch.Generator().manual_seed(hash((self.seed, example.query, example.target)) % 2**63)  # hashes of numbers are the same in every process

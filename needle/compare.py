@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ RATES = ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_ca
 
 @dataclass
 class CompareConfig:
-    """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of arms."""
+    """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of arms.
+
+    With `train=false` nothing is trained: the report is about the arms that are there, and names those that aren't.
+    """
 
     teacher: list[str] = field(default_factory=list)
     sweep: str = "distill_vs_finetune"
     samples: int = 12
+    train: bool = True
 
 
 @dataclass
@@ -104,6 +108,15 @@ def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _common_seeds(a: Arm, b: Arm) -> tuple[Arm, Arm] | None:
+    """Both arms with only the seeds that both have, in one order; None when there are none: a sweep may be unfinished."""
+    seeds = sorted({run.seed for run in a.runs} & {run.seed for run in b.runs})
+    if not seeds:
+        return None
+    one, two = (replace(arm, runs=[next(run for run in arm.runs if run.seed == seed) for seed in seeds]) for arm in (a, b))
+    return one, two
+
+
 def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], wall_seconds: float, facts: Mapping[str, Any], samples: int = 12) -> dict[str, Any]:
     """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students' settings."""
     parts = _partition(teacher or arms[0].runs[0])
@@ -135,7 +148,7 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
     for size in sizes:
         here = [arm for arm in arms if arm.data_size == size]
         base = next((arm for arm in here if arm.loss["alpha"] == 0), None)
-        pairs += [paired(arm, base) for arm in here if base is not None and arm is not base]
+        pairs += [paired(*shared) for arm in here if base is not None and arm is not base and (shared := _common_seeds(arm, base))]
     report: dict[str, Any] = {
         **facts,
         "arms": rows,

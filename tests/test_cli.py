@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from needle.cli.app import compose, misspelt
-from needle.cli.compare import sweep_grid
+from needle.cli.app import compose, misspelt, sweep_grid
 from needle.config import settings
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.records import write_jsonl
@@ -43,6 +44,9 @@ def test_every_experiment_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_gives_a_grid(name: str) -> None:
+    if name == "tune":
+        assert compose(["sweep=tune"], with_hydra=True).hydra.sweeper.n_trials == 12
+        return
     grid = sweep_grid([f"sweep={name}"])
     assert len(grid) >= 2
     for choice in grid:
@@ -122,12 +126,64 @@ def test_train_then_evaluate_a_file(tmp_path: Path) -> None:
         assert {"gold", "predicted", "exact", "confidence"} <= set(rows[0])
 
 
-def test_a_plain_multirun_trains_every_arm(tmp_path: Path) -> None:
-    assert needle("train", *SHORT, "output=teacher", folder=tmp_path).returncode == 0
-    words = ["sweep=distill_vs_finetune", "teacher.checkpoint=teacher", "data.size=20", "train.seed=0,1"]
-    result = needle("train", "-m", *SHORT, *words, folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "outputs").glob("synthetic-pointer-*-n20-seed?-*/train.json"))) == 4
+def test_a_sweep_of_twelve_arms_keeps_a_book_and_compare_takes_its_arms_over(tmp_path: Path) -> None:
+    """Half of the arms can't run: the others go on, book and report name them, and the same command goes on with the rest."""
+    size = [*SHORT, "experiment=demo", "data.synthetic.train=520", "train.eval_every=2", "compare.teacher=['train.steps=3']", "output=cmp"]
+    assert needle("train", *size, "train.steps=3", "output=cmp/teacher", folder=tmp_path).returncode == 0
+    words = [*size, "sweep=distill_vs_finetune", "teacher.checkpoint=cmp/teacher"]
+    result = needle("train", "-m", *words, folder=tmp_path)
+    assert result.returncode == 1
+    assert "6 of 12 arms finished, 6 failed" in result.stderr
+    assert "missing: loss=distill data.size=2000 train.seed=1: data.size=2000, but only 520 training records exist" in result.stderr
+    assert len(list((tmp_path / "cmp" / "arms").glob("*/train.json"))) == 6
+    report = needle("compare", *size, "compare.train=false", folder=tmp_path)
+    assert report.returncode == 0, report.stderr
+    stored = json.loads((tmp_path / "cmp" / "report.json").read_text())
+    assert [(arm["name"], arm["data_size"], arm["seeds"]) for arm in stored["arms"]] == [("distill", 500, [0, 1, 2]), ("finetune", 500, [0, 1, 2])]
+    assert len(stored["missing"]) == 6
+    assert "Missing arms" in (tmp_path / "cmp" / "report.md").read_text()
+
+
+def test_ctrl_c_stops_a_sweep_which_then_goes_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "needle.cli", "train", "-m", *SHORT, "train.seed=0,1,2", "train.steps=40", "train.eval_every=100"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("outputs/*/train.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted; the same command goes on where it stopped" in said
+    assert "of 3 arms finished" in said
+    assert "Traceback" not in said
+    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert "3 of 3 arms finished" in again.stderr
+    assert again.stderr.count("was finished already") >= 1
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
+def test_other_launchers_share_the_book(tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray leaves its session's key there
+    result = needle("train", "-m", *SHORT, f"launcher={launcher}", "train.seed=0,1", "loss=finetune,label_smoothing", "train.batch_size=8,0", folder=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert "4 of 8 arms finished, 4 failed" in result.stderr
+    assert result.stderr.count("train.batch_size is 0; it must be at least 1") >= 4
+    assert len(list(tmp_path.glob("outputs/*/train.json"))) == 4
+
+
+def test_optuna_gives_every_loss_the_same_number_of_trials_and_goes_on(tmp_path: Path) -> None:
+    for loss in ("finetune", "label_smoothing"):
+        words = ["train", "-m", *SHORT, "sweep=tune", f"loss={loss}", "hydra.sweeper.n_trials=3", "train.eval_records=6"]
+        result = needle(*words, folder=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "3 of 3 arms finished" in result.stderr
+    again = needle(*words, folder=tmp_path)
+    assert again.stderr.count("was finished already") == 3
+    assert len(list(tmp_path.glob("outputs/*/train.json"))) == 6
+    assert len(list(tmp_path.glob("outputs/sweeps/tune-*/optimization_results.yaml"))) == 2
 
 
 @pytest.mark.parametrize("name", ["demo"])
@@ -144,8 +200,8 @@ def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_pa
     ]
     assert len(report["paired"]) == 2
     assert report["test_records"] == 16
-    again = needle("compare", *words, folder=tmp_path)
-    assert again.stderr.count("was finished already") == 13
+    again = needle("train", "-m", *words, "sweep=distill_vs_finetune", "teacher.checkpoint=cmp/teacher", folder=tmp_path)
+    assert again.stderr.count("was finished already") == 12, again.stderr
     judged = needle("evaluate", "checkpoint=cmp/best", "max_tokens=12", *[w for w in SHORT if w.startswith("data.")], folder=tmp_path)
     assert judged.returncode == 0, judged.stderr
 

@@ -3,50 +3,131 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import itertools
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from needle.cli.sweep import Book, Entry, arm_folder
 from needle.config import Settings, settings
 
 CONFIGS = "pkg://needle_conf"
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+RANK = int(os.environ.get("RANK", "0"))  # of several processes of one run, only the first talks
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
 
 
 def register() -> None:
     ConfigStore.instance().store(name="schema", node=Settings)
 
 
-def launch(command: str, run: Callable[[Settings], None]) -> None:
-    """Runs a command as a Hydra app. Errors of the user's making end in one line and exit code 2."""
+def launch(command: str, run: Callable[[Settings], float | None]) -> None:
+    """Runs a command as a Hydra app, or with -m as a sweep of it. Errors of the user's making end in one line and exit code 2."""
     register()
     problem = misspelt(given_settings())
     if problem:
         fail(problem)
+    sys.argv[0] = f"needle {command}"
+    hydra_config = _hydra_config(given_settings())
+    book = None
+    if {"-m", "--multirun"} & set(sys.argv) or str(hydra_config.mode or "").endswith("MULTIRUN"):
+        book = _plan(command, hydra_config)
+        sys.argv.append(f"hydra.sweep.dir='{book.folder}'")
+    try:
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(functools.partial(_body, run))()
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted[/]; the same command goes on where it stopped")
+        sys.exit(130)
+    finally:
+        if book:
+            console.print(f"[bold]{book.summary()}[/]; {book.folder}")
+            for choice, reason in book.missing():
+                console.print(f"  missing: {' '.join(choice)}: {reason}", markup=False)
+    if book and book.missing():
+        sys.exit(1)
 
-    def body(config: DictConfig) -> None:
+
+def _body(run: Callable[[Settings], float | None], config: DictConfig) -> float | None:
+    """One run. In a sweep an error is written down and the next arm goes on; None is what a sweeper takes for a failure."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
         try:
-            run(settings(config))
+            return run(settings(config))
         except (ValueError, OmegaConfBaseException, FileNotFoundError) as error:
             fail(str(error))
-        except KeyboardInterrupt:
-            console.print("[yellow]interrupted[/]; the same command goes on where the last state was saved")
-            sys.exit(130)
+    return _arm(run, config, Book(Path(hydra_config.sweep.dir)), list(hydra_config.overrides.task))
 
-    sys.argv[0] = f"needle {command}"
-    hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(body)()
+
+def _arm(run: Callable[[Settings], float | None], config: DictConfig, book: Book, overrides: Sequence[str]) -> float | None:
+    choice = book.choice(overrides)
+    entry = Entry(choice, "running", started=time.time())
+    book.write(entry)
+    console.print(f"[bold]{' '.join(choice)}[/]  ({book.summary()})")
+    try:
+        typed = settings(config)
+        if typed.output:
+            typed.output = str(arm_folder(Path(typed.output), choice))
+        if typed.tracker.group is None:
+            typed.tracker.group = book.folder.name
+        entry.output = str(typed.output or "")
+        result = run(typed)
+        entry.state, entry.result = "finished", result
+        return result
+    except (Exception, KeyboardInterrupt) as error:  # an arm's error, whatever it is, is not the other arms'
+        entry.state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        entry.error = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            entry.error = ""
+            raise
+        console.print(f"failed: {' '.join(choice)}: {entry.error}", style="red", markup=False)
+        return None
+    finally:
+        entry.seconds = round(time.time() - entry.started, 1)
+        book.write(entry)
+
+
+def _hydra_config(words: Sequence[str]) -> Any:
+    """Hydra's own settings for these words; of a sweep's words, the first value each."""
+    return compose([_single(override) for override in OverridesParser.create().parse_overrides(list(words))], with_hydra=True).hydra
+
+
+def _plan(command: str, hydra_config: Any) -> Book:
+    """The sweep's book, with all arms where the sweeper knows them beforehand."""
+    words = given_settings()
+    if "ray" in str(hydra_config.launcher._target_):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    trials = hydra_config.sweeper.get("n_trials")
+    grid = None if trials else sweep_grid(words)
+    return Book.plan(Path("outputs/sweeps"), command, words, grid, trials or len(grid or []))
+
+
+def sweep_grid(words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each arm: the product of the sweep's parameters, the last one varying fastest, as Hydra does it."""
+    parser = OverridesParser.create()
+    params = dict(_hydra_config([word for word in words if not word.startswith("-")]).sweeper.params or {})
+    given = {override.key_or_group: override for override in parser.parse_overrides(list(words))}
+    axes = {f"{key}": parser.parse_overrides([f"{key}={value}"])[0] for key, value in params.items() if key not in given}
+    axes |= {key: override for key, override in given.items() if override.is_sweep_override()}
+    if not axes:
+        raise ValueError("the sweep has no axis: give hydra.sweeper.params in a file of conf/sweep, or values with commas, train.seed=0,1,2")
+    values = [[f"{key}={value}" for value in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])] for key, o in axes.items()]
+    return [list(choice) for choice in itertools.product(*values)]
 
 
 def given_settings() -> list[str]:
@@ -54,8 +135,10 @@ def given_settings() -> list[str]:
     return [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Prints the error and ends the program with exit code 2."""
+    if RANK:
+        print(f"error in process {RANK}: {message}", file=sys.stderr)
     console.print("[bold red]error:[/] ", end="")
     console.print(message, markup=False)
     sys.exit(2)
@@ -97,7 +180,7 @@ def misspelt(words: Sequence[str]) -> str | None:
     return None
 
 
-GROUPS = ("data", "student", "teacher", "loss", "optim", "hardware", "tracker", "experiment", "sweep", "serve")
+GROUPS = ("data", "student", "teacher", "loss", "optim", "hardware", "tracker", "experiment", "sweep", "launcher", "serve")
 
 
 def _is_group(override: Override) -> bool:
@@ -106,6 +189,9 @@ def _is_group(override: Override) -> bool:
 
 def _single(override: Override) -> str:
     """The override as one run would get it: of a sweep, its first value."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return f"{override.get_key_element()}={value.start}"
     if override.is_sweep_override():
         return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
     return str(override.input_line)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from needle.checkpoint import load_checkpoint, student_config
-from needle.cli.app import TrainingProgress, compose, console, given_settings, launch
+from needle.cli.app import TrainingProgress, compose, console, given_settings, launch, sweep_grid
+from needle.cli.sweep import arm_folder
 from needle.compare import Arm, Run, build_report, write_report
-from needle.config import Settings, build_job, build_splits, settings
+from needle.config import Settings, build_job, build_splits, run_folder, settings
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.records import Record
-from needle.train import train
+from needle.train import SUMMARY, train
 
 
 def run(config: Settings) -> None:
@@ -29,19 +27,31 @@ def run(config: Settings) -> None:
     if not records:
         raise ValueError("the data has no test records to compare on; set data.test, or data=synthetic")
     console.rule("[bold]teacher")
+    missing: list[dict[str, str]] = []
     teacher_words = [*given, *config.compare.teacher, f"output={output / 'teacher'}"]
-    teacher = _run(teacher_words, records, 0, "teacher  ")
+    teacher = _run(teacher_words, records, 0, "teacher  ", config.compare.train)
+    if teacher is None:
+        missing.append({"arm": "teacher", "reason": "not trained"})
     arms: dict[tuple[str, int], Arm] = {}
     grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
     for number, choice in enumerate(grid, 1):
         console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
-        folder = "_".join(word.replace("=", "-").replace("/", "-") for word in choice)
-        words = [*given, "teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}", *choice, f"output={output / 'arms' / folder}"]
+        words = [*given, "teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}", *choice, f"output={arm_folder(output, choice)}"]
         arm = settings(compose(words))
-        done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ")
+        try:
+            done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ", config.compare.train)
+        except ValueError as error:
+            console.print(f"failed: {error}", style="red", markup=False)
+            missing.append({"arm": " ".join(choice), "reason": str(error)})
+            continue
+        if done is None:
+            missing.append({"arm": " ".join(choice), "reason": "not trained"})
+            continue
         label, size = arm_label(choice), arm.data.size or done.summary["training_records"]
         loss = {"alpha": arm.loss.alpha, "beta": arm.loss.beta, "temperature": arm.loss.temperature}
         arms.setdefault((label, size), Arm(label, loss, size, [])).runs.append(done)
+    if not arms:
+        raise ValueError(f"no arm of {len(grid)} is trained in {output}: {missing[-1]['reason']}")
     ordered = sorted(arms.values(), key=lambda arm: (arm.data_size, arm.name))
     plain = [word for word in given if not word.startswith("output=")]
     facts = {
@@ -49,11 +59,13 @@ def run(config: Settings) -> None:
         "subtitle": f"{_describe(config)}; teacher: {_describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
         "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={output / 'teacher'}"],
         "student": asdict(student_config(config.student)),
+        "missing": missing,
     }
-    reused = sum(run.summary["seconds"] for run in [teacher, *(run for arm in ordered for run in arm.runs)] if run.summary.get("resumed"))
+    trained = [*([teacher] if teacher else []), *(run for arm in ordered for run in arm.runs)]
+    reused = sum(run.summary["seconds"] for run in trained if run.summary.get("resumed"))
     report = build_report(ordered, teacher, records, time.perf_counter() - started + reused, facts, config.compare.samples)
     write_report(output, report)
-    _keep_best([teacher, *(run for arm in ordered for run in arm.runs)], output)
+    _keep_best(trained, output)
     console.rule("[bold]report")
     console.print((output / "report.md").read_text(encoding="utf-8"), markup=False)
     console.print(
@@ -67,19 +79,12 @@ def arm_label(choice: Sequence[str]) -> str:
     return " ".join(word.removeprefix("loss=") for word in varied) or "arm"
 
 
-def sweep_grid(words: Sequence[str]) -> list[list[str]]:
-    """The overrides of each arm: the product of the sweep's parameters, the last one varying fastest, as Hydra does it."""
-    params = compose(words, with_hydra=True).hydra.sweeper.params
-    if not params:
-        raise ValueError("the sweep has no hydra.sweeper.params, so there are no arms to compare")
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    axes = [[f"{o.key_or_group}={value}" for value in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])] for o in parsed]
-    return [list(choice) for choice in itertools.product(*axes)]
-
-
-def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str) -> Run:
-    """Trains if need be, then judges on the test records."""
+def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, may_train: bool) -> Run | None:
+    """Trains if need be, then judges on the test records; None for an arm that isn't trained and may not be."""
     config = settings(compose(words))
+    if not may_train and not (run_folder(config) / SUMMARY).exists():
+        console.print(f"{name}isn't trained")
+        return None
     job = build_job(config, lambda text: console.print(name + text, markup=False))
     summary = train(job, TrainingProgress(name))
     if summary.get("resumed"):

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
 from needle.cli.app import TrainingProgress, console, launch
-from needle.config import Settings, build_job
-from needle.train import train
+from needle.cli.sweep import launch_processes
+from needle.config import Settings, build_job, run_folder
+from needle.train import SUMMARY, train
 
 
-def run(config: Settings) -> None:
-    job = build_job(config, lambda text: console.print(text, markup=False))
-    summary = train(job, TrainingProgress())
-    best = summary["validation_exact_call"]
+def run(config: Settings) -> float | None:
+    """Trains, and returns exact call on validation: what a sweeper maximises."""
+    processes = config.hardware.processes or max(torch.cuda.device_count(), 1)
+    if processes > 1 and "RANK" not in os.environ:
+        output = run_folder(config)
+        launch_processes([*HydraConfig.get().overrides.task, f"output={output}"], processes)
+        summary = json.loads((Path(output) / SUMMARY).read_text(encoding="utf-8"))
+    else:
+        job = build_job(config, lambda text: console.print(text, markup=False))
+        output = job.output
+        summary = train(job, TrainingProgress())
+    best: float | None = summary["validation_exact_call"]
     known = f", exact call {100 * best:.1f}% on validation at step {summary['best_step']}" if best is not None else ""
     state = "was finished already" if summary.get("resumed") else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"
-    console.print(f"[bold]{job.output}[/] {state}{known}")
+    console.print(f"[bold]{output}[/] {state}{known}")
+    return best
 
 
 def main() -> None:

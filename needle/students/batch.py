@@ -225,7 +225,7 @@ def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int
     return _pad([list(slot) for slot in order], width, 0), torch.from_numpy(slots)
 
 
-def _pad(rows: Sequence[Sequence[float]] | Sequence[np.ndarray], width: int, value: int, dtype: type[np.generic] = np.int64) -> Tensor:
+def _pad(rows: Sequence[Any], width: int, value: int, dtype: type[np.generic] = np.int64) -> Tensor:
     """[len(rows), width] of int64, or another type."""
     out = np.full((len(rows), width), value, dtype=dtype)
     for index, row in enumerate(rows):

@@ -67,8 +67,11 @@ def keep_memory() -> None:
 
 
 def build_accelerator(hardware: HardwareConfig) -> Accelerator:
+    """Raises ValueError for shards without GPUs, which Accelerate would take for plain DDP."""
     plugin = None
     if hardware.strategy == "fsdp":
+        if hardware.device == "cpu" or not torch.cuda.is_available():
+            raise ValueError("hardware.strategy=fsdp shares a student out over GPUs, and there are none; on a CPU use hardware=cpu_2")
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True)
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
     return Accelerator(mixed_precision=hardware.precision, cpu=hardware.device == "cpu", kwargs_handlers=handlers, fsdp_plugin=plugin)
@@ -136,7 +139,7 @@ class State:
         for number, optimizer in enumerate(optimizers):
             rows: Any
             if self.sharded:
-                rows = get_optimizer_state_dict(model, _plain(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True))["state"]
+                rows = get_optimizer_state_dict(model, _plain(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True)).get("state", {})
             else:
                 rows = optimizer.state_dict()["state"]
             out |= {f"{number}.{parameter}|{name}": value for parameter, row in rows.items() for name, value in row.items()}
@@ -149,7 +152,7 @@ class State:
             rows.setdefault(parameter if self.sharded else int(parameter), {})[name] = value
         if self.sharded:
             options = StateDictOptions(full_state_dict=True)
-            groups = get_optimizer_state_dict(model, _plain(optimizer), options=options)["param_groups"]
+            groups: Any = get_optimizer_state_dict(model, _plain(optimizer))["param_groups"]
             set_optimizer_state_dict(model, _plain(optimizer), {"state": rows, "param_groups": groups}, options=options)
         else:
             optimizer.load_state_dict({"state": rows, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -28,6 +28,7 @@ class TrackerConfig:
 
     kind: str = "none"
     project: str = "needle"
+    entity: str | None = None
     mode: str = "auto"
     group: str | None = None
     arm: str | None = None
@@ -119,6 +120,7 @@ def _wandb_run(config: TrackerConfig, folder: Path, run: Mapping[str, Any]) -> A
         mode = asked if asked in ("offline", "disabled", "online") else "online" if _logged_in() else "offline"
     started = wandb.init(
         project=config.project,
+        entity=config.entity,
         name=folder.name,
         group=config.group,
         job_type=config.arm,

@@ -1,0 +1,19 @@
+"""`needle dashboard`: saves the W&B workspace of a project. `needle dashboard tracker.project=needle tracker.entity=me`"""
+
+from __future__ import annotations
+
+from needle.cli.app import console, launch
+from needle.config import Settings
+from needle.dashboard import build_workspace
+
+
+def run(config: Settings) -> None:
+    if not config.tracker.entity:
+        raise ValueError("give tracker.entity, the W&B user or team that the project belongs to")
+    workspace = build_workspace(config.tracker.project, config.tracker.entity)
+    workspace.save()
+    console.print(f"[bold]{workspace.url}[/]")
+
+
+def main() -> None:
+    launch("dashboard", run)

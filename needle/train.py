@@ -268,6 +268,7 @@ class _Loop:
         self.student.compile(dynamic=True)
         try:
             self._pass(self.order[self.progress.step][: self.job.train.micro_batch], 1.0, 0)
+            torch._dynamo.config.suppress_errors = True  # what fails at a later batch's shape runs as it is
         except Exception as error:
             self.student._compiled_call_impl = None
             self.report({"note": f"hardware.compile: torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0][:200]}); going on without it"})

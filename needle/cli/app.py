@@ -85,6 +85,8 @@ def _arm(run: Callable[[Settings], float | None], config: DictConfig, book: Book
             typed.output = str(arm_folder(Path(typed.output), choice))
         if typed.tracker.group is None:
             typed.tracker.group = book.folder.name
+        if typed.tracker.arm is None:
+            typed.tracker.arm = next((word.removeprefix("loss=") for word in overrides if word.startswith("loss=")), None)
         entry.output = str(typed.output or "")
         result = run(typed)
         entry.state, entry.result = "finished", result

@@ -93,8 +93,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, ca
         visible = torch.ones(1, 1, 1, K, dtype=torch.bool, device=q.device)
     bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, HIDDEN)
     bias = bias[0] if len(bias) == 1 else bias.expand(-1, H, -1, -1).flatten(0, 1)
-    scores = torch.baddbmm(bias, (q * d**-0.5).reshape(B * H, S, d), k.reshape(B * H, K, d).transpose(1, 2))
-    return torch.bmm(scores.softmax(-1), v.reshape(B * H, K, d)).view(B, H, S, d)
+    scores = torch.baddbmm(bias, (q * d**-0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
+    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, (B, H))
 
 
 def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -140,7 +140,28 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The sum of squares in float32, the rest in the precision of `x`, with as few passes over memory as eager PyTorch allows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, weight, scale = ctx.saved_tensors
+        hat = x * scale
+        weighted = gradient * weight.to(x.dtype)
+        inner = (hat * weighted).sum(-1, keepdim=True, dtype=torch.float32).div_(x.shape[-1]).to(x.dtype)
+        for_weight = (gradient * hat).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+        return weighted.addcmul_(hat, inner, value=-1).mul_(scale), for_weight, None
 
 
 class LayerNorm(nn.Module):
@@ -168,8 +189,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.threshold:
             return x
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        words = torch.empty((*x.shape[:-1], -(-x.shape[-1] // 8)), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[..., : x.shape[-1]] >= self.threshold
         return torch.where(kept, x * (256 / (256 - self.threshold)), 0.0)
 
 

@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 CHECKPOINT ?= outputs/demo/best
+LOSSES ?= finetune distill
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test train compare evaluate serve report lint types layers check clean
+.PHONY: help demo test train compare evaluate serve report slow mutate tune bench lint types layers check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,19 @@ serve: $(READY)  ## answer POST /tool-call on port 8000 with the demo's best mod
 
 report: $(READY)  ## write the demo's report again from its finished arms
 	$(BIN)/needle compare experiment=demo $(ARGS)
+
+slow: $(READY)  ## the tests that take minutes: twenty kills at random moments
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+mutate: $(READY)  ## break the loss seventeen times and see that a test notices each
+	$(BIN)/python -m tests.mutate
+
+tune: $(READY)  ## the same number of trials for each loss: make tune LOSSES="finetune label_smoothing" ARGS="data=snips"
+	for loss in $(LOSSES); do $(BIN)/needle train -m sweep=tune loss=$$loss $(ARGS) || exit 1; done
+
+bench: $(READY)  ## training steps beside other trainers: make bench DATA=train.jsonl.gz
+	$(BIN)/python -m pip install --quiet "trl>=1.16,<2"
+	$(BIN)/python -m experiments.bench_training.bench --data $(DATA) $(ARGS)
 
 lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

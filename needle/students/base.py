@@ -94,7 +94,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, ca
     bias = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, HIDDEN)
     bias = bias[0] if len(bias) == 1 else bias.expand(-1, H, -1, -1).flatten(0, 1)
     scores = torch.baddbmm(bias, (q * d**-0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
-    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, (B, H))
+    out: Tensor = torch.bmm(scores.softmax(-1), v.flatten(0, 1))
+    return out.view(B, H, S, d)
 
 
 def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -152,7 +153,8 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight.to(x.dtype))
+        normed: Tensor = (x * scale).mul_(weight.to(x.dtype))
+        return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]

@@ -150,6 +150,7 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
         base = next((arm for arm in here if arm.loss["alpha"] == 0), None)
         pairs += [paired(*shared) for arm in here if base is not None and arm is not base and (shared := _common_seeds(arm, base))]
     report: dict[str, Any] = {
+        "missing": [],
         **facts,
         "arms": rows,
         "teacher": _teacher_row(teacher, parts),

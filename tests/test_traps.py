@@ -335,3 +335,7 @@ def test_trap_17_a_fully_masked_record_gives_a_finite_zero_with_a_gradient(stude
     gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     assert gradients
     assert all(float(gradient.abs().max()) == 0 for gradient in gradients)
+    logits, targets, teacher = case()
+    loss = distillation_loss(logits, torch.full_like(targets, -100), Signal.dense(teacher) if alpha else None, LossConfig(2.0, alpha, 1.0)).total
+    assert loss.item() == 0
+    assert gradient_of(loss, logits).abs().max() == 0

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from needle.divergences import DIVERGENCES, kl, value_and_slope
+
 IGNORE = -100
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation")
-LOG_FLOOR = -30.0  # reverse KL is infinite where the teacher says never; 1e-13 is never enough
 LOG_NEVER = -1e4  # stands for the student's -inf where -inf minus -inf would be no number
 TOLERANCE = 2e-2  # of a distribution's mass: a signal stored in 16 bits passes, logits don't
 LEAST_MASS = 1e-6  # a teacher with less than this on tokens that the student can write says nothing
@@ -318,7 +318,7 @@ def _soft(student: Tensor, rows: Tensor, signal: Signal, config: LossConfig) -> 
     if signal.known is not None:
         known = known & signal.known[rows, None]
     teacher = torch.where(known, teacher - torch.where(known, log_mass, 0.0), -torch.inf)
-    value, slope = _value_and_slope(teacher, outcomes.clamp_min(LOG_NEVER), config)
+    value, slope = value_and_slope(teacher, outcomes.clamp_min(LOG_NEVER), config)
     value, slope = value * known, slope * known
     entropy = kl(teacher, torch.zeros_like(teacher)).neg()[:, None]
     if signal.entropy is not None:
@@ -345,53 +345,6 @@ def _log_rest(log_probs: Tensor) -> Tensor:
     rest = 1 - log_probs.exp().sum(-1, keepdim=True)
     enough = rest > 1e-6
     return torch.where(enough, torch.where(enough, rest, 1.0).log(), -torch.inf)
-
-
-def _value_and_slope(teacher: Tensor, student: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """[n, 1] of D and its derivative [n, M] in each of the student's log-probabilities, taken as free variables."""
-    if config.divergence == "forward_kl":
-        return kl(teacher, student)[:, None], -teacher.exp()
-    with torch.enable_grad():
-        free = student.detach().requires_grad_()
-        value = divergence(teacher, free, config)
-        (slope,) = torch.autograd.grad(value.sum(), free)
-    return value.detach()[:, None], slope
-
-
-def divergence(teacher: Tensor, student: Tensor, config: LossConfig) -> Tensor:
-    """D(teacher, student) of log-probabilities [..., M], in nats (total variation has no unit); the student's must be finite."""
-    share = config.skew
-    match config.divergence:
-        case "forward_kl":
-            return kl(teacher, student)
-        case "reverse_kl":
-            return kl(student, teacher.clamp_min(LOG_FLOOR))
-        case "skew_forward_kl":
-            return kl(teacher, _mixture(teacher, student, share))
-        case "skew_reverse_kl":
-            return kl(student, _mixture(student, teacher, share) if share else teacher.clamp_min(LOG_FLOOR))
-        case "total_variation":
-            return (teacher.exp() - student.exp()).abs().sum(-1) / 2
-    weight = config.jsd_beta
-    if weight == 0:
-        return kl(teacher, student)
-    if weight == 1:
-        return kl(student, teacher.clamp_min(LOG_FLOOR))
-    middle = _mixture(teacher, student, weight)
-    return weight * kl(teacher, middle) + (1 - weight) * kl(student, middle)
-
-
-def _mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """log(share * first + (1 - share) * second) of log-probabilities."""
-    return second if share == 0 else torch.logaddexp(first + math.log(share), second + math.log1p(-share))
-
-
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities [..., M], in nats; outcomes with p = 0 add nothing, whatever q says."""
-    possible = p > -torch.inf
-    p_safe = torch.where(possible, p, 0.0)
-    terms = p_safe.exp() * (p_safe - torch.where(possible, q, 0.0))
-    return torch.where(possible, terms, 0.0).sum(-1)
 
 
 def _span_loss(logits: Tensor, targets: Tensor, signal: Signal, config: LossConfig, weights: Tensor) -> Loss:

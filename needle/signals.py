@@ -56,8 +56,8 @@ class Signals(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]: ...
 
-    def read(self, examples: Sequence[Example], batch: Batch) -> Signal:
-        """The signal of a batch, flattened to its B*T target positions."""
+    def read(self, examples: Sequence[Example], batch: Batch, trace: Trace | None = None) -> Signal:
+        """The signal of a batch, flattened to its B*T target positions; `trace` gets the teacher's insides if it is at hand."""
 
 
 class OnlineSignals:
@@ -200,7 +200,7 @@ class SignalCache:
                 self._index[key] = (len(self._shards) - 1, first, length)
                 first += length
 
-    def read(self, examples: Sequence[Example], batch: Batch) -> Signal:
+    def read(self, examples: Sequence[Example], batch: Batch, trace: Trace | None = None) -> Signal:
         """Raises `KeyError` for an example without a stored signal."""
         stored = []
         for example in examples:

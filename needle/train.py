@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
 from needle.data.encoding import BatchOrder, Encoded, add_distractors, data_fingerprint, share
 from needle.engine.decode import Engine
 from needle.evaluate import judge
-from needle.losses import IGNORE, LossConfig, Signal, distillation_loss
+from needle.losses import IGNORE, LossConfig, Signal
 from needle.matching import Matching
 from needle.metrics import summarise
+from needle.objective import VALUES, Objective
 from needle.optim import Average, OptimConfig, build_optimizers, learning_rate
 from needle.prompt import Example
 from needle.records import Record
@@ -43,7 +44,6 @@ SUMMARY = "train.json"
 RUN = "run.json"
 RESUME = ("auto", "never")
 GROUPS = ("length", "source")
-VALUES = ("loss", "soft", "hard", "teacher_entropy", "teacher_mass_lost", "hidden", "attention")
 
 
 @dataclass
@@ -190,27 +190,6 @@ def _length(example: Example, layout: str) -> int:
     return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
 
 
-class Objective(nn.Module):
-    """Student and loss as one module, so that whatever wraps it (DDP, FSDP) sees the forward pass and every parameter."""
-
-    def __init__(self, student: Student, config: LossConfig, matching: Matching | None = None) -> None:
-        super().__init__()
-        self.student, self.config, self.matching = student, config, matching
-
-    def forward(self, batch: Batch, signal: Signal | None, normalizer: float, insides: Trace | None = None) -> Tensor:
-        """`VALUES` as one tensor; the first is to be differentiated. `insides` are the teacher's."""
-        trace = Trace(attend=insides.attend) if insides is not None else None
-        targets, weights = batch.targets.flatten(), batch.weights.flatten()
-        wanted = (targets != IGNORE).nonzero()[:, 0]
-        logits = self.student(batch, trace, wanted)
-        loss = distillation_loss(logits, targets[wanted], signal and signal.at(wanted), self.config, normalizer, weights[wanted])
-        hidden = attention = torch.zeros_like(loss.total)
-        if self.matching is not None and trace is not None and insides is not None:
-            hidden, attention = self.matching(trace, insides, batch.weights / max(normalizer, 1e-12))
-        total = loss.total + self.config.hidden * hidden + self.config.attention * attention
-        return torch.stack([total, loss.soft, loss.hard, loss.entropy, loss.lost, hidden.detach(), attention.detach()])
-
-
 class _Loop:
     """One process's share of a run."""
 
@@ -347,11 +326,10 @@ class _Loop:
         job, insides = self.job, None
         if not job.loss.wants_teacher or job.signals is None:
             return None, None
-        if isinstance(job.signals, OnlineSignals) and (job.loss.hidden or job.loss.attention):
+        if job.loss.hidden or job.loss.attention:
             insides = Trace(attend=job.loss.attention > 0)
+        with self.accelerator.autocast():  # a teacher that reads along does so in the student's precision
             signal = job.signals.read(examples, batch, insides)
-        else:
-            signal = job.signals.read(examples, batch)
         if job.placebo:
             if signal.span is not None:
                 raise RunError("teacher.placebo shuffles distributions, and pieces of text (teacher.rung=span) belong to their text; leave one of them out")

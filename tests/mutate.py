@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LOSS, LOOP, CACHE, BATCH = "needle/losses.py", "needle/train.py", "needle/signals.py", "needle/students/batch.py"
+LOSS, DIVERGENCE, LOOP, CACHE, BATCH = "needle/losses.py", "needle/divergences.py", "needle/train.py", "needle/signals.py", "needle/students/batch.py"
 MUTATIONS: list[tuple[str, str, str, str, str]] = [  # trap's test, what is broken, file, right, wrong
     ("trap_01", "each micro-batch divides by its own count", LOSS, "(weights.sum() if normalizer is None else ", "(weights.sum() if True else "),
     ("trap_02", "the step's sum isn't divided by anything", LOOP, "normalizer = sum(self.sizes[index] for index in indices)", "normalizer = 1.0"),
@@ -27,7 +27,7 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [  # trap's test, what is brok
     ("trap_11", "label smoothing spreads over impossible tokens too", LOSS, "possible = log_q > -torch.inf", "possible = torch.ones_like(log_q, dtype=torch.bool)"),
     ("trap_12", "a short last chunk is forgotten", LOSS, "torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk)", "[c for c in torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk) if len(c) == config.chunk or len(c) == len(targets)]"),
     ("trap_13", "the bare student runs instead of the wrapped one", LOOP, "values: Tensor = self.model(batch, signal, normalizer, insides)", "values: Tensor = self.accelerator.unwrap_model(self.model)(batch, signal, normalizer, insides)"),
-    ("trap_14", "cross-entropy with the teacher passes for KL", LOSS, "return kl(teacher, student)[:, None], -teacher.exp()", "return -(teacher.exp() * student)[..., :].sum(-1, keepdim=True), -teacher.exp()"),
+    ("trap_14", "cross-entropy with the teacher passes for KL", DIVERGENCE, "return kl(teacher, student)[:, None], -teacher.exp()", "return -(teacher.exp() * student)[..., :].sum(-1, keepdim=True), -teacher.exp()"),
     ("trap_15", "alpha and beta are one weight", LOSS, "total = config.alpha * soft + config.beta * hard", "total = config.alpha * soft + (1 - config.alpha) * hard * 0.99"),
     ("trap_16", "a signal is found by the request alone", CACHE, "content = json.dumps([example.query, [tool.key for tool in example.tools], example.target,", "content = json.dumps([example.query, example.target,"),
     ("trap_17", "an empty batch divides by zero", LOSS, "weights = weights / torch.where(count > 0, count, 1.0)", "weights = weights / count"),

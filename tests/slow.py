@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from needle.losses import LOG_FLOOR, LossConfig
+from needle.divergences import LOG_FLOOR
+from needle.losses import LossConfig
 
 Row = Sequence[float]
 

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.losses import DIVERGENCES, LossConfig, Signal, TokenWeights, distillation_loss, draw
+from needle.divergences import DIVERGENCES
+from needle.losses import LossConfig, Signal, TokenWeights, distillation_loss, draw
 from tests.slow import slow_loss
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from needle.losses import DIVERGENCES, LossConfig, Signal, distillation_loss
+from needle.divergences import DIVERGENCES
+from needle.losses import LossConfig, Signal, distillation_loss
+from needle.objective import Objective
 from needle.optim import OptimConfig
 from needle.prompt import Example
 from needle.records import Record
@@ -22,7 +24,7 @@ from needle.students.batch import collate
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.tokenizer import TextTokenizer
 from needle.tracking import read_metrics
-from needle.train import Objective, TrainConfig, train
+from needle.train import TrainConfig, train
 from tests.slow import log_softmax, slow_loss
 from tests.test_losses import case, top_k
 from tests.test_train import job, trained

@@ -115,8 +115,9 @@ def _plan(command: str, hydra_config: Any) -> Book:
     if "ray" in str(hydra_config.launcher._target_):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     trials = hydra_config.sweeper.get("n_trials")
-    grid = None if trials else sweep_grid(words)
-    return Book.plan(Path("outputs/sweeps"), command, words, grid, trials or len(grid or []))
+    grid = [] if trials else sweep_grid(words)
+    constant = [str(override.input_line) for override in OverridesParser.create().parse_overrides(words) if not override.is_sweep_override()]
+    return Book.plan(Path("outputs/sweeps"), command, words, constant, grid, trials or len(grid))
 
 
 def sweep_grid(words: Sequence[str]) -> list[list[str]]:
@@ -124,7 +125,7 @@ def sweep_grid(words: Sequence[str]) -> list[list[str]]:
     parser = OverridesParser.create()
     params = dict(_hydra_config([word for word in words if not word.startswith("-")]).sweeper.params or {})
     given = {override.key_or_group: override for override in parser.parse_overrides(list(words))}
-    axes = {f"{key}": parser.parse_overrides([f"{key}={value}"])[0] for key, value in params.items() if key not in given}
+    axes = {str(key): parser.parse_overrides([f"{key}={value}"])[0] for key, value in params.items() if key not in given}
     axes |= {key: override for key, override in given.items() if override.is_sweep_override()}
     if not axes:
         raise ValueError("the sweep has no axis: give hydra.sweeper.params in a file of conf/sweep, or values with commas, train.seed=0,1,2")

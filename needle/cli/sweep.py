@@ -18,7 +18,6 @@ from typing import Any
 from needle.checkpoint import write_json
 
 PLAN = "plan.json"
-STATES = ("running", "finished", "failed", "interrupted")
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Entry:
     """One arm: what it was told besides what all arms are told, and how it went."""
 
     choice: list[str]
-    state: str
+    state: str  # running, finished, failed or interrupted
     output: str = ""
     seconds: float = 0.0
     result: float | None = None
@@ -41,14 +40,16 @@ class Book:
         self.folder = folder
 
     @classmethod
-    def plan(cls, root: Path, command: str, words: Sequence[str], grid: Sequence[Sequence[str]] | None, total: int) -> Book:
-        """The book of this command, under a name made of its words; arms of an earlier attempt stay in it."""
+    def plan(cls, root: Path, command: str, words: Sequence[str], constant: Sequence[str], grid: Sequence[Sequence[str]], total: int) -> Book:
+        """The book of this command, under a name made of its words; arms of an earlier attempt stay in it.
+
+        `constant` are the words that all arms are told.
+        """
         digest = hashlib.sha256(json.dumps([command, sorted(words)]).encode()).hexdigest()[:8]
         named = next((word.partition("=")[2] for word in words if word.startswith(("sweep=", "experiment="))), "sweep")
         book = cls(root / f"{named}-{digest}")
         book.folder.mkdir(parents=True, exist_ok=True)
-        constant = [word for word in words if not _varies(word)]
-        write_json(book.folder / PLAN, {"words": list(words), "constant": constant, "total": total, "grid": [list(choice) for choice in grid or []], "started": time.time()})
+        write_json(book.folder / PLAN, {"words": list(words), "constant": list(constant), "total": total, "grid": [list(choice) for choice in grid], "started": time.time()})
         return book
 
     def read_plan(self) -> dict[str, Any]:
@@ -92,14 +93,6 @@ class Book:
             if entry is None or entry.state != "finished":
                 out.append((list(choice), "not started" if entry is None else entry.error or entry.state))
         return out
-
-
-def _varies(word: str) -> bool:
-    """Whether a word on the command line is an axis of the sweep."""
-    value = word.partition("=")[2]
-    return word.partition("=")[0] not in ("experiment", "sweep") and (
-        "," in value.strip("[]{}") and not value.startswith(("[", "{")) or value.startswith(("range(", "choice(", "interval(", "tag(", "glob("))
-    )
 
 
 def arm_folder(root: Path, choice: Sequence[str]) -> Path:

@@ -7,6 +7,7 @@ doesn't still teaches, by whole values (`SampledAnswers`) or by pieces of text (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from needle.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
-from needle.data.votes import Vote
 from needle.engine.decode import Engine, Request
 from needle.losses import draw
 from needle.prompt import Example, render_record
@@ -124,14 +124,9 @@ class SampledAnswers(ValueSignals):
 
     def make(self, records: Sequence[Record], examples: Sequence[Example], device: torch.device) -> list[Stored]:
         requests = [Request(record.query, record.tools, record.id) for record in records]
-        found: list[dict[str, Vote]] = [{} for _ in records]
-        for sample in range(self.samples):
-            for row, answer in enumerate(self.engine.answer_all(requests, sample=self.seed * self.samples + sample)):
-                if answer.calls is not None:
-                    key = "\n".join(sorted(call.key() for call in answer.calls))
-                    before = found[row].get(key, Vote(answer.calls, 0.0))
-                    found[row][key] = Vote(before.calls, before.share + 1 / self.samples)
-        return [self.signal(record, example, list(seen.values())) for record, example, seen in zip(records, examples, found, strict=True)]
+        drawn = [self.engine.answer_all(requests, sample=self.seed * self.samples + sample) for sample in range(self.samples)]
+        said = [[{"calls": [call.to_json() for call in answer.calls]} for answer in answers if answer.calls is not None] for answers in zip(*drawn, strict=True)]
+        return super().make([replace(record, teacher={"answers": answers}) for record, answers in zip(records, said, strict=True)], examples, device)
 
 
 class ByteSpans:

@@ -26,6 +26,7 @@ from needle.engine.decode import MAX_TOKENS, Engine
 from needle.formats import Skipped
 from needle.losses import LossConfig
 from needle.optim import OptimConfig
+from needle.pretrained import fit_config, words
 from needle.prompt import Renderer
 from needle.records import DataError, Record
 from needle.runstate import HardwareConfig
@@ -180,10 +181,10 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     for message in splits.skipped[:10]:
         progress(f"skipped: {message}")
     train, weights = build_targets(config, splits.train)
+    student = fit_config(student_config(config.student))
     with main_process_first(config.hardware):
-        tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache))
+        tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache), words(student))
     renderer, codec = Renderer(tokenizer), build_codec(config.codec, tokenizer)
-    student = student_config(config.student)
     max_length = min(config.data.max_length, getattr(student, "max_length", config.data.max_length))
     data = encode_records(train, renderer, codec, max_length, config.data.on_long, weights)
     for message in data.dropped[:5]:
@@ -250,7 +251,7 @@ def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:
     parts: Mapping[str, str] = {"train": "train", "validation": "validation", "test": "test"}
     if config.split not in parts:
         raise ValueError(f"split is '{config.split}'; expected one of {', '.join(parts)}")
-    if config.data.kind == "jsonl":
+    if config.data.kind != "synthetic":
         note = Skipped()
         paths = getattr(config.data, config.split)
         if not paths:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class OptimConfig:
     `name` muon gives the matrices inside the network to Muon (Jordan et al. 2024), whose update has AdamW's size, so that
     one `lr` serves both; embeddings, norms and biases stay with AdamW. `schedule` wsd holds the rate after the warm-up and
     falls in a line over the last `decay` of the steps (Hu et al. 2024, arXiv:2404.06395). `ema` is the decay of an average
-    of the weights, which is then what is judged and saved; 0 is none.
+    of the weights, which is then what is judged and saved; 0 is none. `pretrained` is the share of the rate that weights
+    which a student took over from another network learn with.
     """
 
     name: str = "adamw"
@@ -37,6 +39,7 @@ class OptimConfig:
     final: float = 0.05
     decay: float = 0.2
     ema: float = 0.0
+    pretrained: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, choices in (("name", self.name, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
@@ -47,17 +50,21 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon in front of it if chosen. Matrices decay; vectors (norms, biases) and embeddings don't."""
+def build_optimizers(model: nn.Module, config: OptimConfig, pretrained: Callable[[str], bool] = lambda name: False) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon in front of it if chosen. Matrices decay; vectors (norms, biases) and embeddings don't.
+
+    A group's `share` is what part of the rate it learns with: `config.pretrained` for parameters whose name `pretrained` knows.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (matrices if parameter.dim() >= 2 and id(parameter) not in embeddings else rest).append(parameter)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}] if config.name == "adamw" else []
-    groups.append({"params": rest, "weight_decay": 0.0})
-    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    matrices: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
+    for share, mine in ((1.0, lambda name: not pretrained(name)), (config.pretrained, pretrained)):
+        parameters = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and mine(name)]
+        inner = [parameter for parameter in parameters if parameter.dim() >= 2 and id(parameter) not in embeddings]
+        outer = [parameter for parameter in parameters if parameter.dim() < 2 or id(parameter) in embeddings]
+        matrices += [{"params": inner, "weight_decay": config.weight_decay, "share": share}] if inner else []
+        rest += [{"params": outer, "weight_decay": 0.0, "share": share}] if outer else []
+    adamw = torch.optim.AdamW(matrices + rest if config.name == "adamw" else rest, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if config.name == "adamw":
         return [adamw]
     muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")

@@ -17,9 +17,9 @@ ARGUMENT_LABELS = 64
 MARKERS = ("<pad>", "<eos>", "<query>", "<answer>", "<tool>", "<arg>", "<item>", "<null>")
 FILE_NAME = "tokenizer.json"
 
-# Words, single digits and punctuation stand apart, each with the space before it, so that a value inside a request
-# is made of the same tokens as the value alone.
-SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
+# Words (in names like getWeather, too), single digits and punctuation stand apart, each with the space before it, so that
+# a value inside a request is made of the same tokens as the value alone.
+SPLIT = r" ?\p{Lu}+(?!\p{Ll})| ?\p{Lu}?[^\P{L}\p{Lu}]+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
 
 
 class TextTokenizer:

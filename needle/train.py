@@ -29,6 +29,7 @@ from needle.matching import Matching
 from needle.metrics import summarise
 from needle.objective import VALUES, Objective
 from needle.optim import Average, OptimConfig, build_optimizers, learning_rate
+from needle.pretrained import start_from
 from needle.prompt import Example
 from needle.records import Record
 from needle.runstate import HardwareConfig, State, build_accelerator, keep_memory
@@ -50,8 +51,8 @@ GROUPS = ("length", "source")
 class TrainConfig:
     """`batch_size` counts the records of one optimiser step over all processes; `micro_batch` those of one pass.
 
-    `group` says which records share a micro-batch: those of similar length, or also of one source, whose tools a pointer
-    student then encodes once for all of them.
+    `group` says which records share a micro-batch: those of similar length, or also of one source and augmented copy, whose
+    tools a pointer student then encodes once for all of them.
     """
 
     steps: int = 1000
@@ -66,6 +67,7 @@ class TrainConfig:
     log_every: int = 10
     resume: str = "auto"
     group: str = "length"
+    start: str | None = None  # a checkpoint whose weights to begin with, in place of random ones
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "eval_every", "eval_records", "save_every", "log_every"):
@@ -102,6 +104,12 @@ class Job:
 def main_process_first(hardware: HardwareConfig) -> AbstractContextManager[None]:
     """The other processes of a run wait at the door until the main one has left the block: for caches that all then read."""
     return PartialState(cpu=hardware.device == "cpu").main_process_first()  # type: ignore[no-any-return]
+
+
+def leave_processes() -> None:
+    """Ends the talk between the processes of a run; a process that just exits may abort in one of its threads."""
+    if PartialState().num_processes > 1:
+        PartialState().destroy_process_group()
 
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -211,6 +219,7 @@ class _Loop:
         self.sizes = [sum(target_weights(example, self.kind_weights)) for example in self.examples]
         torch.manual_seed(job.train.seed)
         student = build_student(job.student, job.tokenizer.size)
+        start_from(student, job.student, job.tokenizer, job.train.start)
         student.checkpointing = job.hardware.checkpointing
         self.parameters = count_parameters(student)
         self.order = self._order(student.layout)
@@ -218,7 +227,7 @@ class _Loop:
         self.progress = Progress()
         self.state = State(job.output / STATE, self.accelerator)
         self.model = objective
-        optimizers = build_optimizers(objective, job.optim)
+        optimizers = build_optimizers(objective, job.optim, lambda name: name.removeprefix("student.").startswith(student.pretrained))
         self.average = Average(student, job.optim.ema) if job.optim.ema else None
         prepared = self.accelerator.prepare(objective, *optimizers)
         self.model, self.optimizers = prepared[0], list(prepared[1:])
@@ -231,8 +240,9 @@ class _Loop:
 
     def _order(self, layout: str) -> BatchOrder:
         job = self.job
-        names = {name: index for index, name in enumerate(sorted({record.source for record in job.data.records}))}
-        groups = [names[record.source] for record in job.data.records] if job.train.group == "source" else None
+        sources = [(record.source, int(record.meta.get("copy", 0))) for record in job.data.records]
+        numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
+        groups = [numbers[source] for source in sources] if job.train.group == "source" else None
         return BatchOrder([_length(example, layout) for example in self.examples], job.train.batch_size, job.train.seed, groups, job.train.micro_batch)
 
     def _matching(self, student: Student) -> Matching | None:
@@ -294,7 +304,7 @@ class _Loop:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), job.optim.clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             optimizer.step()
             optimizer.zero_grad()
         if self.average:

@@ -26,6 +26,9 @@ TINY = {
     "seed": SeedConfig(width=32, layers=2, heads=2, hidden=64, max_length=1024),
     "llama": LlamaConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=64, max_length=1024),
     "pointer": PointerConfig(width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, lexical=True),
+    "pretrained": PointerConfig(
+        width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, encoder="tiny", encoder_heads=4, encoder_hidden=48, positions=64
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -147,7 +148,8 @@ def test_a_sweep_of_twelve_arms_keeps_a_book_and_compare_takes_its_arms_over(tmp
 def test_ctrl_c_stops_a_sweep_which_then_goes_on(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "needle.cli", "train", "-m", *SHORT, "train.seed=0,1,2", "train.steps=40", "train.eval_every=100"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job, and so its children, would ignore Ctrl-C
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hears)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/*/train.json")):
         assert time.monotonic() < deadline

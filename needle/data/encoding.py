@@ -13,10 +13,11 @@ import numpy as np
 from needle.data.votes import votes_key
 from needle.prompt import Codec, Example, PromptError, Renderer, render_record
 from needle.records import DataError, Record
-from needle.tokenizer import TOOL_LABELS, TextTokenizer
+from needle.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
 
 POOL = 16  # batches are cut from this many batches' worth of records sorted by length
 LONG = ("drop", "error")
+WORDS, LEAST_WORD = 40_000, 6  # how often an encoder's words are shown to a tokenizer: the first 2,000 times, the last 6
 
 
 @dataclass
@@ -27,15 +28,20 @@ class TokenizerConfig:
     path: str | None = None
 
 
-def fit_tokenizer(records: Sequence[Record], config: TokenizerConfig, cache: Path) -> TextTokenizer:
-    """Trains byte-level BPE on requests, tools and values, or reads what the same texts gave before."""
+def fit_tokenizer(records: Sequence[Record], config: TokenizerConfig, cache: Path, words: Sequence[str] = ()) -> TextTokenizer:
+    """Trains byte-level BPE on requests, tools and values, or reads what the same texts gave before.
+
+    `words`, most frequent first, are added as often as Zipf's law says: the words of a pretrained encoder.
+    """
     if config.path:
         path = Path(config.path)
         if not (path / "tokenizer.json" if path.is_dir() else path).is_file():
             raise DataError(f"tokenizer.path={config.path} holds no tokenizer.json")
         return TextTokenizer.load(path)
     texts = list(_texts(records))
-    digest = hashlib.sha256(str(config.size).encode())
+    for rank, word in enumerate(words):
+        texts += [" " + word] * max(LEAST_WORD, WORDS // (rank + 20))
+    digest = hashlib.sha256(f"{config.size}{SPLIT}".encode())
     for text in texts:
         digest.update(text.encode() + b"\0")
     folder = cache / f"tokenizer-{digest.hexdigest()[:16]}"

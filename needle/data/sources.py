@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from needle.data.augment import expand
+from needle.data.augment import AugmentConfig, expand
 from needle.data.encoding import LONG
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.formats import FORMATS, Skipped, read_records
 from needle.records import DataError, Record
 
-KINDS = ("synthetic", "jsonl")
+KINDS = ("synthetic", "jsonl", "mixed")
 ON_ERROR = ("stop", "skip")
 
 
 @dataclass
 class DataConfig:
-    """One data source. `size` takes the first so many of a seeded order of the training records: 500 lie inside 1,000."""
+    """Where records come from; kind mixed trains on files and on synthetic records together.
+
+    `limits` keeps at most so many training records of a source, then `size` takes the first so many of a seeded order of
+    all: 500 lie inside 1,000.
+    """
 
     kind: str = "synthetic"
     format: str = "auto"
@@ -28,6 +32,7 @@ class DataConfig:
     train: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
     size: int | None = None
     validation_size: int | None = None
     test_size: int | None = None
@@ -35,11 +40,11 @@ class DataConfig:
     on_error: str = "stop"
     max_length: int = 2048
     on_long: str = "drop"
-    swaps: int = 0  # augmented copies of each training record: other values, other distractors
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("validation_size", 1), ("test_size", 1), ("max_length", 1), ("swaps", 0)):
+        for name, least in (("size", 1), ("validation_size", 1), ("test_size", 1), ("max_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
@@ -67,11 +72,18 @@ def load_splits(config: DataConfig) -> Splits:
         note = Skipped()
         train, validation, test = (read_files(paths, config, note) for paths in (config.train, config.validation, config.test))
         skipped = note.messages
+        if config.kind == "mixed":
+            train += _synthetic(config.synthetic)[0]
+    for name, most in config.limits.items():
+        kept = {record.id for record in subset([record for record in train if record.source == name], most, config.seed)}
+        if not kept:
+            raise DataError(f"data.limits.{name}: no training record is of this source; there are {', '.join(sorted({record.source for record in train}))}")
+        train = [record for record in train if record.source != name or record.id in kept]
     train = subset(train, config.size, config.seed)
     if config.size and len(train) < config.size:
         raise DataError(f"data.size={config.size}, but only {len(train)} training records exist")
-    if config.swaps:
-        train = expand(train, config.swaps, config.seed)
+    if config.augment.copies:
+        train = expand(train, config.augment, config.seed)
     return Splits(train, subset(validation, config.validation_size, 0), subset(test, config.test_size, 0), skipped)
 
 

@@ -36,6 +36,7 @@ class Student(nn.Module, ABC):
 
     layout = "flat"
     vocabulary: int
+    pretrained: tuple[str, ...] = ()  # how the names of parameters begin that may come from another network
     checkpointing = False  # forget what a block computed, and compute it again for the gradient
 
     @property
@@ -169,13 +170,14 @@ class _RMSNorm(torch.autograd.Function):
 class LayerNorm(nn.Module):
     """(x - mean) / deviation * weight, in float32 inside (Ba et al. 2016, arXiv:1607.06450): one fused pass, unlike `RMSNorm` on a CPU."""
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, eps: float = 1e-5, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class Dropout(nn.Module):
@@ -207,6 +209,18 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))) with biases: the feed-forward layer of BERT (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(width, hidden)
+        self.down_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x)))  # type: ignore[no-any-return]
 
 
 @dataclass

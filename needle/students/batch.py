@@ -38,7 +38,7 @@ class Split:
 
     query: Tensor  # [B, Q] ids, right-padded
     query_mask: Tensor  # [B, Q] true on the request
-    chunks: list[Tensor]  # [r, s] ids each, right-padded: requests and tools of similar length
+    chunks: list[Tensor]  # [r, s] ids each, right-padded: requests, behind <query>, and tools of similar length
     kinds: list[Tensor]  # [r] each: 0 for a request, 1 for a tool
     pack: Tensor  # [M] picks the tools' valid positions out of all chunks laid end to end
     unpack: Tensor  # [B, Q] picks the requests' positions; 0 on padding
@@ -144,7 +144,7 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
     first_copy = np.cumsum([0] + [len(tool.copyable) for tool in ordered])
     arguments = max([1, *(len(tool.markers) for tool in ordered)])
     queries = [example.query or (tokenizer.query,) for example in examples]
-    chunks, kinds, places = _chunks([*queries, *(tool.ids for tool in ordered)], len(queries), tokenizer.pad)
+    chunks, kinds, places = _chunks([*((tokenizer.query, *query) for query in queries), *(tool.ids for tool in ordered)], len(queries), tokenizer.pad)
     query_width = max(len(query) for query in queries)
     padded_queries = _pad(queries, query_width, tokenizer.pad)
     lengths = torch.tensor([len(query) for query in queries])
@@ -157,7 +157,7 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
         chunks=chunks,
         kinds=kinds,
         pack=torch.from_numpy(np.concatenate(places[len(queries) :]) if ordered else np.zeros(0, dtype=np.int64)),
-        unpack=_pad(places[: len(queries)], query_width, 0),
+        unpack=_pad([place[1:] for place in places[: len(queries)]], query_width, 0),  # without <query>
         tool_of=torch.tensor([index for index, tool in enumerate(ordered) for _ in tool.ids], dtype=torch.long),
         tool_ids=torch.tensor([token for tool in ordered for token in tool.ids], dtype=torch.long),
         copyable=torch.tensor([starts[index] + place for index, tool in enumerate(ordered) for place in tool.copyable], dtype=torch.long),

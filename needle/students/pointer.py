@@ -21,16 +21,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import Dropout, LayerNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mean_attention, working_precision
+from needle.students.base import GELU, Dropout, LayerNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mean_attention, working_precision
 from needle.students.batch import Batch, Split, next_source
-from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
+from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
+START = MARKERS.index("<query>")  # what the encoder reads in front of a request; a tool begins with its marker
 FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows keeps a finite log
 
 
 @dataclass
 class PointerConfig:
-    """`width` of both parts, `encoder_layers` for request and tools, `decoder_layers` for the answer."""
+    """`width` of both parts, `encoder_layers` for request and tools, `decoder_layers` for the answer.
+
+    `encoder` names the pretrained BERT-like encoder that the student starts from (`pretrained.find_encoder`). It settles
+    `width`, `encoder_layers` and the last three, which say how many heads, how wide a feed-forward layer and how many
+    learned positions the encoder has; without it, these are `heads`, `hidden` and rotary positions.
+    """
 
     family: str = "pointer"
     width: int = 384
@@ -42,6 +48,10 @@ class PointerConfig:
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
     lexical: bool = False  # start from the words that request and tool share, each with a learned weight
+    encoder: str | None = None
+    encoder_heads: int = 0
+    encoder_hidden: int = 0
+    positions: int = 0
 
 
 @dataclass
@@ -74,12 +84,12 @@ class PointerState:
 class Heads(nn.Module):
     """Projections of one attention: queries from `x`, keys and values from a source."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.head = width // heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.kv_proj = nn.Linear(width, 2 * width, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.kv_proj = nn.Linear(width, 2 * width, bias=bias)
+        self.o_proj = nn.Linear(width, width, bias=bias)
 
     def queries(self, x: Tensor) -> Tensor:
         queries: Tensor = rearrange(self.q_proj(x), "... S (H d) -> ... H S d", d=self.head)
@@ -110,6 +120,22 @@ class EncoderBlock(nn.Module):
         k, v = self.attention.keys_values(normed)
         x = x + self.dropout(self.attention.join(attention(q, rope(k), v, mask)))
         return x + self.dropout(self.mlp(self.norm_mlp(x)))  # type: ignore[no-any-return]
+
+
+class BertBlock(nn.Module):
+    """A layer of BERT (Devlin et al. 2018, arXiv:1810.04805): norms after the sums, GELU, biases; positions came with the input."""
+
+    def __init__(self, config: PointerConfig) -> None:
+        super().__init__()
+        self.attention = Heads(config.width, config.encoder_heads, bias=True)
+        self.mlp = GELU(config.width, config.encoder_hidden)
+        self.norm_attention, self.norm_mlp = (LayerNorm(config.width, 1e-12, bias=True) for _ in range(2))
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
+        q, (k, v) = self.attention.queries(x), self.attention.keys_values(x)
+        x = self.norm_attention(x + self.dropout(self.attention.join(attention(q, k, v, mask))))
+        return self.norm_mlp(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
 
 
 class DecoderBlock(nn.Module):
@@ -157,8 +183,16 @@ class PointerStudent(Student):
         self.embed = nn.Embedding(self.first_label, D)
         self.kind = nn.Embedding(3, D)  # request, tool, answer
         self.no_tool = nn.Parameter(torch.zeros(D))  # the empty slot
-        self.encoder = nn.ModuleList([EncoderBlock(config) for _ in range(config.encoder_layers)])
-        self.norm_encoder = LayerNorm(D)
+        self.encoder: nn.ModuleList
+        self.position: nn.Embedding | None = None
+        if config.encoder is None:
+            self.encoder = nn.ModuleList([EncoderBlock(config) for _ in range(config.encoder_layers)])
+            self.norm_encoder = LayerNorm(D)
+        else:
+            self.encoder = nn.ModuleList([BertBlock(config) for _ in range(config.encoder_layers)])
+            self.norm_encoder = LayerNorm(D, 1e-12, bias=True)  # BERT's of the input: its layers end in one
+            self.position = nn.Embedding(config.positions, D)
+            self.pretrained = ("embed.", "kind.", "position.", "norm_encoder.", "encoder.")
         self.decoder = nn.ModuleList([DecoderBlock(config) for _ in range(config.decoder_layers)])
         self.norm_decoder = LayerNorm(D)
         self.point_query, self.point_schema, self.point_tool, self.point_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
@@ -172,16 +206,26 @@ class PointerStudent(Student):
     # Encoding
 
     def encode_rows(self, ids: Tensor, mask: Tensor, kinds: Tensor) -> Tensor:
-        """[R, S] ids of requests (kind 0) and tools (kind 1) to [R, S, D]."""
-        x = self.embed(ids) * self.config.width**0.5
+        """[R, S] ids of requests (kind 0, behind `<query>`) and tools (kind 1) to [R, S, D]."""
+        x = self.embed(ids)
         if self.training and self.config.token_dropout:
             kept = (torch.rand(ids.shape, device=ids.device) >= self.config.token_dropout) | (kinds[:, None] == 1)
             x = x * kept[..., None]
-        x = working_precision(self.dropout(x + self.kind(kinds)[:, None]))
-        rope = Rope.at(torch.arange(ids.shape[1], device=ids.device), self.head_width, self.config.rope_theta)
+        places, rope = torch.arange(ids.shape[1], device=ids.device), None
+        if self.position is None:
+            rope = Rope.at(places, self.head_width, self.config.rope_theta)
+            x = x * self.config.width**0.5 + self.kind(kinds)[:, None]
+        else:  # what stands beyond the last position that the encoder learned is read as if it stood there
+            x = self.norm_encoder(x + self.kind(kinds)[:, None] + self.position(places.clamp_max(self.config.positions - 1)))
+        x = working_precision(self.dropout(x))
         for block in self.encoder:
             x = self.run(block, x, rope, mask[:, None, None])
-        return self.norm_encoder(x)  # type: ignore[no-any-return]
+        return x if self.position is not None else self.norm_encoder(x)
+
+    def encode_requests(self, split: Split) -> Tensor:
+        """[B, Q, D] of the requests by themselves."""
+        ids, mask = F.pad(split.query, (1, 0), value=START), F.pad(split.query_mask, (1, 0), value=True)
+        return self.encode_rows(ids, mask, torch.zeros_like(ids[:, 0]))[:, 1:]
 
     def encode(self, split: Split) -> tuple[Tensor, Tensor]:
         """[B, Q, D] of the requests and [1+M, D] of their tools, the empty slot in front."""
@@ -208,7 +252,7 @@ class PointerStudent(Student):
         if cache is None:
             query, tools = self.encode(split)
         else:
-            query, tools = self.encode_rows(split.query, split.query_mask, torch.zeros_like(split.query[:, 0])), self._cached_tools(split, cache)
+            query, tools = self.encode_requests(split), self._cached_tools(split, cache)
         return Memory(query, tools, split.owned.clamp_min(0), split.owned >= 0, split)
 
     # Decoding

@@ -95,6 +95,7 @@ class Settings:
     checkpoint: str | None = None  # evaluate, serve
     decoding: str = "constrained"
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
+    category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
     split: str = "test"  # evaluate: which split of a named data set
     max_tokens: int = MAX_TOKENS
 

@@ -14,6 +14,7 @@ the vocabulary's size outlives its chunk but the gradient itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -244,11 +245,14 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, signal: Signal | None, config: LossConfig) -> tuple[Tensor, ...]:
         gradient = torch.empty_like(logits, dtype=torch.float32) if logits.requires_grad else None
-        if gradient is not None:
-            gradient[targets == IGNORE] = 0
+        pieces: Sequence[Tensor | slice] = [slice(start, start + config.chunk) for start in range(0, len(targets), config.chunk)]
+        if (targets == IGNORE).any():
+            pieces = torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk)
+            if gradient is not None:
+                gradient[targets == IGNORE] = 0
         values = torch.zeros(4, len(targets), device=logits.device)
         with torch.autocast(logits.device.type, enabled=False):
-            for rows in torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk):
+            for rows in pieces:
                 values[:, rows], slope = _positions(logits[rows].float(), targets[rows], rows, weights[rows, None], signal, config, gradient is not None)
                 if gradient is not None:
                     gradient[rows] = slope
@@ -267,7 +271,7 @@ class _Chunked(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None
 
 
-def _positions(z: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, signal: Signal | None, config: LossConfig, differentiate: bool) -> tuple[Tensor, Tensor]:
+def _positions(z: Tensor, targets: Tensor, rows: Tensor | slice, weights: Tensor, signal: Signal | None, config: LossConfig, differentiate: bool) -> tuple[Tensor, Tensor]:
     """[4, n] soft, hard, entropy, lost of `n` positions with scores `z` [n, V], and the gradient [n, V] of their weighted sum."""
     log_q = z.log_softmax(-1)
     hard = -log_q.gather(1, targets[:, None])
@@ -293,7 +297,7 @@ def _positions(z: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, signal
     return values, slope
 
 
-def _soft(student: Tensor, rows: Tensor, signal: Signal, config: LossConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _soft(student: Tensor, rows: Tensor | slice, signal: Signal, config: LossConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Divergence [n, 1] from the student's log-probabilities [n, V] at T, its gradient [n, V] in z / T, the teacher's entropy, and its mass lost."""
     stored = signal.log_probs[rows].float()
     power = signal.temperature / config.temperature

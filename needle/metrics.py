@@ -117,7 +117,7 @@ def summarise(scores: Sequence[Score], seed: int = 0) -> dict[str, Any]:
     """
     summary = _table(scores, seed)
     kinds = sorted({kind for s in scores for kind in s.values})
-    summary["values"] = {kind: _interval([s.values.get(kind, (0, 0)) for s in scores], seed) for kind in kinds}
+    summary["values"] = {kind: interval([s.values.get(kind, (0, 0)) for s in scores], seed) for kind in kinds}
     groups: dict[str, Any] = {}
     for group in sorted({name for s in scores for name in s.groups}):
         members: dict[str, list[Score]] = {}
@@ -137,11 +137,12 @@ METRICS = (
 def _table(scores: Sequence[Score], seed: int) -> dict[str, Any]:
     table: dict[str, Any] = {"records": len(scores)}
     for metric in METRICS:
-        table[metric] = _interval([s.rates.get(metric, (0, 0)) for s in scores], seed)
+        table[metric] = interval([s.rates.get(metric, (0, 0)) for s in scores], seed)
     return table
 
 
-def _interval(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, float | None]:
+def interval(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, float | None]:
+    """The rate of pairs (hits, out of) with a 95% percentile bootstrap over them."""
     counts = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     counts = counts[counts[:, 1] > 0]
     if not len(counts):

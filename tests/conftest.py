@@ -17,6 +17,7 @@ from needle.students.base import Student
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, SeedConfig
 from needle.students.pointer import PointerConfig
+from needle.students.san import SanConfig
 from needle.tokenizer import TextTokenizer
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -25,6 +26,8 @@ REAL = Path(os.environ.get("NEEDLE_DATA") or Path(__file__).parents[2] / "shared
 TINY = {
     "seed": SeedConfig(width=32, layers=2, heads=2, hidden=64, max_length=1024),
     "llama": LlamaConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=64, max_length=1024),
+    "san": SanConfig(width=32, encoder_layers=1, decoder_layers=2, heads=4, kv_heads=2),
+    "san_mlp": SanConfig(width=32, encoder_layers=1, decoder_layers=1, heads=4, kv_heads=2, hidden=64),
     "pointer": PointerConfig(width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, lexical=True),
     "pretrained": PointerConfig(
         width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, encoder="tiny", encoder_heads=4, encoder_hidden=48, positions=64

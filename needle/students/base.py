@@ -134,15 +134,18 @@ def working_precision(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """x / rms(x) * weight, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
+    Centred, the weight is what is added to one, so that weight decay pulls towards one.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5, centred: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width) if centred else torch.ones(width))
+        self.eps, self.offset = eps, float(centred)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        normed: Tensor = _RMSNorm.apply(x, self.weight + self.offset, self.eps)  # type: ignore[no-untyped-call]
         return normed
 
 

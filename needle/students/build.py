@@ -5,9 +5,10 @@ from __future__ import annotations
 from needle.students.base import Student
 from needle.students.causal import LlamaConfig, LlamaStudent, SeedConfig, SeedStudent
 from needle.students.pointer import PointerConfig, PointerStudent
+from needle.students.san import SanConfig, SanStudent
 
-StudentConfig = SeedConfig | LlamaConfig | PointerConfig
-FAMILIES: dict[str, type[StudentConfig]] = {"seed": SeedConfig, "llama": LlamaConfig, "pointer": PointerConfig}
+StudentConfig = SeedConfig | LlamaConfig | SanConfig | PointerConfig
+FAMILIES: dict[str, type[StudentConfig]] = {"seed": SeedConfig, "llama": LlamaConfig, "san": SanConfig, "pointer": PointerConfig}
 
 
 def build_student(config: StudentConfig, vocabulary: int) -> Student:
@@ -18,10 +19,12 @@ def build_student(config: StudentConfig, vocabulary: int) -> Student:
         raise ValueError(f"student.width={config.width} over student.heads={config.heads} gives heads of odd width; rotary positions need an even one")
     if isinstance(config, SeedConfig):
         return SeedStudent(config, vocabulary)
+    if isinstance(config, LlamaConfig | SanConfig) and config.heads % config.kv_heads:
+        raise ValueError(f"student.heads={config.heads} isn't a multiple of student.kv_heads={config.kv_heads}")
     if isinstance(config, LlamaConfig):
-        if config.heads % config.kv_heads:
-            raise ValueError(f"student.heads={config.heads} isn't a multiple of student.kv_heads={config.kv_heads}")
         return LlamaStudent(config, vocabulary)
+    if isinstance(config, SanConfig):
+        return SanStudent(config, vocabulary)
     if isinstance(config, PointerConfig):
         return PointerStudent(config, vocabulary)
     raise ValueError(f"student.family '{getattr(config, 'family', config)}' is unknown; expected one of {', '.join(FAMILIES)}")

@@ -47,6 +47,7 @@ class PointerConfig:
     rope_theta: float = 10_000.0
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
+    tool_gradient: float = 1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
     lexical: bool = False  # start from the words that request and tool share, each with a learned weight
     encoder: str | None = None
     encoder_heads: int = 0
@@ -91,16 +92,15 @@ class Heads(nn.Module):
         self.kv_proj = nn.Linear(width, 2 * width, bias=bias)
         self.o_proj = nn.Linear(width, width, bias=bias)
 
+    def heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "... S (H d) -> ... H S d", d=self.head)  # type: ignore[no-any-return]
+
     def queries(self, x: Tensor) -> Tensor:
-        queries: Tensor = rearrange(self.q_proj(x), "... S (H d) -> ... H S d", d=self.head)
-        return queries
+        return self.heads(self.q_proj(x))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.kv_proj(x))
-
-    def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = joined.chunk(2, dim=-1)
-        return rearrange(keys, "... S (H d) -> ... H S d", d=self.head), rearrange(values, "... S (H d) -> ... H S d", d=self.head)
+        keys, values = self.kv_proj(x).chunk(2, dim=-1)
+        return self.heads(keys), self.heads(values)
 
     def join(self, x: Tensor) -> Tensor:
         return self.o_proj(rearrange(x, "... H S d -> ... S (H d)"))  # type: ignore[no-any-return]
@@ -148,8 +148,8 @@ class DecoderBlock(nn.Module):
 
     def cross_keys(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tools are projected once for the batch, then dealt out to the records that offer them."""
-        tools = F.embedding(memory.owned, self.tools.kv_proj(memory.tools))
-        return *self.query.keys_values(memory.query), *self.tools.split(tools)
+        keys, values = (F.embedding(memory.owned, part.contiguous()) for part in self.tools.kv_proj(memory.tools).chunk(2, dim=-1))
+        return *self.query.keys_values(memory.query), self.tools.heads(keys), self.tools.heads(values)
 
     def forward(
         self, x: Tensor, rope: Rope, memory: Memory, cross: tuple[Tensor, Tensor, Tensor, Tensor], past: tuple[Tensor, Tensor] | None
@@ -167,6 +167,24 @@ class DecoderBlock(nn.Module):
         seen = attention(self.tools.queries(normed), tool_keys, tool_values, memory.visible[:, None, None])
         x = x + self.dropout(self.query.join(read)) + self.dropout(self.tools.join(seen))
         return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
+
+
+class _Join(torch.autograd.Function):
+    """[N, V] of float32: `text` and `labels` side by side, `joined` over the `candidates` among them. One pass over memory each way."""
+
+    @staticmethod
+    def forward(ctx: Any, text: Tensor, labels: Tensor, joined: Tensor, candidates: Tensor) -> Tensor:
+        ctx.save_for_backward(candidates)
+        ctx.split, ctx.dtype = text.shape[1], text.dtype
+        scores = text.new_empty(len(text), text.shape[1] + labels.shape[1], dtype=torch.float32)
+        scores[:, : ctx.split], scores[:, ctx.split :] = text, labels
+        return scores.scatter_(1, candidates, joined)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        (candidates,) = ctx.saved_tensors
+        text = gradient[:, : ctx.split].to(ctx.dtype, copy=True).scatter_(1, candidates, 0.0)
+        return text, gradient[:, ctx.split :], gradient.gather(1, candidates), None
 
 
 class PointerStudent(Student):
@@ -222,6 +240,20 @@ class PointerStudent(Student):
             x = self.run(block, x, rope, mask[:, None, None])
         return x if self.position is not None else self.norm_encoder(x)
 
+    def _encode_chunk(self, ids: Tensor, kinds: Tensor) -> Tensor:
+        """`encode_rows`, in training without the gradient of all but a drawn share of the tools."""
+        share = self.config.tool_gradient
+        still = (kinds == 1) & (torch.rand(kinds.shape, device=kinds.device) >= share) if self.training and share < 1 else None
+        if still is None or not still.any():
+            return self.encode_rows(ids, ids != 0, kinds)
+        with torch.no_grad():
+            quiet = self.encode_rows(ids[still], ids[still] != 0, kinds[still])
+        if still.all():
+            return quiet
+        loud = self.encode_rows(ids[~still], ids[~still] != 0, kinds[~still])
+        order = torch.cat([still.nonzero()[:, 0], (~still).nonzero()[:, 0]]).argsort()
+        return torch.cat([quiet, loud]).index_select(0, order)
+
     def encode_requests(self, split: Split) -> Tensor:
         """[B, Q, D] of the requests by themselves."""
         ids, mask = F.pad(split.query, (1, 0), value=START), F.pad(split.query_mask, (1, 0), value=True)
@@ -229,7 +261,7 @@ class PointerStudent(Student):
 
     def encode(self, split: Split) -> tuple[Tensor, Tensor]:
         """[B, Q, D] of the requests and [1+M, D] of their tools, the empty slot in front."""
-        rows = torch.cat([self.encode_rows(ids, ids != 0, kinds).flatten(0, 1) for ids, kinds in zip(split.chunks, split.kinds, strict=True)])
+        rows = torch.cat([self._encode_chunk(ids, kinds).flatten(0, 1) for ids, kinds in zip(split.chunks, split.kinds, strict=True)])
         tools = torch.cat([self.no_tool[None].to(rows.dtype), rows.index_select(0, split.pack)])
         return F.embedding(split.unpack, rows), tools
 
@@ -295,7 +327,7 @@ class PointerStudent(Student):
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
         mass = (spelled - top).exp().scatter_add(1, split.slots[row], (copied - top).exp())
         joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
-        scores = torch.cat([text.float(), labels], dim=-1).scatter_(1, candidates, joined)
+        scores: Tensor = _Join.apply(text, labels, joined, candidates)  # type: ignore[no-untyped-call]
         return scores.view(B, T, -1) if wanted is None else scores
 
     def _copy_scores(self, hidden: Tensor, sources: Tensor, memory: Memory) -> Tensor:

@@ -49,7 +49,7 @@ class AugmentConfig:
 
 def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[Record]:
     """The records, then changed versions of each; a copy's id and `meta.copy` say which copy it is."""
-    pools = _Pools(records)
+    pools = Pools(records)
     out = list(records)
     for copy in range(1, config.copies + 1):
         strangers = random.Random(f"{seed}:{copy}").sample(pools.every, min(STRANGERS, len(pools.every)))
@@ -64,7 +64,7 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
     return out
 
 
-class _Pools:
+class Pools:
     """What copies are made of: values by tool and argument, and which tools stood beside which without being right."""
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -151,7 +151,7 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
     return replace(record, tools=tuple(mixed))
 
 
-def add_strangers(record: Record, strangers: Sequence[tuple[str, Tool]], most: int, pools: _Pools, source: random.Random) -> Record:
+def add_strangers(record: Record, strangers: Sequence[tuple[str, Tool]], most: int, pools: Pools, source: random.Random) -> Record:
     """Up to `most` tools of other sources among the record's own, none of them like a tool that it calls."""
     called = [tool for tool in record.tools if any(tool.name == call.name for call in record.answers)]
     if not called:

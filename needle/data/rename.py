@@ -25,7 +25,8 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 @dataclass(frozen=True)
 class Strength:
     """Chances. Of a name: `opaque` (a random one, if a description tells what it means), `other_words`, `recase`; of a
-    description: `bare` (none, if the name tells), and of each of its words: `synonym`; of arguments: `shuffle`.
+    description: `bare` (none, if the name tells), and of each of its words: `synonym`; of arguments: `shuffle`. `tests`
+    takes the synonyms that training never uses.
     """
 
     opaque: float = 0.2
@@ -34,6 +35,7 @@ class Strength:
     bare: float = 0.2
     synonym: float = 0.3
     shuffle: float = 0.5
+    tests: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +87,7 @@ def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Too
 
 def _described(text: str, needed: bool, source: random.Random, chances: Strength) -> str:
     """A description in other words, or none."""
-    return "" if not needed and source.random() < chances.bare else other_words(text, chances.synonym, source)
+    return "" if not needed and source.random() < chances.bare else other_words(text, chances.synonym, source, chances.tests)
 
 
 def _name(name: str, described: bool, style: str, source: random.Random, chances: Strength) -> tuple[str, bool]:
@@ -97,7 +99,7 @@ def _name(name: str, described: bool, style: str, source: random.Random, chances
     if not words:
         return name, False
     if draw < chances.opaque + chances.other_words:
-        return _styled(WORD.findall(other_words(" ".join(words).lower(), 0.7, source)), style), False
+        return _styled(WORD.findall(other_words(" ".join(words).lower(), 1.0 if chances.tests else 0.7, source, chances.tests)), style), False
     return (_styled(words, style), False) if source.random() < chances.recase else (name, False)
 
 

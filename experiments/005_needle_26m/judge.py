@@ -1,0 +1,146 @@
+"""Judges the released student: every test set, changed tools, the time of a call. See README.md.
+
+    python -m experiments.005_needle_26m.judge CHECKPOINT --split test --output results.json --predictions DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from needle.checkpoint import load_checkpoint, write_json
+from needle.data.augment import AugmentConfig, Pools, add_strangers
+from needle.data.rename import Strength, rename
+from needle.engine.decode import Engine
+from needle.evaluate import judge, write_predictions
+from needle.formats import read_records
+from needle.metrics import interval, score, summarise
+from needle.records import Call, Record
+
+SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
+CHANGED = ("snips", "hwu64")
+NOTHING = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
+
+
+def records_of(data: Path, name: str, split: str) -> list[Record]:
+    return list(read_records(data / name / f"{split}.jsonl.gz"))
+
+
+def changes(data: Path) -> dict[str, Callable[[Record], Record]]:
+    """Each changes a record's tools and nothing else: what is asked and what is right stay."""
+    train = [record for name in (*SETS, "seal_tools") for record in records_of(data, name, "train")]
+    pools = Pools(train)
+
+    def turned(record: Record) -> Record:
+        tools = list(rename(record, 0, 0, replace(NOTHING, shuffle=1)).tools)
+        random.Random(record.id).shuffle(tools)
+        return replace(record, tools=tuple(tools))
+
+    def padded(record: Record) -> Record:
+        source = random.Random(record.id)
+        return add_strangers(record, source.sample(pools.every, 200), 20, pools, source)
+
+    return {
+        "renamed": lambda record: rename(record, 0, 0, replace(NOTHING, other_words=1)),
+        "reordered": turned,
+        "described in other words": lambda record: rename(record, 0, 0, replace(NOTHING, synonym=1)),
+        "without descriptions": lambda record: rename(record, 0, 0, replace(NOTHING, bare=1)),
+        "with 20 strangers": padded,
+    }
+
+
+def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
+    """One word for what is wrong with an answer."""
+    if predicted is None:
+        return "no answer"
+    gold, mine = Counter(call.name for call in record.answers), Counter(call.name for call in predicted)
+    if gold != mine:
+        if not record.answers:
+            return "false call"
+        return "missed call" if not predicted else "number of calls" if sum(gold.values()) != sum(mine.values()) else "wrong tool"
+    expected = Counter((call.name, key) for call in record.answers for key in call.arguments)
+    given = Counter((call.name, key) for call in predicted for key in call.arguments)
+    if expected != given:
+        return "extra argument" if not expected - given else "missing argument" if not given - expected else "other argument"
+    values = [str(value) for call in record.answers for value in call.arguments.values()]
+    others = [str(value) for call in predicted for value in call.arguments.values()]
+    pairs = [(a, b) for a, b in zip(sorted(set(values) - set(others)), sorted(set(others) - set(values)), strict=False)]
+    return "longer or shorter value" if pairs and all(a in b or b in a for a, b in pairs) else "other value"
+
+
+def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, Any]:
+    """Milliseconds of one call with five known tools, and of its stages: reading the request, the tools' part, the steps."""
+    chosen = [record for record in records if len(record.tools) == 5 and record.answers][:calls]
+    tools = {json.dumps(tool.to_json()): tool for record in chosen for tool in record.tools}
+    for record in chosen[:20]:
+        engine.answer(record.query, record.tools)
+    assert tools
+    whole, tokens = [], []
+    for record in chosen:
+        engine.answer(record.query, record.tools)  # its tools are known from here on
+        started = time.perf_counter()
+        answer = engine.answer(record.query, record.tools)
+        whole.append(1000 * (time.perf_counter() - started))
+        tokens.append(answer.tokens)
+    return {"calls": len(whole), "p50": float(np.percentile(whole, 50)), "p95": float(np.percentile(whole, 95)), "tokens_p50": float(np.percentile(tokens, 50))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--predictions", type=Path)
+    parser.add_argument("--records", type=int, help="at most so many of each set")
+    parser.add_argument("--parts", default="sets,changes,latency")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    engine = Engine(load_checkpoint(arguments.checkpoint))
+    out: dict[str, Any] = {"split": arguments.split}
+    if "sets" in arguments.parts:
+        out["sets"] = {}
+        for name in SETS:
+            records = records_of(arguments.data, name, arguments.split)[: arguments.records]
+            answers, scores = judge(engine, records, batch_size=64)
+            if arguments.predictions:
+                write_predictions(arguments.predictions / f"{name}.jsonl", records, answers, scores)
+            errors = Counter(kind_of_error(r, a.calls) for r, a, s in zip(records, answers, scores, strict=True) if not s.exact)
+            out["sets"][name] = {**summarise(scores), "errors": dict(errors.most_common())}
+            row = out["sets"][name]
+            print(name, f"{100 * row['exact_call']['value']:.1f}", "tool", f"{100 * row['tool_name']['value']:.1f}", "false calls", row["false_call_rate"]["value"], dict(errors.most_common()), flush=True)
+            for group, members in row["groups"].items():
+                if group in ("seen", "calls"):
+                    print("   ", group, {member: f"{100 * found['exact_call']['value']:.1f} of {found['records']}" for member, found in members.items()})
+    if "changes" in arguments.parts:
+        out["changes"] = {}
+        for name in CHANGED:
+            records = records_of(arguments.data, name, arguments.split)[: arguments.records]
+            plain = [s.exact for s in judge(engine, records)[1]]
+            out["changes"][name] = {"as they are": sum(plain) / len(plain)}
+            for change, make in changes(arguments.data).items():
+                exact = [s.exact for s in judge(engine, [make(record) for record in records])[1]]
+                lost = interval([(float(b) - float(a), 1.0) for a, b in zip(plain, exact, strict=True)], 0)
+                out["changes"][name][change] = {"exact_call": sum(exact) / len(exact), "difference": lost}
+                print(name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True)
+    if "latency" in arguments.parts:
+        out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}
+        print(out["latency"])
+    if arguments.output:
+        write_json(arguments.output, out)
+
+
+if __name__ == "__main__":
+    main()

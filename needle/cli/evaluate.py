@@ -31,6 +31,7 @@ def run(config: Settings) -> None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output), summary)
     _print(summary)
+    return None
 
 
 def _leaderboard(engine: Engine, config: Settings) -> None:
@@ -45,7 +46,9 @@ def _leaderboard(engine: Engine, config: Settings) -> None:
     for name, row in summary["categories"].items():
         accuracy, errors = row["accuracy"], row["errors"]
         worst = max(errors, key=errors.__getitem__, default="")
-        table.add_row(name, str(row["records"]), f"{100 * accuracy['value']:.1f}", f"{100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f}", f"{worst} ({errors[worst]})" if worst else "")
+        table.add_row(
+            name, str(row["records"]), f"{100 * accuracy['value']:.1f}", f"{100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f}", f"{worst} ({errors[worst]})" if worst else ""
+        )
     table.add_section()
     for name, value in summary["means"].items():
         table.add_row(name.replace("_", " "), "", f"{100 * value:.1f}", "", "")

@@ -95,8 +95,10 @@ class Pools:
     def alike(self, one: Tool, other: Tool) -> float:
         """The cosine of two tools' words, each weighted by how rare it is."""
         mine, theirs = _words(one), _words(other)
-        weigh = lambda words: sum(self._weights.get(word, 1.0) ** 2 for word in words)  # noqa: E731
-        return weigh(mine & theirs) / max(math.sqrt(weigh(mine) * weigh(theirs)), 1e-9)
+        return self._weigh(mine & theirs) / max(math.sqrt(self._weigh(mine) * self._weigh(theirs)), 1e-9)
+
+    def _weigh(self, words: frozenset[str]) -> float:
+        return sum(self._weights.get(word, 1.0) ** 2 for word in words)
 
 
 def _words(tool: Tool) -> frozenset[str]:

@@ -143,10 +143,10 @@ class BatchOrder:
 
 def share(indices: Sequence[int], rank: int, processes: int, micro_batch: int) -> list[list[int]]:
     """The micro-batches of one process. All processes get equally many, so that they stay in step; some may be empty."""
-    mine = list(indices[rank::processes])
+    mine = np.array_split(np.asarray(indices, dtype=np.int64), processes)[rank]  # neighbours stay together: they are of one group
     largest = -(-len(indices) // processes)
     pieces = max(-(-largest // micro_batch), 1)
-    return [[int(i) for i in piece] for piece in np.array_split(np.asarray(mine, dtype=np.int64), pieces)]
+    return [[int(i) for i in piece] for piece in np.array_split(mine, pieces)]
 
 
 def add_distractors(examples: Sequence[Example], most: int, seed: Sequence[int]) -> list[Example]:

@@ -74,7 +74,7 @@ class Engine:
         self.codec = checkpoint.codec
         self.renderer = checkpoint.renderer
         self.grammar = Grammar(self.tokenizer, checkpoint.codec_name) if decoding == "constrained" else None
-        self._tools: OrderedDict[str, Tensor] = OrderedDict()
+        self._tools: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
         """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar can hold."""

@@ -13,12 +13,11 @@ Legend: as in `batch`, and D width, H heads, d width of a head, J joined outcome
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from needle.students.base import GELU, Dropout, LayerNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mean_attention, working_precision
@@ -64,11 +63,28 @@ class Memory:
     owned: Tensor  # [B, S] rows of `tools` that each record may look at
     visible: Tensor  # [B, S] false on padding
     split: Split
+    projected: list[Tensor] | None = None  # [1+M, 2D] keys and values of `tools` for each layer, where they were kept
+
+
+@dataclass
+class Keys:
+    """What an answer may point at, projected for the whole batch."""
+
+    query: Tensor  # [B, Q, D]
+    schema: Tensor  # [C, D]
+    tools: Tensor  # [U, D]
+    arguments: Tensor  # [P, D] of the P distinct markers
+    slot: Tensor  # [U, A] which of them each argument's marker is
+    words: Tensor | None  # [B, U] the weight of the words that request and tool share
+
+    def select(self, rows: Tensor) -> Keys:
+        return replace(self, query=self.query[rows], words=None if self.words is None else self.words[rows])
 
 
 @dataclass
 class PointerState:
     memory: Memory
+    keys: Keys
     cross: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # keys and values of request and tools, each layer
     cache: list[tuple[Tensor, Tensor] | None]
     source: Tensor  # [B] the request position that the last token was copied from, or -1
@@ -77,6 +93,7 @@ class PointerState:
     def select(self, rows: Tensor) -> None:
         memory = self.memory
         self.memory = Memory(memory.query[rows], memory.tools, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
+        self.keys = self.keys.select(rows)
         self.source = self.source[rows]
         self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
         self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
@@ -93,7 +110,8 @@ class Heads(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=bias)
 
     def heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "... S (H d) -> ... H S d", d=self.head)  # type: ignore[no-any-return]
+        """[..., S, H*d] to [..., H, S, d]."""
+        return x.unflatten(-1, (-1, self.head)).transpose(-3, -2)  # views by hand: one step of decoding has dozens
 
     def queries(self, x: Tensor) -> Tensor:
         return self.heads(self.q_proj(x))
@@ -103,7 +121,7 @@ class Heads(nn.Module):
         return self.heads(keys), self.heads(values)
 
     def join(self, x: Tensor) -> Tensor:
-        return self.o_proj(rearrange(x, "... H S d -> ... S (H d)"))  # type: ignore[no-any-return]
+        return self.o_proj(x.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
 
 
 class EncoderBlock(nn.Module):
@@ -146,9 +164,10 @@ class DecoderBlock(nn.Module):
         self.norm_own, self.norm_cross, self.norm_mlp = (LayerNorm(config.width) for _ in range(3))
         self.dropout = Dropout(config.dropout)
 
-    def cross_keys(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tools are projected once for the batch, then dealt out to the records that offer them."""
-        keys, values = (F.embedding(memory.owned, part.contiguous()) for part in self.tools.kv_proj(memory.tools).chunk(2, dim=-1))
+    def cross_keys(self, memory: Memory, projected: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tools are projected once for the batch, or were before, then dealt out to the records that offer them."""
+        joined = self.tools.kv_proj(memory.tools) if projected is None else projected
+        keys, values = (F.embedding(memory.owned, part.contiguous()) for part in joined.chunk(2, dim=-1))
         return *self.query.keys_values(memory.query), self.tools.heads(keys), self.tools.heads(values)
 
     def forward(
@@ -238,7 +257,7 @@ class PointerStudent(Student):
         x = working_precision(self.dropout(x))
         for block in self.encoder:
             x = self.run(block, x, rope, mask[:, None, None])
-        return x if self.position is not None else self.norm_encoder(x)
+        return x if self.position is not None else self.norm_encoder(x)  # type: ignore[no-any-return]
 
     def _encode_chunk(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """`encode_rows`, in training without the gradient of all but a drawn share of the tools."""
@@ -265,27 +284,37 @@ class PointerStudent(Student):
         tools = torch.cat([self.no_tool[None].to(rows.dtype), rows.index_select(0, split.pack)])
         return F.embedding(split.unpack, rows), tools
 
-    def _cached_tools(self, split: Split, cache: OrderedDict[str, Tensor]) -> Tensor:
-        """[1+M, D]; `cache` keeps encodings by a tool's content."""
-        found = []
+    def _kept_tools(self, split: Split, cache: OrderedDict[str, tuple[Tensor, ...]]) -> list[Tensor]:
+        """[1+M, D] of the tools, then [1+M, 2D] for each layer of the decoder; `cache` keeps all these by a tool's content."""
+        found = [self._project(self.no_tool[None])]
         sizes = torch.bincount(split.tool_of, minlength=len(split.keys)).tolist() if split.keys else []
         for key, head, size in zip(split.keys, split.heads.tolist(), sizes, strict=True):
-            encoding = cache.get(key)
-            if encoding is None:
+            if key not in cache:
                 ids = split.tool_ids[head : head + size][None]
-                encoding = cache[key] = self.encode_rows(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, 0]))[0]
+                cache[key] = self._project(self.encode_rows(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, 0]))[0])
             cache.move_to_end(key)
-            found.append(encoding)
-        return torch.cat([self.no_tool[None], *found])
+            found.append(cache[key])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
-    def remember(self, batch: Batch, cache: OrderedDict[str, Tensor] | None = None) -> Memory:
+    def _project(self, encoding: Tensor) -> tuple[Tensor, ...]:
+        return encoding, *(block.tools.kv_proj(encoding) for block in self.decoder)  # type: ignore[operator,union-attr]
+
+    def remember(self, batch: Batch, cache: OrderedDict[str, tuple[Tensor, ...]] | None = None) -> Memory:
         split = batch.split
         assert split is not None, "the pointer student reads the split layout"
+        owned, visible = split.owned.clamp_min(0), split.owned >= 0
         if cache is None:
             query, tools = self.encode(split)
-        else:
-            query, tools = self.encode_requests(split), self._cached_tools(split, cache)
-        return Memory(query, tools, split.owned.clamp_min(0), split.owned >= 0, split)
+            return Memory(query, tools, owned, visible, split)
+        tools, *projected = self._kept_tools(split, cache)
+        return Memory(self.encode_requests(split), tools, owned, visible, split, projected)
+
+    def keys(self, memory: Memory) -> Keys:
+        split, packed = memory.split, memory.tools[1:]
+        places, slot = torch.unique(split.markers.clamp_min(0), return_inverse=True)
+        at = [split.copyable, split.heads, places if split.keys else places[:0]]
+        schema, tools, arguments = (key(packed.index_select(0, rows)) for key, rows in zip((self.key_schema, self.key_tool, self.key_argument), at, strict=True))
+        return Keys(self.key_query(memory.query), schema, tools, arguments, slot, self._shared_words(split) if self.config.lexical else None)
 
     # Decoding
 
@@ -310,15 +339,14 @@ class PointerStudent(Student):
         x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
         return working_precision(self.dropout(x + self.kind.weight[2]))
 
-    def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, memory: Memory, wanted: Tensor | None = None) -> Tensor:
+    def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None) -> Tensor:
         """[B, T, D] to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
 
         Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched. With
         `wanted` [N] flat positions, [N, V].
         """
         B, T, _ = hidden.shape
-        split = memory.split
-        copied, labels, row = self._copy_scores(hidden, sources, memory), self._label_scores(hidden, open_tool, memory), torch.arange(B, device=hidden.device)
+        copied, labels, row = self._copy_scores(hidden, sources, split, keys), self._label_scores(hidden, open_tool, split, keys), torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
         hidden, copied, labels, row = (at_positions(x, positions) for x in (hidden, copied, labels, row[:, None].expand(B, T)))
         text = F.linear(hidden, self.embed.weight)
@@ -330,36 +358,32 @@ class PointerStudent(Student):
         scores: Tensor = _Join.apply(text, labels, joined, candidates)  # type: ignore[no-untyped-call]
         return scores.view(B, T, -1) if wanted is None else scores
 
-    def _copy_scores(self, hidden: Tensor, sources: Tensor, memory: Memory) -> Tensor:
+    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys) -> Tensor:
         """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
-        split = memory.split
-        query = torch.einsum("btd,bqd->btq", self.point_query(hidden), self.key_query(memory.query)).float() * self.scale
+        query = torch.einsum("btd,bqd->btq", self.point_query(hidden), keys.query).float() * self.scale
         following = torch.arange(query.shape[-1], device=query.device) == (sources + 1)[..., None]
         query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None])
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
         if not split.copied.shape[1]:
             return query  # type: ignore[no-any-return]
-        every = self.point_schema(hidden) @ self.key_schema(memory.tools[1:].index_select(0, split.copyable)).T  # [B, T, C]
+        every = self.point_schema(hidden) @ keys.schema.T  # [B, T, C]
         index = split.copied[:, None].expand(-1, hidden.shape[1], -1)
         schema = every.gather(2, index.clamp_min(0)).float() * self.scale
         return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1)
 
-    def _label_scores(self, hidden: Tensor, open_tool: Tensor, memory: Memory) -> Tensor:
+    def _label_scores(self, hidden: Tensor, open_tool: Tensor, split: Split, keys: Keys) -> Tensor:
         """[B, T, labels]: the record's tools, then the open tool's arguments; -inf on labels that the record lacks."""
-        split = memory.split
         if not split.keys:
             return hidden.new_full((*hidden.shape[:2], TOOL_LABELS + ARGUMENT_LABELS), -torch.inf, dtype=torch.float32)
-        packed = memory.tools[1:]
-        every_tool = (self.point_tool(hidden) @ self.key_tool(packed.index_select(0, split.heads)).T).float() * self.scale  # [B, T, U]
-        if self.word_gate is not None:
-            every_tool = every_tool + (1 + self.word_gate(hidden).float()) * self._shared_words(split)[:, None]
+        every_tool = (self.point_tool(hidden) @ keys.tools.T).float() * self.scale  # [B, T, U]
+        if self.word_gate is not None and keys.words is not None:
+            every_tool = every_tool + (1 + self.word_gate(hidden).float()) * keys.words[:, None]
         index = split.tools[:, None].expand(-1, hidden.shape[1], -1)
         tools = every_tool.gather(2, index.clamp_min(0)).masked_fill(index < 0, -torch.inf)
-        places, slot = torch.unique(split.markers.clamp_min(0), return_inverse=True)  # slot [U, A]
-        every_argument = self.point_argument(hidden) @ self.key_argument(packed.index_select(0, places)).T
+        every_argument = self.point_argument(hidden) @ keys.arguments.T
         number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
         missing = (open_tool[..., None] < 0) | (split.markers[number] < 0)
-        arguments = (every_argument.gather(2, slot[number]).float() * self.scale).masked_fill(missing, -torch.inf)
+        arguments = (every_argument.gather(2, keys.slot[number]).float() * self.scale).masked_fill(missing, -torch.inf)
         padded = (F.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)))
         return torch.cat(list(padded), dim=-1)
 
@@ -389,12 +413,12 @@ class PointerStudent(Student):
             x, _ = self.run(block, x, rope, memory, cross, None)
             if trace is not None:
                 trace.hidden.append(x)
-        return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory, wanted)
+        return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory.split, self.keys(memory), wanted)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
-        cross = [block.cross_keys(memory) for block in self.decoder]  # type: ignore[operator]
-        return PointerState(memory, cross, [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
+        cross = [block.cross_keys(memory, memory.projected and memory.projected[index]) for index, block in enumerate(self.decoder)]  # type: ignore[operator]
+        return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         state.source = next_source(state.memory.split.query, state.source, tokens)
@@ -404,4 +428,4 @@ class PointerStudent(Student):
         for index, block in enumerate(self.decoder):
             x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
         state.position += 1
-        return self.distribution(self.norm_decoder(x), open_tool[:, None], sources, state.memory)[:, 0]
+        return self.distribution(self.norm_decoder(x), open_tool[:, None], sources, state.memory.split, state.keys)[:, 0]

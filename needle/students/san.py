@@ -80,8 +80,10 @@ class Layer(nn.Module):
     def __init__(self, config: SanConfig, cross: bool) -> None:
         super().__init__()
         self.own, self.norm_own = Branch(config), RMSNorm(config.width, centred=True)
-        self.cross, self.norm_cross = (Branch(config), RMSNorm(config.width, centred=True)) if cross else (None, None)
-        self.mlp, self.norm_mlp = (SwiGLU(config.width, config.hidden), RMSNorm(config.width, centred=True)) if config.hidden else (None, None)
+        self.cross = Branch(config) if cross else None
+        self.norm_cross = RMSNorm(config.width, centred=True) if cross else None
+        self.mlp = SwiGLU(config.width, config.hidden) if config.hidden else None
+        self.norm_mlp = RMSNorm(config.width, centred=True) if config.hidden else None
         self.gates = nn.Parameter(torch.zeros(1 + cross + bool(config.hidden)))  # half open
         self.dropout = Dropout(config.dropout)
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from needle.data.augment import expand
+from needle.data.augment import AugmentConfig, expand
 from needle.data.catalogue import load_catalogue
 from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, share
+from needle.data.rename import Strength, rename, synonyms
 from needle.data.sources import DataConfig, load_splits, subset
 from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
 from needle.data.values import Values
 from needle.formats import read_records
 from needle.prompt import Example
-from needle.records import DataError, Record, canonical_json
+from needle.records import Call, DataError, Record, Tool, canonical_json
 from needle.toolschema import call_errors
 
 SMALL = SyntheticConfig(train=1500, validation=100, test=200, unseen=80)
@@ -138,10 +140,12 @@ def test_asking_for_more_records_than_exist_is_an_error() -> None:
 
 def test_augmented_copies_stay_valid_and_repeat_by_seed(real_data: Path) -> None:
     records = list(read_records(real_data / "snips" / "validation.jsonl.gz"))
-    grown = expand(records, 2, 0)
+    config = AugmentConfig(copies=2, rename=0.5, strangers=0.5)
+    grown = expand(records, config, 0)
     assert grown[: len(records)] == records
     assert len(grown) == 3 * len(records)
-    assert [r.to_json() for r in grown] == [r.to_json() for r in expand(records, 2, 0)]
+    assert len({r.id for r in grown}) == len(grown)
+    assert [r.to_json() for r in grown] == [r.to_json() for r in expand(records, config, 0)]
     changed = sum(r.query != records[i % len(records)].query for i, r in enumerate(grown))
     assert changed > len(records) / 2
     for record in grown:
@@ -150,6 +154,84 @@ def test_augmented_copies_stay_valid_and_repeat_by_seed(real_data: Path) -> None
             for value in call.arguments.values():
                 if isinstance(value, str):
                     assert value in record.query
+
+
+def test_new_distractors_are_tools_that_stood_beside_the_right_one_before_or_are_unlike_it(real_data: Path) -> None:
+    """A tool never offered beside the right one may be as right as it: hwu64's weather_query beside snips' GetWeather."""
+    records = [r for name in ("snips", "hwu64") for r in read_records(real_data / name / "validation.jsonl.gz")]
+    beside: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for call in record.answers:
+            beside[call.name] |= {tool.name for tool in record.tools}
+    for record in expand(records, AugmentConfig(copies=2), 0):
+        for call in record.answers:
+            assert {tool.name for tool in record.tools} <= beside[call.name]
+    grown = expand(records, AugmentConfig(copies=1, strangers=1.0, most_strangers=5), 0)[len(records) :]
+    more = [r for r in grown if any(not {tool.name for tool in r.tools} <= beside[call.name] for call in r.answers)]
+    assert len(more) > len(records) / 4
+    for record in more:
+        for call in record.answers:
+            assert not {"GetWeather", "weather_query"} <= {tool.name for tool in record.tools} or call.name not in ("GetWeather", "weather_query")
+
+
+WEATHER = Tool(
+    "get_weather",
+    "Get the weather",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "Name of the city"},
+            "unit": {"type": "string", "enum": ["C", "F"], "description": "Unit of the temperature"},
+            "days": {"type": "integer"},
+        },
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+)
+
+
+def test_a_renamed_record_asks_the_same_of_the_same_tools() -> None:
+    other = Tool("play_music", "Play music")
+    record = Record("1", "weather in Rome in C", (WEATHER, other), (Call("get_weather", {"city": "Rome", "unit": "C"}),), "s")
+    seen = set()
+    for variant in range(60):
+        changed = rename(record, variant, 0)
+        assert changed == rename(record, variant, 0)
+        (call,) = changed.answers
+        tool = next(tool for tool in changed.tools if tool.name == call.name)
+        assert call_errors(call, changed.tools) == []
+        assert sorted(call.arguments.values()) == ["C", "Rome"]
+        assert changed.query == record.query
+        properties = tool.parameters["properties"]
+        assert sorted(schema.get("type", "") for schema in properties.values()) == ["integer", "string", "string"]
+        (city,) = tool.parameters["required"]
+        assert call.arguments[city] == "Rome"
+        if re.fullmatch(r"(get|climate|weather|meteorology|obtain|retrieve|fetch|give|[_-])+", tool.name.lower()) is None:
+            assert tool.description, "a name that tells nothing keeps its description"
+        seen.add((tool.name, tuple(properties), tool.description))
+    assert len(seen) > 40
+    assert len({name for name, *_ in seen}) > 15
+
+
+def test_synonyms_of_tests_and_of_training_share_no_word() -> None:
+    for word, (first, *others) in synonyms().items():
+        assert first not in others
+        assert word not in (first, *others)
+    record = Record("1", "x", (Tool("find_song", "Find a song by its title"),), (Call("find_song", {}),), "s")
+    only = Strength(opaque=0, other_words=1, recase=0, bare=0, synonym=1, shuffle=0, tests=True)
+    for variant in range(20):
+        (tool,) = rename(record, variant, 0, only).tools
+        assert tool.description == "Locate a tune by its name"
+        assert sorted(word.lower() for word in re.findall(r"[A-Z]?[a-z]+", tool.name)) == ["locate", "tune"]
+
+
+def test_a_source_can_be_limited_and_files_joined_by_synthetic_records(real_data: Path) -> None:
+    files = [str(real_data / "ha_intents" / "train.jsonl.gz"), str(real_data / "seal_tools" / "train.jsonl.gz")]
+    config = DataConfig(kind="mixed", train=files, limits={"ha_intents": 50}, synthetic=SyntheticConfig(train=30, validation=0, test=0, unseen=0))
+    counts = Counter(record.source for record in load_splits(config).train)
+    assert counts == {"ha_intents": 50, "seal_tools": 668, "synthetic": 30}
+    with pytest.raises(DataError, match="data.limits.nonsense: no training record is of this source; there are ha_intents, seal_tools"):
+        load_splits(DataConfig(kind="jsonl", train=files, limits={"nonsense": 3}))
 
 
 def test_the_tokenizer_is_cached_by_content(records: list[Record], tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class PointerConfig:
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
     tool_gradient: float = 1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
+    blind: float = 0.0  # share of records whose tools can only be pointed at in training, not read: what `tool_scores` relies on
     lexical: bool = False  # start from the words that request and tool share, each with a learned weight
     encoder: str | None = None
     encoder_heads: int = 0
@@ -304,6 +305,9 @@ class PointerStudent(Student):
         assert split is not None, "the pointer student reads the split layout"
         owned, visible = split.owned.clamp_min(0), split.owned >= 0
         if cache is None:
+            if self.training and self.config.blind:
+                seeing = torch.rand(len(owned), 1, device=owned.device) >= self.config.blind
+                visible = visible & (seeing | (owned == 0))
             query, tools = self.encode(split)
             return Memory(query, tools, owned, visible, split)
         tools, *projected = self._kept_tools(split, cache)
@@ -419,6 +423,21 @@ class PointerStudent(Student):
         memory = self.remember(batch, cache)
         cross = [block.cross_keys(memory, memory.projected and memory.projected[index]) for index, block in enumerate(self.decoder)]  # type: ignore[operator]
         return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
+
+    def tool_scores(self, batch: Batch, cache: OrderedDict[str, tuple[Tensor, ...]] | None = None) -> Tensor:
+        """[B, K] how well each of a record's tools fits its request, each by itself: for choosing among many.
+
+        The score of a tool's label as the first token of an answer, of a decoder that reads the request alone.
+        """
+        memory = self.remember(batch, cache)
+        split = memory.split
+        memory.visible = memory.visible & (memory.owned == 0)
+        x = self.embed_inputs(batch.inputs[:, :1], batch.open_tool[:, :1].clamp_max(-1), torch.full_like(batch.inputs[:, :1], -1), memory)
+        rope = Rope.at(torch.zeros(1, device=x.device), self.head_width, self.config.rope_theta)
+        for block in self.decoder:
+            x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
+        every = self.point_tool(self.norm_decoder(x))[:, 0] @ self.key_tool(memory.tools[1:].index_select(0, split.heads)).T
+        return every.gather(1, split.tools.clamp_min(0)).float().masked_fill(split.tools < 0, -torch.inf) * self.scale
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         state.source = next_source(state.memory.split.query, state.source, tokens)

@@ -96,6 +96,7 @@ class Settings:
     cache: str = "outputs/cache"
     checkpoint: str | None = None  # evaluate, serve: a folder; the released student when there is none
     decoding: str = "constrained"
+    most_tools: int = 0  # evaluate, serve: of more tools than these, the student is shown those that fit best; 0 shows all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
     split: str = "test"  # evaluate: which split of a named data set
@@ -249,7 +250,9 @@ def released() -> Path:
 
 
 def build_engine(config: Settings) -> Engine:
-    return Engine(build_checkpoint(config), config.decoding)
+    if config.most_tools < 0:
+        raise ValueError(f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at once")
+    return Engine(build_checkpoint(config), config.decoding, config.most_tools)
 
 
 def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:

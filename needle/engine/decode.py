@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from needle.checkpoint import Checkpoint
 from needle.codecs import DecodeError
+from needle.engine.retrieve import Bm25Retriever, EncoderRetriever
 from needle.grammar import Grammar, Matcher
 from needle.prompt import Example, PromptError
 from needle.records import Call, Tool
 from needle.students.batch import collate, move
+from needle.students.pointer import PointerStudent
 from needle.toolschema import ToolSchemaError, call_errors
 
 DECODINGS = ("constrained", "free")
 MAX_TOKENS = 150
-CACHED_TOOLS = 4096
+CACHED_TOOLS = 1024  # of about half a megabyte each
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,13 @@ class _Row:
 
 
 class Engine:
-    """Answers requests with one checkpoint. Encodings of tools are kept between calls."""
+    """Answers requests with one checkpoint. Encodings of tools are kept between calls.
 
-    def __init__(self, checkpoint: Checkpoint, decoding: str = "constrained") -> None:
+    Of more than `most_tools` tools, if that isn't 0, the student is shown only the `most_tools` that fit the request best:
+    by its own encoder's scores where it has some, else by BM25.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, decoding: str = "constrained", most_tools: int = 0) -> None:
         if decoding not in DECODINGS:
             raise ValueError(f"decoding is '{decoding}'; expected one of {', '.join(DECODINGS)}")
         self.checkpoint = checkpoint
@@ -74,11 +80,13 @@ class Engine:
         self.codec = checkpoint.codec
         self.renderer = checkpoint.renderer
         self.grammar = Grammar(self.tokenizer, checkpoint.codec_name) if decoding == "constrained" else None
+        self.most_tools = most_tools
+        self.retriever = EncoderRetriever(self.student, self.renderer) if isinstance(self.student, PointerStudent) else Bm25Retriever()
         self._tools: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
         """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar can hold."""
-        request = Request(query, tuple(tools))
+        request = self._choose_tools(Request(query, tuple(tools)))
         example = self._read(request)
         matcher = self.grammar.matcher(request.tools) if self.grammar else None
         return self._decode([_Row(0, request, matcher)], [example], max_tokens)[0]
@@ -92,6 +100,7 @@ class Engine:
         ready: list[tuple[_Row, Example]] = []
         for index, request in enumerate(requests):
             try:
+                request = self._choose_tools(request)
                 example = self._read(request)
                 matcher = self.grammar.matcher(request.tools) if self.grammar else None
                 ready.append((_Row(index, request, matcher), example))
@@ -104,6 +113,13 @@ class Engine:
             for row, answer in zip(rows, self._decode(list(rows), list(examples), max_tokens, random), strict=True):
                 answers[row.index] = answer
         return [answer for answer in answers if answer is not None]
+
+    def _choose_tools(self, request: Request) -> Request:
+        """The request with its best tools, in the order in which they were declared."""
+        if not self.most_tools or len(request.tools) <= self.most_tools:
+            return request
+        best = sorted(self.retriever.rank(request.query, request.tools)[: self.most_tools])
+        return replace(request, tools=tuple(request.tools[index] for index in best))
 
     def _read(self, request: Request) -> Example:
         example = self.renderer.prompt(request.id, request.query, request.tools)

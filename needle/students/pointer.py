@@ -13,6 +13,7 @@ Legend: as in `batch`, and D width, H heads, d width of a head, J joined outcome
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +48,7 @@ class PointerConfig:
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
     tool_gradient: float = 1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
-    blind: float = 0.0  # share of records whose tools can only be pointed at in training, not read: what `tool_scores` relies on
+    blind: float = 0.0  # share of records whose tools can only be pointed at in training, not read: what choosing among many needs
     lexical: bool = False  # start from the words that request and tool share, each with a learned weight
     encoder: str | None = None
     encoder_heads: int = 0
@@ -112,7 +113,7 @@ class Heads(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """[..., S, H*d] to [..., H, S, d]."""
-        return x.unflatten(-1, (-1, self.head)).transpose(-3, -2)  # views by hand: one step of decoding has dozens
+        return x.unflatten(-1, (-1, self.head)).transpose(-3, -2)  # views by hand: one step of decoding has dozens  # type: ignore[no-any-return,no-untyped-call]
 
     def queries(self, x: Tensor) -> Tensor:
         return self.heads(self.q_proj(x))
@@ -187,6 +188,15 @@ class DecoderBlock(nn.Module):
         seen = attention(self.tools.queries(normed), tool_keys, tool_values, memory.visible[:, None, None])
         x = x + self.dropout(self.query.join(read)) + self.dropout(self.tools.join(seen))
         return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
+
+
+def _by_length(rows: Sequence[Sequence[int]], device: torch.device, most: int = 64) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows of ids in right-padded pieces [n, S] of similar length, and which rows each piece holds."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(order), most):
+        chosen = order[start : start + most]
+        width = max(len(rows[index]) for index in chosen)
+        yield chosen, torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in chosen], device=device)
 
 
 class _Join(torch.autograd.Function):
@@ -289,10 +299,14 @@ class PointerStudent(Student):
         """[1+M, D] of the tools, then [1+M, 2D] for each layer of the decoder; `cache` keeps all these by a tool's content."""
         found = [self._project(self.no_tool[None])]
         sizes = torch.bincount(split.tool_of, minlength=len(split.keys)).tolist() if split.keys else []
-        for key, head, size in zip(split.keys, split.heads.tolist(), sizes, strict=True):
-            if key not in cache:
-                ids = split.tool_ids[head : head + size][None]
-                cache[key] = self._project(self.encode_rows(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, 0]))[0])
+        places = [slice(head, head + size) for head, size in zip(split.heads.tolist(), sizes, strict=True)]
+        missing = [number for number, key in enumerate(split.keys) if key not in cache]
+        for rows, ids in _by_length([split.tool_ids[places[number]].tolist() for number in missing], split.tool_ids.device):
+            encoded = self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))
+            for row, encoding in zip(rows, encoded, strict=True):
+                number = missing[row]
+                cache[split.keys[number]] = self._project(encoding[: sizes[number]].clone())
+        for key in split.keys:
             cache.move_to_end(key)
             found.append(cache[key])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
@@ -424,20 +438,24 @@ class PointerStudent(Student):
         cross = [block.cross_keys(memory, memory.projected and memory.projected[index]) for index, block in enumerate(self.decoder)]  # type: ignore[operator]
         return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
 
-    def tool_scores(self, batch: Batch, cache: OrderedDict[str, tuple[Tensor, ...]] | None = None) -> Tensor:
-        """[B, K] how well each of a record's tools fits its request, each by itself: for choosing among many.
+    def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
+        """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
+        heads = torch.empty(len(tools), self.config.width, device=self.no_tool.device, dtype=self.no_tool.dtype)
+        for rows, ids in _by_length(tools, self.no_tool.device):
+            heads[rows] = self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))[:, 0].to(heads.dtype)
+        return self.key_tool(heads)  # type: ignore[no-any-return]
 
-        The score of a tool's label as the first token of an answer, of a decoder that reads the request alone.
+    def request_keys(self, batch: Batch) -> Tensor:
+        """[B, D] of requests without tools: their products with `tool_keys` say how well each tool fits, each by itself.
+
+        A product is the score of the tool's label as an answer's first token, of a decoder that reads the request alone.
         """
-        memory = self.remember(batch, cache)
-        split = memory.split
-        memory.visible = memory.visible & (memory.owned == 0)
-        x = self.embed_inputs(batch.inputs[:, :1], batch.open_tool[:, :1].clamp_max(-1), torch.full_like(batch.inputs[:, :1], -1), memory)
+        memory = self.remember(batch)
+        x = self.embed_inputs(batch.inputs[:, :1], batch.open_tool[:, :1], torch.full_like(batch.inputs[:, :1], -1), memory)
         rope = Rope.at(torch.zeros(1, device=x.device), self.head_width, self.config.rope_theta)
         for block in self.decoder:
             x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
-        every = self.point_tool(self.norm_decoder(x))[:, 0] @ self.key_tool(memory.tools[1:].index_select(0, split.heads)).T
-        return every.gather(1, split.tools.clamp_min(0)).float().masked_fill(split.tools < 0, -torch.inf) * self.scale
+        return self.point_tool(self.norm_decoder(x))[:, 0] * self.scale  # type: ignore[no-any-return]
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         state.source = next_source(state.memory.split.query, state.source, tokens)

@@ -1,0 +1,77 @@
+"""Choosing tools: the encoder's scores are those of the decoder's labels, BM25 ranks by words, the engine shows only the best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from needle.checkpoint import Checkpoint
+from needle.engine.decode import Engine, Request
+from needle.engine.retrieve import Bm25Retriever, EncoderRetriever, recall_at
+from needle.prompt import Example, Renderer
+from needle.records import Call, Record, Tool
+from needle.students.base import Rope
+from needle.students.batch import collate
+from needle.students.build import build_student
+from needle.students.pointer import PointerStudent
+from needle.tokenizer import TextTokenizer
+from tests.conftest import TINY
+
+TOOLS = [Tool("get_weather", "Get the weather forecast of a city"), Tool("playMusic", "Play a song or an album"), Tool("set_alarm", "Wake somebody up at a time")]
+
+
+@pytest.fixture(params=["pointer", "pretrained"])
+def pointer(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> PointerStudent:
+    torch.manual_seed(0)
+    student = build_student(replace(TINY[request.param], lexical=False), tokenizer.size).eval()
+    assert isinstance(student, PointerStudent)
+    return student
+
+
+def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(pointer: PointerStudent, examples: list[Example], tokenizer: TextTokenizer) -> None:
+    example = next(e for e in examples if len(e.tools) >= 4)
+    batch = collate([replace(example, target=(), open_tool=())], tokenizer, "split")
+    retriever = EncoderRetriever(pointer, Renderer(tokenizer))
+    with torch.no_grad():
+        memory = pointer.remember(batch)
+        memory.visible = memory.visible & (memory.owned == 0)
+        x = pointer.embed_inputs(batch.inputs, batch.open_tool, torch.full_like(batch.inputs, -1), memory)
+        rope = Rope.at(torch.zeros(1), pointer.head_width, pointer.config.rope_theta)
+        for block in pointer.decoder:
+            x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
+        labels = pointer.distribution(pointer.norm_decoder(x), batch.open_tool, torch.full_like(batch.inputs, -1), memory.split, pointer.keys(memory))[0, 0]
+        expected = labels[tokenizer.first_tool_label : tokenizer.first_tool_label + len(example.tools)]
+        query = tokenizer.decode(example.query).removeprefix(" ")
+        cold, warm = (retriever.scores(query, example.tools) for _ in range(2))
+    torch.testing.assert_close(cold, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(cold, warm)
+
+
+def test_bm25_ranks_by_the_words_that_request_and_tool_share() -> None:
+    ranked = Bm25Retriever()
+    assert ranked.rank("what will the weather be", TOOLS)[0] == 0
+    assert ranked.rank("some music, please", TOOLS)[0] == 1
+    assert ranked.rank("nothing known", TOOLS) == [0, 1, 2]
+    assert ranked.rank("anything", []) == []
+
+
+def test_recall_counts_a_record_when_all_its_tools_are_among_the_first() -> None:
+    both = Record("1", "play music, then the weather", tuple(TOOLS), (Call("playMusic"), Call("get_weather")), "s")
+    silent = replace(both, id="2", answers=())
+    wrong = replace(both, id="3", query="weather", answers=(Call("set_alarm"),))
+    found = recall_at(Bm25Retriever(), [both, silent, wrong], TOOLS, (1, 2, 3))
+    assert found == {1: 0.0, 2: 0.5, 3: 1.0}
+
+
+def test_the_engine_shows_only_the_best_tools_in_their_own_order(pointer: PointerStudent, tokenizer: TextTokenizer) -> None:
+    many = [Tool(f"tool_{i}", f"does thing {i}") for i in range(200)]
+    engine = Engine(Checkpoint(pointer, TINY["pointer"], tokenizer, "decisions", 4096), most_tools=5)
+    chosen = engine._choose_tools(Request("thing 7", tuple(many))).tools
+    assert len(chosen) == 5
+    assert [many.index(tool) for tool in chosen] == sorted(many.index(tool) for tool in chosen)
+    best = engine.retriever.rank("thing 7", many)[:5]
+    assert {tool.name for tool in chosen} == {many[index].name for index in best}
+    assert engine.answer("thing 7", many, 5).finish in ("stop", "length")
+    assert engine._choose_tools(Request("x", tuple(many[:5]))).tools == tuple(many[:5])

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from needle.prompt import Example, Renderer, RenderedTool
+from needle.prompt import Example, RenderedTool, Renderer
 from needle.records import Record, Tool
 from needle.students.batch import collate, move
 from needle.students.pointer import PointerStudent

@@ -113,7 +113,7 @@ class Heads(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """[..., S, H*d] to [..., H, S, d]."""
-        return x.unflatten(-1, (-1, self.head)).transpose(-3, -2)  # views by hand: one step of decoding has dozens  # type: ignore[no-any-return,no-untyped-call]
+        return x.view(*x.shape[:-1], -1, self.head).transpose(-3, -2)  # by hand: one step of decoding has dozens of these
 
     def queries(self, x: Tensor) -> Tensor:
         return self.heads(self.q_proj(x))

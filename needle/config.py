@@ -23,7 +23,7 @@ from needle.compare import CompareConfig
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
 from needle.data.votes import as_targets
-from needle.engine.decode import MAX_TOKENS, Engine
+from needle.engine.decode import MAX_TOKENS, Engine, working_dtype
 from needle.formats import Skipped
 from needle.losses import LossConfig
 from needle.optim import OptimConfig
@@ -96,6 +96,7 @@ class Settings:
     cache: str = "outputs/cache"
     checkpoint: str | None = None  # evaluate, serve: a folder; the released student when there is none
     decoding: str = "constrained"
+    precision: str = "auto"  # evaluate, serve: float32, bfloat16, or what is faster on this processor
     most_tools: int = 0  # evaluate, serve: of more tools than these, the student is shown those that fit best; 0 shows all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
@@ -252,7 +253,9 @@ def released() -> Path:
 def build_engine(config: Settings) -> Engine:
     if config.most_tools < 0:
         raise ValueError(f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at once")
-    return Engine(build_checkpoint(config), config.decoding, config.most_tools)
+    checkpoint = build_checkpoint(config)
+    checkpoint.student.to(working_dtype(config.precision))
+    return Engine(checkpoint, config.decoding, config.most_tools)
 
 
 def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from needle.checkpoint import Checkpoint
-from needle.engine.decode import Engine, Request
+from needle.engine.decode import Engine, Request, working_dtype
 from needle.evaluate import evaluate, judge
 from needle.prompt import PromptError
 from needle.records import Record
@@ -83,3 +83,47 @@ def test_an_answer_that_runs_out_of_tokens_has_no_call(tokenizer: TextTokenizer)
 def test_unknown_decoding_is_named(tokenizer: TextTokenizer) -> None:
     with pytest.raises(ValueError, match="constrained, free"):
         Engine(random_checkpoint(tokenizer), decoding="beam")
+
+
+def test_guessing_ahead_saves_steps_and_changes_no_answer(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = random_checkpoint(tokenizer, seed=2)
+    student = checkpoint.student
+    with torch.no_grad():
+        student.follow.bias.fill_(40.0)  # type: ignore[union-attr]  # once it copies, it goes on copying
+        student.key_query.weight.mul_(20)  # type: ignore[union-attr]  # and it likes to copy
+    engine = Engine(checkpoint)
+    steps = 0
+    extend = student.extend
+
+    def counted(*arguments: object) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return extend(*arguments)  # type: ignore[operator,no-any-return]
+
+    monkeypatch.setattr(student, "extend", counted)
+    tokens = 0
+    for record in records[:12]:
+        request = Request(record.query, record.tools)
+        monkeypatch.setattr(engine, "_decode_one", None)
+        plain = engine.answer_all([request, request], max_tokens=30)[0]
+        monkeypatch.undo()
+        monkeypatch.setattr(student, "extend", counted)
+        before = steps
+        alone = engine.answer(record.query, record.tools, max_tokens=30)
+        assert (alone.calls, alone.finish, alone.tokens) == (plain.calls, plain.finish, plain.tokens)
+        assert alone.confidence == pytest.approx(plain.confidence, rel=1e-3)
+        if alone.tokens >= 20:
+            assert steps - before < alone.tokens
+        tokens += alone.tokens
+    assert tokens > 100
+
+
+@pytest.mark.parametrize("family", list(TINY))
+def test_a_student_held_in_bfloat16_answers_as_well(tokenizer: TextTokenizer, records: list[Record], family: str) -> None:
+    checkpoint = random_checkpoint(tokenizer, family)
+    checkpoint.student.to(working_dtype("bfloat16"))
+    answers, _ = judge(Engine(checkpoint), records[:6], max_tokens=20)
+    assert {answer.finish for answer in answers} <= {"stop", "length"}
+    assert working_dtype("auto") in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="precision is 'half'; expected one of auto, float32, bfloat16"):
+        working_dtype("half")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,14 @@ class PointerState:
     cache: list[tuple[Tensor, Tensor] | None]
     source: Tensor  # [B] the request position that the last token was copied from, or -1
     position: int = 0
+    trail: list[Tensor] = field(default_factory=list)  # the sources of the tokens that came last together
+
+    def cut(self, count: int) -> None:
+        """Forgets the last `count` tokens of those that came together."""
+        if count:
+            self.position -= count
+            self.source = self.trail[-1 - count]
+            self.cache = [None if kv is None else (kv[0][:, :, :-count], kv[1][:, :, :-count]) for kv in self.cache]
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory
@@ -179,9 +187,12 @@ class DecoderBlock(nn.Module):
         q = rope(self.own.queries(normed))
         k, v = self.own.keys_values(normed)
         k = rope(k)
+        earlier = None
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        x = x + self.dropout(self.own.join(attention(q, k, v, causal=past is None)))
+            if q.shape[2] > 1:
+                earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2])[None, None]
+        x = x + self.dropout(self.own.join(attention(q, k, v, earlier, causal=past is None)))
         normed = self.norm_cross(x)
         query_keys, query_values, tool_keys, tool_values = cross
         read = attention(self.query.queries(normed), query_keys, query_values, memory.split.query_mask[:, None, None])
@@ -458,11 +469,26 @@ class PointerStudent(Student):
         return self.point_tool(self.norm_decoder(x))[:, 0] * self.scale  # type: ignore[no-any-return]
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
-        state.source = next_source(state.memory.split.query, state.source, tokens)
-        sources = state.source[:, None]
-        x = self.embed_inputs(tokens[:, None], open_tool[:, None], sources, state.memory)
-        rope = Rope.at(torch.tensor([state.position], device=x.device), self.head_width, self.config.rope_theta)
+        return self.extend(state, tokens[:, None], open_tool[:, None])[:, 0]
+
+    def extend(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
+        """`step` for several tokens at once, [B, n] to [B, n, V]; `PointerState.cut` takes back what proves wrong."""
+        split, n = state.memory.split, tokens.shape[1]
+        last, trail = state.source, []
+        for place in range(n):
+            last = next_source(split.query, last, tokens[:, place])
+            trail.append(last)
+        state.source, state.trail = last, trail
+        sources = torch.stack(trail, dim=1)
+        x = self.embed_inputs(tokens, open_tool, sources, state.memory)
+        rope = Rope.at(torch.arange(state.position, state.position + n, device=x.device), self.head_width, self.config.rope_theta)
         for index, block in enumerate(self.decoder):
             x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
-        state.position += 1
-        return self.distribution(self.norm_decoder(x), open_tool[:, None], sources, state.memory.split, state.keys)[:, 0]
+        state.position += n
+        return self.distribution(self.norm_decoder(x), open_tool, sources, split, state.keys)
+
+    def guess(self, state: PointerState, token: int, most: int) -> list[int]:
+        """What may follow `token` in the answer of the only row: what follows it in the request, if it was copied from there."""
+        query = state.memory.split.query
+        source = int(next_source(query, state.source, torch.tensor([token], device=query.device)))
+        return query[0, source + 1 : source + 1 + most].tolist() if source >= 0 else []

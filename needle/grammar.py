@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,24 +25,32 @@ from needle.tokenizer import TextTokenizer, argument_label, tool_label
 from needle.toolschema import ToolSchemaError
 
 SPACE = '" "?'
+READY = 128  # sets of tools whose matcher is kept, to be copied for each answer
 
 
 class Grammar:
-    """Compiles tools to matchers for one tokenizer and codec; compiled text is kept, matchers are made anew for each answer."""
+    """Compiles tools to matchers for one tokenizer and codec; what was compiled is kept, and copied for each answer."""
 
     def __init__(self, tokenizer: TextTokenizer, codec: str) -> None:
         self.codec = codec
         self.tokenizer = tokenizer
         self._ll = LLTokenizer(tokenizer.json, eos_token=tokenizer.eos)
         self._limits = LLParserLimits()
+        self._ready: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def matcher(self, tools: Sequence[Tool]) -> Matcher:
         """A matcher at the start of an answer; raises `ToolSchemaError` for a schema that no grammar can express."""
         text = grammar_text(self.codec, tuple(json.dumps(tool.to_json()) for tool in tools))
-        matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(text), log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise ToolSchemaError(*_culprit(self, tools, matcher.get_error()))
-        return Matcher(matcher, self.tokenizer.size)
+        matcher = self._ready.get(text)
+        if matcher is None:
+            matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(text), log_level=0, limits=self._limits)
+            if matcher.is_error():
+                raise ToolSchemaError(*_culprit(self, tools, matcher.get_error()))
+            self._ready[text] = matcher
+        self._ready.move_to_end(text)
+        while len(self._ready) > READY:
+            self._ready.popitem(last=False)
+        return Matcher(matcher.deep_copy(), self.tokenizer.size)
 
 
 class Matcher:

@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def working_dtype(precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; expected one of {', '.join(PRECISIONS)}")
     if precision == "auto":
-        able = getattr(torch.cpu, "get_capabilities", dict)()
+        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
     return getattr(torch, precision)  # type: ignore[no-any-return]
 
@@ -151,7 +152,7 @@ class Engine:
         tokens = torch.full((len(rows),), self.tokenizer.answer, device=device)
         room = [self.checkpoint.max_length - example.prompt_length for example in examples]
         limits = {row.index: min(max_tokens, space) for row, space in zip(rows, room, strict=True)}
-        if len(active) == 1 and random is None and isinstance(self.student, PointerStudent):
+        if len(active) == 1 and random is None and isinstance(self.student, PointerStudent) and isinstance(state, PointerState):
             return [self._decode_one(self.student, state, active[0], limits[active[0].index], answers)]
         while active:
             open_tool = torch.tensor([row.open_tool for row in active], device=device)

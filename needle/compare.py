@@ -28,10 +28,12 @@ RATES = ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_ca
 class CompareConfig:
     """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of arms.
 
+    `checkpoint` is a teacher that is there already, in place of one trained here.
     With `train=false` nothing is trained: the report is about the arms that are there, and names those that aren't.
     """
 
     teacher: list[str] = field(default_factory=list)
+    checkpoint: str | None = None
     sweep: str = "distill_vs_finetune"
     samples: int = 12
     train: bool = True

@@ -16,6 +16,8 @@ import pytest
 from needle.cli.app import compose, misspelt, sweep_grid
 from needle.config import settings
 from needle.data.synthetic import SyntheticConfig, generate
+from needle.data.votes import votes
+from needle.formats import read_records
 from needle.records import write_jsonl
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -214,3 +216,32 @@ def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Pat
     result = needle("train", f"experiment={name}", "data.size=100", *(w for w in SHORT if not w.startswith("data.")), "train.eval_records=10", "output=run", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 2
+
+
+def test_a_teacher_labels_records_and_every_arm_of_the_comparison_learns_from_them(tmp_path: Path) -> None:
+    """Seven arms on records with gold answers and the teacher's; the unlabelled ones take the teacher's answers of further records."""
+    write_jsonl(tmp_path / "train.jsonl", generate(SyntheticConfig(train=60, validation=0, test=0, unseen=0))[0])
+    write_jsonl(tmp_path / "test.jsonl", generate(SyntheticConfig(train=0, validation=0, test=8, unseen=0))[2])
+    files = ["data=jsonl", "data.train=[train.jsonl]", "data.validation=[test.jsonl]", "data.test=[test.jsonl]"]
+    quick = ["tokenizer.size=900", "train.steps=2", "train.batch_size=8", "train.micro_batch=8", "train.eval_every=2", "hardware.threads=1", "max_tokens=12"]
+    assert needle("train", *files, *quick, "output=teacher", folder=tmp_path).returncode == 0
+    labelled = needle("label", "checkpoint=teacher", *files, "split=train", "max_tokens=60", "output=labelled.jsonl.gz", folder=tmp_path)
+    assert labelled.returncode == 0, labelled.stderr
+    rows = list(read_records(tmp_path / "labelled.jsonl.gz"))
+    assert rows
+    assert all(votes(row) and row.answers is not None for row in rows)
+    said = [*files[:1], "data.train=[labelled.jsonl.gz]", *files[2:], *quick]
+    size = len(rows) // 2
+    words = [*said, "compare.checkpoint=teacher", "compare.sweep=arms", f"data.size={size}", "train.seed=0", "output=cmp"]
+    result = needle("compare", *words, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "cmp" / "report.json").read_text())
+    assert sorted(arm["name"] for arm in report["arms"]) == ["argmax", "distill", "finetune", "label_smoothing", "placebo", "unlabelled", "unlabelled_argmax"]
+    assert report["missing"] == []
+    trained = {arm["name"]: arm for arm in report["arms"]}
+    more = json.loads(next((tmp_path / "cmp" / "arms").glob("*unlabelled_argmax*/train.json")).read_text())
+    assert more["training_records"] > size
+    assert trained["finetune"]["data_size"] == size
+    refused = needle("train", *files, *quick, "data.size=10", "data.unlabelled=5", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "needle label writes them" in refused.stderr

@@ -86,7 +86,7 @@ def _arm(run: Callable[[Settings], float | None], config: DictConfig, book: Book
         if typed.tracker.group is None:
             typed.tracker.group = book.folder.name
         if typed.tracker.arm is None:
-            typed.tracker.arm = next((word.removeprefix("loss=") for word in overrides if word.startswith("loss=")), None)
+            typed.tracker.arm = next((word.partition("=")[2] for word in overrides if word.startswith(("arm=", "loss="))), None)
         entry.output = str(typed.output or "")
         result = run(typed)
         entry.state, entry.result = "finished", result
@@ -183,7 +183,7 @@ def misspelt(words: Sequence[str]) -> str | None:
     return None
 
 
-GROUPS = ("data", "student", "teacher", "loss", "optim", "hardware", "tracker", "experiment", "sweep", "launcher", "serve")
+GROUPS = ("arm", "data", "student", "teacher", "loss", "optim", "hardware", "tracker", "experiment", "sweep", "launcher", "serve")
 
 
 def _is_group(override: Override) -> bool:

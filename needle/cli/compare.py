@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from needle.checkpoint import load_checkpoint, student_config
 from needle.cli.app import TrainingProgress, compose, console, given_settings, launch, sweep_grid
@@ -29,14 +31,21 @@ def run(config: Settings) -> None:
     console.rule("[bold]teacher")
     missing: list[dict[str, str]] = []
     teacher_words = [*given, *config.compare.teacher, f"output={output / 'teacher'}"]
-    teacher = _run(teacher_words, records, 0, "teacher  ", config.compare.train)
+    folder = Path(config.compare.checkpoint or output / "teacher")
+    if config.compare.checkpoint:
+        known = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).is_file() else {}
+        teacher: Run | None = _judged(
+            folder, config, records, 0, "teacher  ", {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0, **known, "resumed": "given"}
+        )
+    else:
+        teacher = _run(teacher_words, records, 0, "teacher  ", config.compare.train)
     if teacher is None:
         missing.append({"arm": "teacher", "reason": "not trained"})
     arms: dict[tuple[str, int], Arm] = {}
     grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
     for number, choice in enumerate(grid, 1):
         console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
-        words = [*given, "teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}", *choice, f"output={arm_folder(output, choice)}"]
+        words = [*given, "teacher=local", f"teacher.checkpoint={folder}", f"tokenizer.path={folder}", *choice, f"output={arm_folder(output, choice)}"]
         arm = settings(compose(words))
         try:
             done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ", config.compare.train)
@@ -56,8 +65,8 @@ def run(config: Settings) -> None:
     plain = [word for word in given if not word.startswith("output=")]
     facts = {
         "title": "Distillation against fine-tuning",
-        "subtitle": f"{_describe(config)}; teacher: {_describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
-        "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={output / 'teacher'}"],
+        "subtitle": f"{_describe(config)}; teacher: {folder if config.compare.checkpoint else _describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
+        "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={folder}"],
         "student": asdict(student_config(config.student)),
         "missing": missing,
     }
@@ -76,7 +85,7 @@ def run(config: Settings) -> None:
 def arm_label(choice: Sequence[str]) -> str:
     """Names an arm by everything that varies besides data size and seed; a loss by its name alone."""
     varied = [word for word in choice if not word.startswith(("data.size=", "train.seed="))]
-    return " ".join(word.removeprefix("loss=") for word in varied) or "arm"
+    return " ".join(word.removeprefix("loss=").removeprefix("arm=") for word in varied) or "arm"
 
 
 def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, may_train: bool) -> Run | None:
@@ -89,12 +98,16 @@ def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, 
     summary = train(job, TrainingProgress(name))
     if summary.get("resumed"):
         console.print(f"{name}was finished already, {summary['seconds']:.0f} s of training")
+    return _judged(job.output, config, records, seed, name, summary)
+
+
+def _judged(folder: Path, config: Settings, records: Sequence[Record], seed: int, name: str, summary: dict[str, Any]) -> Run:
     start = time.perf_counter()
-    answers, scores = judge(Engine(load_checkpoint(job.output), config.decoding), records, config.max_tokens)
+    answers, scores = judge(Engine(load_checkpoint(folder), config.decoding), records, config.max_tokens)
     seconds = time.perf_counter() - start
     exact = sum(score.exact for score in scores) / len(scores)
     console.print(f"{name}[bold green]exact call {100 * exact:.1f}%[/] on {len(records)} test records, {seconds:.1f} s")
-    return Run(scores, answers, seed, summary, seconds, job.output)
+    return Run(scores, answers, seed, summary, seconds, folder)
 
 
 def _describe(config: Settings) -> str:

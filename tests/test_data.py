@@ -256,6 +256,20 @@ def test_an_epoch_shows_every_record_once_in_an_order_of_seed_and_step_alone(cou
         assert [order[s] for s in range(3)] != [BatchOrder(lengths, batch, 4)[s] for s in range(3)] or batch >= count
 
 
+def test_pieces_of_one_batch_cost_about_the_same() -> None:
+    groups = [index % 4 for index in range(800)]
+    costs = [1.0, 9.0, 1.1, 9.5]
+    order = BatchOrder([5] * 800, 20, 0, groups, 10, costs)
+    batches = [order[step] for step in range(order.per_epoch)]
+    assert sorted(index for batch in batches for index in batch) == list(range(800))
+    pieces = [[{groups[index] for index in batch[start : start + 10]} for start in (0, 10)] for batch in batches]
+    pure = [(a, b) for a, b in pieces if len(a) == len(b) == 1]
+    assert len(pure) > 0.8 * len(pieces)
+    spread = [abs(costs[next(iter(a))] - costs[next(iter(b))]) for a, b in pure]
+    assert np.mean([value < 1 for value in spread]) > 0.9
+    assert any(a != b for a, b in pure)
+
+
 @pytest.mark.parametrize(("batch", "processes", "micro"), [(8, 1, 8), (8, 2, 4), (7, 2, 2), (1, 4, 3), (13, 3, 2)])
 def test_processes_share_a_batch_without_loss_and_in_step(batch: int, processes: int, micro: int) -> None:
     pieces = [share(list(range(batch)), rank, processes, micro) for rank in range(processes)]

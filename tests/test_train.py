@@ -195,7 +195,7 @@ def test_broken_checkpoints_say_which_part_is_wrong(tmp_path: Path, tokenizer: T
         load_checkpoint(tmp_path)
     good = (folder / "config.json").read_text()
     (folder / "config.json").write_text(good.replace('"pointer"', '"rnn"'))
-    with pytest.raises(CheckpointError, match="student.family is 'rnn'; expected one of seed, llama, pointer"):
+    with pytest.raises(CheckpointError, match="student.family is 'rnn'; expected one of seed, llama, san, pointer"):
         load_checkpoint(folder)
     (folder / "config.json").write_text(good)
     (folder / "model.safetensors").write_bytes(b"torn")

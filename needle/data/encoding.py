@@ -103,15 +103,19 @@ class BatchOrder:
     """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on in order.
 
     A batch holds examples of similar length; where `groups` are given, it is made of pieces of `piece` examples of one group each.
+    Pieces of one batch are of groups of similar cost (`costs` by group), so that processes that share it finish together.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, groups: Sequence[int] | None = None, piece: int | None = None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, groups: Sequence[int] | None = None, piece: int | None = None, costs: Sequence[float] | None = None
+    ) -> None:
         if not lengths:
             raise DataError("no records to train on")
         self.lengths = np.asarray(lengths)
         self.batch_size = min(batch_size, len(lengths))
         self.piece = self.batch_size if groups is None else min(piece or self.batch_size, self.batch_size)
         self.groups = np.zeros_like(self.lengths) if groups is None else np.asarray(groups)
+        self.costs = np.zeros(int(self.groups.max()) + 1) if costs is None else np.asarray(costs)
         self.seed = seed
         self.per_epoch = -(-len(lengths) // self.batch_size)
         self._epoch = -1
@@ -136,6 +140,7 @@ class BatchOrder:
             if self.piece < self.batch_size:
                 ends = len(pieces) - (len(pieces[-1]) < self.piece)  # a short piece stays last, so that all others fill their batches
                 pieces = [*(pieces[i] for i in random.permutation(ends)), *pieces[ends:]]
+                pieces[:ends] = sorted(pieces[:ends], key=lambda piece: float(self.costs[self.groups[piece]].mean()))
             pool = np.concatenate(pieces)
             batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]

@@ -1,0 +1,163 @@
+"""Trains every student for the same minutes of one core, judges all of them, and writes table.md, results.json and students.png.
+
+    python -m experiments.002_students.run --minutes 12 --output outputs/002 [--arms pointer_26m,llama_26m] [--split validation]
+
+How many steps fit the minutes is measured first (`steps.json`, kept: with it a second run makes the same steps).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from needle.checkpoint import load_checkpoint, write_json
+from needle.cli.app import TrainingProgress, compose
+from needle.config import build_job, settings
+from needle.data.synthetic import SyntheticConfig, generate
+from needle.engine.decode import Engine
+from needle.evaluate import judge
+from needle.formats import read_records
+from needle.metrics import interval, summarise
+from needle.records import Record
+from needle.train import train
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FLAT = ["train.batch_size=32", "train.micro_batch=16", "optim.lr=1e-3"]
+SPLIT = ["train.batch_size=64", "train.micro_batch=64", "train.group=source", "optim.lr=7e-4"]
+ARMS: dict[str, list[str]] = {
+    "seed, JSON": ["student=seed_26m", "codec=json", *FLAT],
+    "llama, JSON": ["student=llama_26m", "codec=json", *FLAT],
+    "llama": ["student=llama_26m", *FLAT],
+    "san": ["student=san_26m", *FLAT],
+    "san with feed-forward": ["student=san_mlp_26m", *FLAT],
+    "pointer, JSON": ["student=pointer_26m", "codec=json", *SPLIT],
+    "pointer": ["student=pointer_26m", "student.tool_gradient=0.25", *SPLIT],
+    "pointer, pretrained": ["student=pointer_pretrained_26m", "tokenizer.size=20480", "optim.pretrained=0.4", *SPLIT],
+}
+COMMON = ["data=real", "hardware=cpu_bf16", "hardware.threads=1", "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000", "data.max_length=1024"]
+SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
+WARM, MEASURED = 6, 10
+
+
+def words(arm: str, output: Path, steps: int) -> list[str]:
+    return [*COMMON, *ARMS[arm], f"train.steps={steps}", f"output={output}"]
+
+
+def steps_within(arm: str, minutes: float, folder: Path) -> int:
+    """How many optimiser steps of this arm fit: timed on a short run, the first steps left out."""
+    known = json.loads((folder / "steps.json").read_text()) if (folder / "steps.json").is_file() else {}
+    if arm not in known:
+        job = build_job(settings(compose(words(arm, folder / "trial" / arm.replace(" ", "_"), WARM + MEASURED))))
+        job.train.log_every = 1
+        train(job)
+        rows = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
+        seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
+        each = (seconds[WARM + MEASURED] - seconds[WARM]) / MEASURED
+        known[arm] = {"seconds": each, "steps": max(int(60 * minutes / each), 1)}
+        write_json(folder / "steps.json", known)
+    return int(known[arm]["steps"])
+
+
+def test_sets(data: Path, split: str, most: int | None) -> dict[str, list[Record]]:
+    sets = {name: list(read_records(data / name / f"{split}.jsonl.gz"))[:most] for name in SETS}
+    sets["synthetic, unseen tools"] = list(generate(SyntheticConfig(train=0, validation=0, test=0, unseen=300))[2])[:most]
+    return sets
+
+
+def judged(folder: Path, sets: dict[str, list[Record]]) -> dict[str, Any]:
+    engine = Engine(load_checkpoint(folder))
+    out: dict[str, Any] = {"sets": {}}
+    every = []
+    for name, records in sets.items():
+        _, scores = judge(engine, records, max_tokens=100, batch_size=32)
+        out["sets"][name] = summarise(scores)
+        every += [(record, score) for record, score in zip(records, scores, strict=True)]
+    unseen = [s.rates["exact_call"] for r, s in every if s.groups.get("seen") == "unseen"]
+    several = [s.rates["exact_call"] for r, s in every if len(r.answers) > 1]
+    out["unseen tools"], out["several calls"] = interval(unseen, 0), interval(several, 0)
+    out["all"] = summarise([s for _, s in every])
+    five = [r for r in sets["snips"] if len(r.tools) == 5 and r.answers][:30]
+    times = []
+    for record in five:
+        engine.answer(record.query, record.tools, 60)
+        started = time.perf_counter()
+        engine.answer(record.query, record.tools, 60)
+        times.append(1000 * (time.perf_counter() - started))
+    out["latency_ms"] = float(np.median(times))
+    return out
+
+
+def table(rows: dict[str, Any]) -> str:
+    def share(cell: dict[str, Any]) -> str:
+        return "–" if cell["value"] is None else f"{100 * cell['value']:.1f}"
+
+    columns = [*SETS, "synthetic, unseen tools"]
+    lines = ["| student | parameters | minutes | records seen | " + " | ".join(columns) + " | unseen tools | several calls | tool name | argument F1 | false calls | a call, ms |"]
+    lines.append("| --- " + "| ---: " * (len(columns) + 9) + "|")
+    for arm, row in rows.items():
+        found, summary = row["judged"], row["training"]
+        cells = [arm, f"{summary['parameters'] / 1e6:.1f}M", f"{summary['seconds'] / 60:.1f}", f"{summary['records']:,}"]
+        cells += [share(found["sets"][name]["exact_call"]) for name in columns]
+        cells += [share(found["unseen tools"]), share(found["several calls"]), *(share(found["all"][metric]) for metric in ("tool_name", "argument_f1", "false_call_rate"))]
+        lines.append("| " + " | ".join([*cells, f"{found['latency_ms']:.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.6), layout="constrained")
+    names = list(rows)[::-1]
+    for offset, (name, colour) in enumerate((("snips", "#0969da"), ("hwu64", "#1a7f37"), ("sgd", "#bf8700"))):
+        cells = [rows[arm]["judged"]["sets"][name]["exact_call"] for arm in names]
+        values = np.asarray([100 * cell["value"] for cell in cells])
+        spread = np.asarray([[100 * (cell["value"] - cell["low"]), 100 * (cell["high"] - cell["value"])] for cell in cells]).T
+        axes.barh(np.arange(len(names)) + 0.25 * (1 - offset), values, 0.23, xerr=spread, color=colour, label=name, error_kw={"elinewidth": 1, "ecolor": "#57606a"})
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_xlabel("exact call, % (95% intervals)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--output", type=Path, default=Path("outputs/002"))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument("--arms", default=",".join(ARMS), type=lambda text: text)
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--records", type=int, help="at most so many of each set")
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    sets = test_sets(arguments.data, arguments.split, arguments.records)
+    chosen = [arm for arm in ARMS if arguments.arms == ",".join(ARMS) or arm in arguments.arms.split(";")]
+    for arm in chosen:
+        folder = arguments.output / arm.replace(" ", "_").replace(",", "")
+        if (folder / "judged.json").is_file():
+            continue
+        steps = steps_within(arm, arguments.minutes, arguments.output)
+        summary = train(build_job(settings(compose(words(arm, folder, steps)))), TrainingProgress(f"{arm}: "))
+        write_json(folder / "judged.json", {"training": summary, "judged": judged(folder, sets)})
+    rows = {
+        arm: json.loads((arguments.output / arm.replace(" ", "_").replace(",", "") / "judged.json").read_text())
+        for arm in ARMS
+        if (arguments.output / arm.replace(" ", "_").replace(",", "") / "judged.json").is_file()
+    }
+    write_json(arguments.output / "results.json", rows)
+    (arguments.output / "table.md").write_text(table(rows))
+    plot(rows, arguments.output / "students.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

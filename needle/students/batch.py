@@ -1,11 +1,13 @@
 """A batch of examples as tensors, in the two layouts that students read: `flat` and `split`.
 
 Legend: B records, T target positions, P prompt positions, Q request positions, U distinct tools of the batch,
-M packed positions of all those tools, K tools of one record, A arguments of one tool, C copyable schema positions.
+M packed positions of all those tools, K tools of one record, A arguments of one tool, C copyable schema positions, G segments: a
+tool's name and description are one, each of its arguments another.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +53,10 @@ class Split:
     tools: Tensor  # [B, K] which of the U tools each record has; -1 is padding
     owned: Tensor  # [B, S] the positions in M of each record's own tools, counted from 1; 0, the empty slot, stands first; -1 is padding
     heads: Tensor  # [U] position in M of each tool's marker
-    markers: Tensor  # [U, A] position in M of each argument's marker; -1 is padding
+    segment: Tensor  # [M] which of the G segments a position is in
+    starts: Tensor  # [G] position in M of each segment's marker
+    tool_segment: Tensor  # [U] the segment of each tool's name and description
+    argument_segment: Tensor  # [U, A] the segment of each argument; -1 is padding
     keys: list[str]  # [U] each tool's content, for caches
     sources: Tensor  # [B, T] the request position that each input token was copied from, -1 for none
 
@@ -143,6 +148,9 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
     starts = np.cumsum([0] + [len(tool.ids) for tool in ordered])
     first_copy = np.cumsum([0] + [len(tool.copyable) for tool in ordered])
     arguments = max([1, *(len(tool.markers) for tool in ordered)])
+    ends = [[0, *tool.markers, len(tool.ids)] for tool in ordered]
+    sizes = [end - start for row in ends for start, end in itertools.pairwise(row)]
+    first_segment = np.cumsum([0] + [1 + len(tool.markers) for tool in ordered])
     queries = [example.query or (tokenizer.query,) for example in examples]
     chunks, kinds, places = _chunks([*((tokenizer.query, *query) for query in queries), *(tool.ids for tool in ordered)], len(queries), tokenizer.pad)
     query_width = max(len(query) for query in queries)
@@ -167,7 +175,10 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
         tools=_pad([[number[tool.key] for tool in example.tools] for example in examples], width, -1),
         owned=_own_positions([[number[tool.key] for tool in example.tools] for example in examples], starts),
         heads=torch.tensor(starts[:-1], dtype=torch.long),
-        markers=_pad([[starts[index] + place for place in tool.markers] for index, tool in enumerate(ordered)], arguments, -1),
+        segment=torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)], dtype=torch.long),
+        starts=torch.tensor(np.cumsum([0, *sizes])[: len(sizes)], dtype=torch.long),
+        tool_segment=torch.tensor(first_segment[:-1], dtype=torch.long),
+        argument_segment=_pad([[first_segment[index] + 1 + a for a in range(len(tool.markers))] for index, tool in enumerate(ordered)], arguments, -1),
         keys=[tool.key for tool in ordered],
         sources=trace_sources(padded_queries, inputs),
     )

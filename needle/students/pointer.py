@@ -25,6 +25,7 @@ from needle.students.base import GELU, Dropout, LayerNorm, Rope, Student, SwiGLU
 from needle.students.batch import Batch, Split, next_source
 from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
+ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
 START = MARKERS.index("<query>")  # what the encoder reads in front of a request; a tool begins with its marker
 FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows keeps a finite log
 
@@ -48,6 +49,7 @@ class PointerConfig:
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
     tool_gradient: float = 1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
+    pool: bool = False  # a tool, an argument, a request is the mean of its tokens' encodings, and the answer begins with the request's
     blind: float = 0.0  # share of records whose tools can only be pointed at in training, not read: what choosing among many needs
     lexical: bool = False  # start from the words that request and tool share, each with a learned weight
     encoder: str | None = None
@@ -62,6 +64,8 @@ class Memory:
 
     query: Tensor  # [B, Q, D]
     tools: Tensor  # [1+M, D]
+    segments: Tensor  # [1+G, D] what stands for each tool and argument: its marker's encoding, or the mean of its tokens'
+    asked: Tensor | None  # [B, D] the mean of each request, if that is how an answer begins
     owned: Tensor  # [B, S] rows of `tools` that each record may look at
     visible: Tensor  # [B, S] false on padding
     split: Split
@@ -75,8 +79,7 @@ class Keys:
     query: Tensor  # [B, Q, D]
     schema: Tensor  # [C, D]
     tools: Tensor  # [U, D]
-    arguments: Tensor  # [P, D] of the P distinct markers
-    slot: Tensor  # [U, A] which of them each argument's marker is
+    arguments: Tensor  # [G, D]
     words: Tensor | None  # [B, U] the weight of the words that request and tool share
 
     def select(self, rows: Tensor) -> Keys:
@@ -102,7 +105,8 @@ class PointerState:
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory
-        self.memory = Memory(memory.query[rows], memory.tools, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
+        asked = None if memory.asked is None else memory.asked[rows]
+        self.memory = Memory(memory.query[rows], memory.tools, memory.segments, asked, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
         self.keys = self.keys.select(rows)
         self.source = self.source[rows]
         self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
@@ -259,6 +263,7 @@ class PointerStudent(Student):
         self.follow = nn.Linear(D, 1)  # how much likelier the request's next token is while one is being copied
         self.word_weight = nn.Parameter(torch.full((self.first_label,), 0.5)) if config.lexical else None
         self.word_gate = nn.Linear(D, 1) if config.lexical else None
+        self.begin = nn.Linear(D, D, bias=False) if config.pool else None
         self.dropout = Dropout(config.dropout)
         init_weights(self, 2 * config.encoder_layers)
 
@@ -334,16 +339,24 @@ class PointerStudent(Student):
                 seeing = torch.rand(len(owned), 1, device=owned.device) >= self.config.blind
                 visible = visible & (seeing | (owned == 0))
             query, tools = self.encode(split)
-            return Memory(query, tools, owned, visible, split)
+            return Memory(query, tools, *self._sum_up(query, tools, split), owned, visible, split)
         tools, *projected = self._kept_tools(split, cache)
-        return Memory(self.encode_requests(split), tools, owned, visible, split, projected)
+        query = self.encode_requests(split)
+        return Memory(query, tools, *self._sum_up(query, tools, split), owned, visible, split, projected)
+
+    def _sum_up(self, query: Tensor, tools: Tensor, split: Split) -> tuple[Tensor, Tensor | None]:
+        """[1+G, D] of tools and arguments, the empty slot in front, and [B, D] of the requests if they are pooled."""
+        if not self.config.pool:
+            return torch.cat([tools[:1], tools[1:].index_select(0, split.starts)]), None
+        size = torch.bincount(split.segment, minlength=len(split.starts))
+        total = torch.zeros(len(size), tools.shape[1], device=tools.device).index_add(0, split.segment, tools[1:].float())
+        asked = (query * split.query_mask[..., None]).sum(1, dtype=torch.float32) / split.query_mask.sum(1, keepdim=True)
+        return torch.cat([tools[:1], (total / size[:, None]).to(tools.dtype)]), asked.to(query.dtype)
 
     def keys(self, memory: Memory) -> Keys:
-        split, packed = memory.split, memory.tools[1:]
-        places, slot = torch.unique(split.markers.clamp_min(0), return_inverse=True)
-        at = [split.copyable, split.heads, places if split.keys else places[:0]]
-        schema, tools, arguments = (key(packed.index_select(0, rows)) for key, rows in zip((self.key_schema, self.key_tool, self.key_argument), at, strict=True))
-        return Keys(self.key_query(memory.query), schema, tools, arguments, slot, self._shared_words(split) if self.config.lexical else None)
+        split, segments = memory.split, memory.segments[1:]
+        schema, tools = self.key_schema(memory.tools[1:].index_select(0, split.copyable)), self.key_tool(segments.index_select(0, split.tool_segment))
+        return Keys(self.key_query(memory.query), schema, tools, self.key_argument(segments), self._shared_words(split) if self.config.lexical else None)
 
     # Decoding
 
@@ -358,13 +371,15 @@ class PointerStudent(Student):
         is_tool, is_argument = (tokens >= self.first_label) & (argument < 0), argument >= 0
         place = torch.zeros_like(tokens)
         if split.keys:
-            place = torch.where(is_tool, split.heads[number] + 1, place)
-            marker = split.markers[number].gather(2, argument.clamp(0, split.markers.shape[1] - 1)[..., None])[..., 0]
-            place = torch.where(is_argument, marker + 1, place)
-        pointed = memory.tools[place]
+            place = torch.where(is_tool, split.tool_segment[number] + 1, place)
+            segment = split.argument_segment[number].gather(2, argument.clamp(0, split.argument_segment.shape[1] - 1)[..., None])[..., 0]
+            place = torch.where(is_argument, segment + 1, place)
+        pointed = memory.segments[place]
         plain = self.embed(tokens.clamp_max(self.first_label - 1)) * self.config.width**0.5
         copied = memory.query.gather(1, sources.clamp_min(0)[..., None].expand(-1, -1, plain.shape[-1]))
         plain = plain + copied.to(plain.dtype) * (sources >= 0)[..., None]
+        if self.begin is not None and memory.asked is not None:
+            plain = plain + self.begin(memory.asked)[:, None] * (tokens == ANSWER)[..., None]
         x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
         return working_precision(self.dropout(x + self.kind.weight[2]))
 
@@ -411,8 +426,9 @@ class PointerStudent(Student):
         tools = every_tool.gather(2, index.clamp_min(0)).masked_fill(index < 0, -torch.inf)
         every_argument = self.point_argument(hidden) @ keys.arguments.T
         number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
-        missing = (open_tool[..., None] < 0) | (split.markers[number] < 0)
-        arguments = (every_argument.gather(2, keys.slot[number]).float() * self.scale).masked_fill(missing, -torch.inf)
+        own = split.argument_segment[number]
+        missing = (open_tool[..., None] < 0) | (own < 0)
+        arguments = (every_argument.gather(2, own.clamp_min(0)).float() * self.scale).masked_fill(missing, -torch.inf)
         padded = (F.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)))
         return torch.cat(list(padded), dim=-1)
 
@@ -453,7 +469,10 @@ class PointerStudent(Student):
         """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
         heads = torch.empty(len(tools), self.config.width, device=self.no_tool.device, dtype=self.no_tool.dtype)
         for rows, ids in _by_length(tools, self.no_tool.device):
-            heads[rows] = self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))[:, 0].to(heads.dtype)
+            encoded = self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))
+            named = (ids != 0) & ((ids == ARGUMENT).cumsum(1) == 0)  # name and description: what stands before the first argument
+            mean = (encoded * named[..., None]).sum(1, dtype=torch.float32) / named.sum(1, keepdim=True)
+            heads[rows] = (mean if self.config.pool else encoded[:, 0]).to(heads.dtype)
         return self.key_tool(heads)  # type: ignore[no-any-return]
 
     def request_keys(self, batch: Batch) -> Tensor:

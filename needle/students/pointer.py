@@ -264,6 +264,8 @@ class PointerStudent(Student):
         self.word_weight = nn.Parameter(torch.full((self.first_label,), 0.5)) if config.lexical else None
         self.word_gate = nn.Linear(D, 1) if config.lexical else None
         self.begin = nn.Linear(D, D, bias=False) if config.pool else None
+        self.spell = nn.Linear(D, D, bias=False) if config.pool else None
+        self.text_bias = nn.Parameter(torch.zeros(self.first_label)) if config.pool else None
         self.dropout = Dropout(config.dropout)
         init_weights(self, 2 * config.encoder_layers)
 
@@ -393,7 +395,7 @@ class PointerStudent(Student):
         copied, labels, row = self._copy_scores(hidden, sources, split, keys), self._label_scores(hidden, open_tool, split, keys), torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
         hidden, copied, labels, row = (at_positions(x, positions) for x in (hidden, copied, labels, row[:, None].expand(B, T)))
-        text = F.linear(hidden, self.embed.weight)
+        text = F.linear(hidden if self.spell is None else self.spell(hidden), self.embed.weight, self.text_bias)
         candidates = split.candidates[row]  # [N, J]
         spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()

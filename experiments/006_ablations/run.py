@@ -37,7 +37,7 @@ ARMS: dict[str, list[str]] = {
     "encoder at the full rate": ["optim.pretrained=1.0"],
     "encoder at a tenth": ["optim.pretrained=0.1"],
     "markers instead of means": ["student.pool=false"],
-    "8,192 tokens, three decoder layers": ["tokenizer.size=8192", "student.decoder_layers=3", "student.hidden=1664"],
+    "8,192 tokens, three decoder layers": ["tokenizer.size=8192", "student.decoder_layers=3", "student.hidden=1536"],
     "words dropped from the request": ["student.token_dropout=0.1"],
 }
 

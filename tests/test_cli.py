@@ -210,7 +210,7 @@ def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_pa
     assert judged.returncode == 0, judged.stderr
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "demo"])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("demo", "distill_or_finetune")])
 def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Path, name: str) -> None:
     os.environ["NEEDLE_DATA"] = str(real_data)
     result = needle("train", f"experiment={name}", "data.size=100", *(w for w in SHORT if not w.startswith("data.")), "train.eval_records=10", "output=run", folder=tmp_path)

@@ -174,6 +174,42 @@ def test_new_distractors_are_tools_that_stood_beside_the_right_one_before_or_are
             assert not {"GetWeather", "weather_query"} <= {tool.name for tool in record.tools} or call.name not in ("GetWeather", "weather_query")
 
 
+def test_joined_requests_hold_all_their_calls_and_no_tool_that_might_answer_both(real_data: Path) -> None:
+    records = list(read_records(real_data / "hwu64" / "validation.jsonl.gz"))
+    beside: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for call in record.answers:
+            beside[call.name] |= {tool.name for tool in record.tools}
+    config = AugmentConfig(copies=1, join=1.0)
+    grown = expand(records, config, 0)[len(records) :]
+    assert grown == expand(records, config, 0)[len(records) :]
+    several = [r for r in grown if len(r.answers) > 1]
+    assert len(several) > len(records) / 2
+    assert {len(r.answers) for r in several} == {2, 3}
+    whole = {r.query for r in records}
+    for record in several:
+        assert record.query not in whole
+        names = {call.name for call in record.answers}
+        for call in record.answers:
+            assert call_errors(call, record.tools) == []
+            assert names - {call.name} <= beside[call.name]
+            assert {tool.name for tool in record.tools} - names <= beside[call.name]
+
+
+def test_shuffling_arguments_leaves_names_and_descriptions(real_data: Path) -> None:
+    records = list(read_records(real_data / "snips" / "validation.jsonl.gz"))[:100]
+    grown = expand(records, AugmentConfig(copies=1, shuffle=1.0), 0)[len(records) :]
+    before = {tool.name: tool for record in records for tool in record.tools}
+    moved = 0
+    for record in grown:
+        for tool in record.tools:
+            old = before[tool.name]
+            assert tool.description == old.description
+            assert tool.parameters["properties"] == old.parameters["properties"]
+            moved += list(tool.parameters["properties"]) != list(old.parameters["properties"])
+    assert moved > 100
+
+
 WEATHER = Tool(
     "get_weather",
     "Get the weather",

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from needle.data.rename import WORD, rename
+from needle.data.rename import WORD, Strength, rename
 from needle.records import Call, Record, Tool
 from needle.toolschema import call_errors
 
@@ -22,6 +22,9 @@ SWAP = 0.6  # chance that a value is replaced
 NO_TOOL = 0.1  # chance that the fitting tools are taken away
 REDRAW = 0.5  # chance that the distractors are drawn anew
 MOST_TOOLS = 8
+THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
+JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
+ORDER = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
 STRANGERS = 40  # tools of other sources that the records of one copy may be offered on top
 ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted words) might fit as well
 
@@ -30,19 +33,22 @@ ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted w
 class AugmentConfig:
     """`copies` of each training record, with values and distractors exchanged.
 
-    `rename` is the share of copies whose tools come under other names and descriptions; `strangers` the share of records
-    that are offered up to `most_strangers` tools of other sources.
+    `rename` is the share of copies whose tools come under other names and descriptions; `shuffle` the share of the rest whose
+    tools declare their arguments in another order; `strangers` the share that is offered up to `most_strangers` tools of
+    other sources; `join` the share that is joined with one or two others of its source to a request for several calls.
     """
 
     copies: int = 0
     rename: float = 0.0
+    shuffle: float = 0.0
+    join: float = 0.0
     strangers: float = 0.0
     most_strangers: int = 20
 
     def __post_init__(self) -> None:
         if self.copies < 0:
             raise ValueError(f"data.augment.copies is {self.copies}; it must be at least 0")
-        for name in ("rename", "strangers"):
+        for name in ("rename", "shuffle", "join", "strangers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.augment.{name} is {getattr(self, name)}; it must be between 0 and 1")
 
@@ -55,11 +61,16 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
         strangers = random.Random(f"{seed}:{copy}").sample(pools.every, min(STRANGERS, len(pools.every)))
         for record in records:
             source = random.Random(f"{seed}:{copy}:{record.id}")
-            changed = redraw_tools(swap_values(record, pools.values, source), pools.beside(record), source)
+            changed = swap_values(record, pools.values, source)
+            if source.random() < config.join:
+                changed = join(changed, pools, source)
+            changed = redraw_tools(changed, pools.beside(changed), source)
             if source.random() < config.strangers:
                 changed = add_strangers(changed, strangers, source.randint(1, config.most_strangers), pools, source)
             if source.random() < config.rename:
                 changed = rename(changed, copy, seed)
+            elif source.random() < config.shuffle:
+                changed = rename(changed, copy, seed, ORDER)
             out.append(replace(changed, id=f"{record.id}+{copy}", meta={**record.meta, "copy": copy}))
     return out
 
@@ -82,6 +93,10 @@ class Pools:
                 for name, value in call.arguments.items():
                     if isinstance(value, str):
                         self.values[call.name, name].append(value)
+        self.single: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            if len(record.answers) == 1:
+                self.single[record.source].append(record)
         self.every = list(every.values())
         documents = [_words(tool) for _, tool in self.every]
         seen = Counter(word for words in documents for word in words)
@@ -91,6 +106,12 @@ class Pools:
         """Tools of the same source that are known not to fit where the record's calls do."""
         pools = [self._beside[record.source, name] for name in sorted({call.name for call in record.answers})]
         return [tool for key, tool in pools[0].items() if all(key in pool for pool in pools[1:])] if pools else []
+
+    def apart(self, one: Record, other: Record) -> bool:
+        """Whether each record's tools are known not to fit where the other's calls do; the same tool twice is fine."""
+        mine, theirs = ({call.name for call in record.answers} for record in (one, other))
+        known = [{tool.name for tool in self.beside(record)} for record in (one, other)]
+        return theirs - mine <= known[0] and mine - theirs <= known[1]
 
     def alike(self, one: Tool, other: Tool) -> float:
         """The cosine of two tools' words, each weighted by how rare it is."""
@@ -129,6 +150,22 @@ def _inside_others(value: str, record: Record, own: Call) -> bool:
     """Whether another value overlaps this one, so that replacing it would break that one."""
     texts = [str(other) for call in record.answers for other in call.arguments.values()]
     return sum(value in text for text in texts) > 1 or any(text and text != value and text in value for text in texts)
+
+
+def join(record: Record, pools: Pools, source: random.Random) -> Record:
+    """The record and one or two others of its source as one request, with all their calls in order; itself where none goes with it."""
+    if len(record.answers) != 1:
+        return record
+    for _ in range(1 + (source.random() < THIRD)):
+        for other in source.sample(pools.single[record.source], min(TRIES, len(pools.single[record.source]))):
+            if other.query != record.query and pools.apart(record, other):
+                wanted = {call.name for call in (*record.answers, *other.answers)}
+                known = {tool.name for tool in pools.beside(record)} & {tool.name for tool in pools.beside(other)}
+                tools = {tool.name: tool for tool in (*record.tools, *other.tools) if tool.name in wanted | known}
+                query = source.choice(JOINTS).format(record.query.rstrip(".!? "), other.query)
+                record = replace(record, query=query, answers=(*record.answers, *other.answers), tools=tuple(tools.values()))
+                break
+    return record
 
 
 def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) -> Record:

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
-from needle.data.encoding import BatchOrder, Encoded, add_distractors, data_fingerprint, share
+from needle.data.encoding import Encoded, add_distractors, batch_order, data_fingerprint, share
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.losses import IGNORE, LossConfig, Signal
@@ -193,24 +193,6 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
-def _length(example: Example, layout: str) -> int:
-    """What padding depends on: the whole row of a decoder-only student; of a pointer student the target, then the request."""
-    return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
-
-
-def _costs(examples: Sequence[Example], groups: Sequence[int], micro_batch: int) -> list[float]:
-    """About how many tokens a micro-batch of each group makes a pointer student encode: requests, and each distinct tool once."""
-    tools: list[dict[str, int]] = [{} for _ in range(max(groups) + 1)]
-    offered, asked, count = ([0.0] * len(tools) for _ in range(3))
-    for example, group in zip(examples, groups, strict=True):
-        tools[group] |= {tool.key: len(tool.ids) for tool in example.tools}
-        offered[group] += sum(len(tool.ids) for tool in example.tools)
-        asked[group] += len(example.query)
-        count[group] += 1
-    share = [micro_batch / max(number, 1) for number in count]
-    return [asked[g] * share[g] + min(sum(tools[g].values()), offered[g] * share[g]) for g in range(len(tools))]
-
-
 class _Loop:
     """One process's share of a run."""
 
@@ -235,7 +217,7 @@ class _Loop:
         start_from(student, job.student, job.tokenizer, job.train.start)
         student.checkpointing = job.hardware.checkpointing
         self.parameters = count_parameters(student)
-        self.order = self._order(student.layout)
+        self.order = batch_order(job.data, student.layout, job.train.batch_size, job.train.micro_batch, job.train.seed, job.train.group == "source")
         objective = Objective(student, job.loss, self._matching(student))
         self.progress = Progress()
         self.state = State(job.output / STATE, self.accelerator)
@@ -250,17 +232,6 @@ class _Loop:
             self.progress = Progress(**found)
         if job.hardware.compile:
             self._compile()
-
-    def _order(self, layout: str) -> BatchOrder:
-        job = self.job
-        sources = [(record.source, int(record.meta.get("copy", 0))) for record in job.data.records]
-        numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
-        lengths = [_length(example, layout) for example in self.examples]
-        if job.train.group == "length":
-            return BatchOrder(lengths, job.train.batch_size, job.train.seed)
-        groups = [numbers[source] for source in sources]
-        costs = _costs(self.examples, groups, job.train.micro_batch)
-        return BatchOrder(lengths, job.train.batch_size, job.train.seed, groups, job.train.micro_batch, costs)
 
     def _matching(self, student: Student) -> Matching | None:
         if not (self.job.loss.hidden or self.job.loss.attention):

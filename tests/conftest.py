@@ -16,7 +16,7 @@ from needle.records import Record
 from needle.students.base import Student
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, SeedConfig
-from needle.students.pointer import PointerConfig
+from needle.students.pointer_parts import PointerConfig
 from needle.students.san import SanConfig
 from needle.tokenizer import TextTokenizer
 

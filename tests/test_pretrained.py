@@ -18,7 +18,8 @@ from needle.pretrained import find_encoder, fit_config, start_from, words
 from needle.prompt import Renderer
 from needle.records import Record, Tool
 from needle.students.build import build_student
-from needle.students.pointer import PointerConfig, PointerStudent
+from needle.students.pointer import PointerStudent
+from needle.students.pointer_parts import PointerConfig
 from needle.tokenizer import TextTokenizer
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "null", "the", "set", "alarm", "weather", "in", "##ing", "##s", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiourst")]

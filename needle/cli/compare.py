@@ -20,6 +20,8 @@ from needle.evaluate import judge
 from needle.records import Record
 from needle.train import SUMMARY, train
 
+UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0}  # of a teacher without a training summary
+
 
 def run(config: Settings) -> None:
     started = time.perf_counter()
@@ -34,9 +36,7 @@ def run(config: Settings) -> None:
     folder = Path(config.compare.checkpoint or output / "teacher")
     if config.compare.checkpoint:
         known = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).is_file() else {}
-        teacher: Run | None = _judged(
-            folder, config, records, 0, "teacher  ", {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0, **known, "resumed": "given"}
-        )
+        teacher: Run | None = _judged(folder, config, records, 0, "teacher  ", {**UNTOLD, **known, "resumed": "given"})
     else:
         teacher = _run(teacher_words, records, 0, "teacher  ", config.compare.train)
     if teacher is None:

@@ -19,27 +19,28 @@ from needle.metrics import METRICS
 def run(config: Settings) -> None:
     engine = build_engine(config)
     if config.data.kind == "bfcl":
-        return _leaderboard(engine, config)
+        _leaderboard(engine, config)
+        return
     records, skipped = records_to_evaluate(config)
     for message in skipped:
         console.print(f"skipped: {message}", markup=False)
     predictions = Path(config.predictions) if config.predictions else None
     summary = evaluate(engine, records, predictions, config.max_tokens)
     summary["skipped"] = len(skipped)
-    summary["checkpoint"], summary["decoding"] = str(config.checkpoint), config.decoding
+    _store(summary, engine, config)
+    _print(summary)
+
+
+def _store(summary: dict[str, Any], engine: Engine, config: Settings) -> None:
+    summary["checkpoint"], summary["decoding"] = str(engine.checkpoint.folder), config.decoding
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output), summary)
-    _print(summary)
-    return None
 
 
 def _leaderboard(engine: Engine, config: Settings) -> None:
     summary = evaluate_bfcl(engine, config.category, Path(config.predictions) if config.predictions else None, config.max_tokens)
-    summary["checkpoint"], summary["decoding"] = str(config.checkpoint), config.decoding
-    if config.output:
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(config.output), summary)
+    _store(summary, engine, config)
     table = Table(title=f"Berkeley Function Calling Leaderboard, single turn, {config.decoding} decoding, {summary['seconds']:.1f} s", title_justify="left")
     for name in ("category", "records", "accuracy", "95% interval", "commonest error"):
         table.add_column(name, justify="left" if name in ("category", "commonest error") else "right")

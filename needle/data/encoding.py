@@ -146,6 +146,35 @@ class BatchOrder:
         return [batches[i] for i in random.permutation(len(batches))]
 
 
+def batch_order(data: Encoded, layout: str, batch_size: int, micro_batch: int, seed: int, by_source: bool) -> BatchOrder:
+    """Batches of similar length; `by_source` also fills each micro-batch with records of one source and augmented copy."""
+    lengths = [_length(example, layout) for example in data.examples]
+    if not by_source:
+        return BatchOrder(lengths, batch_size, seed)
+    sources = [(record.source, int(record.meta.get("copy", 0))) for record in data.records]
+    numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
+    groups = [numbers[source] for source in sources]
+    return BatchOrder(lengths, batch_size, seed, groups, micro_batch, _costs(data.examples, groups, micro_batch))
+
+
+def _length(example: Example, layout: str) -> int:
+    """What padding depends on: the whole row of a student that reads one; of a pointer student the target, then the request."""
+    return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
+
+
+def _costs(examples: Sequence[Example], groups: Sequence[int], micro_batch: int) -> list[float]:
+    """About how many tokens a micro-batch of each group makes a pointer student encode: requests, and each distinct tool once."""
+    tools: list[dict[str, int]] = [{} for _ in range(max(groups) + 1)]
+    offered, asked, count = ([0.0] * len(tools) for _ in range(3))
+    for example, group in zip(examples, groups, strict=True):
+        tools[group] |= {tool.key: len(tool.ids) for tool in example.tools}
+        offered[group] += sum(len(tool.ids) for tool in example.tools)
+        asked[group] += len(example.query)
+        count[group] += 1
+    share = [micro_batch / max(number, 1) for number in count]
+    return [asked[g] * share[g] + min(sum(tools[g].values()), offered[g] * share[g]) for g in range(len(tools))]
+
+
 def share(indices: Sequence[int], rank: int, processes: int, micro_batch: int) -> list[list[int]]:
     """The micro-batches of one process. All processes get equally many, so that they stay in step; some may be empty."""
     mine = np.array_split(np.asarray(indices, dtype=np.int64), processes)[rank]  # neighbours stay together: they are of one group

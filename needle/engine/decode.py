@@ -22,7 +22,8 @@ from needle.grammar import Grammar, Matcher
 from needle.prompt import Example, PromptError
 from needle.records import Call, Tool
 from needle.students.batch import collate, move
-from needle.students.pointer import PointerState, PointerStudent
+from needle.students.pointer import PointerStudent
+from needle.students.pointer_parts import PointerState
 from needle.toolschema import ToolSchemaError, call_errors
 
 DECODINGS = ("constrained", "free")

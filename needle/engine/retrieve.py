@@ -7,13 +7,13 @@ made of, so that choosing needs no other network. A tool's key is computed once 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from needle.data.rename import WORD
 from needle.prompt import Example, RenderedTool, Renderer
 from needle.records import Record, Tool
 from needle.students.batch import collate, move
@@ -21,7 +21,6 @@ from needle.students.pointer import PointerStudent
 
 KEPT = 100_000  # keys of D numbers each
 K1, B = 1.5, 0.75  # BM25's usual saturation and length normalisation
-WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 class EncoderRetriever:

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from needle.students.base import GELU, Dropout, LayerNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mean_attention, working_precision
+from needle.students.base import Dropout, LayerNorm, Rope, Student, Trace, at_positions, init_weights, mean_attention, working_precision
 from needle.students.batch import Batch, Split, next_source
+from needle.students.pointer_parts import BertBlock, DecoderBlock, EncoderBlock, Keys, Memory, PointerConfig, PointerState, by_length
 from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
 ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
@@ -30,190 +30,6 @@ START = MARKERS.index("<query>")  # what the encoder reads in front of a request
 ROLES = ("begin", "text", "tool", "argument")
 OUTCOMES = ("text", "request", "schema", "tool", "argument")
 FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows keeps a finite log
-
-
-@dataclass
-class PointerConfig:
-    """`width` of both parts, `encoder_layers` for request and tools, `decoder_layers` for the answer.
-
-    `encoder` names the pretrained BERT-like encoder that the student starts from (`pretrained.find_encoder`). It settles
-    `width`, `encoder_layers` and the last three, which say how many heads, how wide a feed-forward layer and how many
-    learned positions the encoder has; without it, these are `heads`, `hidden` and rotary positions.
-    """
-
-    family: str = "pointer"
-    width: int = 384
-    encoder_layers: int = 8
-    decoder_layers: int = 2
-    heads: int = 6
-    hidden: int = 1024
-    rope_theta: float = 10_000.0
-    dropout: float = 0.1
-    token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
-    tool_gradient: float = 1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
-    pool: bool = False  # a tool, an argument, a request is the mean of its tokens' encodings, and the answer begins with the request's
-    blind: float = 0.0  # share of records whose tools can only be pointed at in training, not read: what choosing among many needs
-    lexical: bool = False  # start from the words that request and tool share, each with a learned weight
-    encoder: str | None = None
-    encoder_heads: int = 0
-    encoder_hidden: int = 0
-    positions: int = 0
-
-
-@dataclass
-class Memory:
-    """What the decoder attends to. Tools are packed, with one empty slot in front for records without tools."""
-
-    query: Tensor  # [B, Q, D]
-    tools: Tensor  # [1+M, D]
-    segments: Tensor  # [1+G, D] what stands for each tool and argument: its marker's encoding, or the mean of its tokens'
-    asked: Tensor | None  # [B, D] the mean of each request, if that is how an answer begins
-    owned: Tensor  # [B, S] rows of `tools` that each record may look at
-    visible: Tensor  # [B, S] false on padding
-    split: Split
-    projected: list[Tensor] | None = None  # [1+M, 2D] keys and values of `tools` for each layer, where they were kept
-
-
-@dataclass
-class Keys:
-    """What an answer may point at, projected for the whole batch."""
-
-    query: Tensor  # [B, Q, D]
-    schema: Tensor  # [C, D]
-    tools: Tensor  # [U, D]
-    arguments: Tensor  # [G, D]
-    words: Tensor | None  # [B, U] the weight of the words that request and tool share
-
-    def select(self, rows: Tensor) -> Keys:
-        return replace(self, query=self.query[rows], words=None if self.words is None else self.words[rows])
-
-
-@dataclass
-class PointerState:
-    memory: Memory
-    keys: Keys
-    cross: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # keys and values of request and tools, each layer
-    cache: list[tuple[Tensor, Tensor] | None]
-    source: Tensor  # [B] the request position that the last token was copied from, or -1
-    position: int = 0
-    trail: list[Tensor] = field(default_factory=list)  # the sources of the tokens that came last together
-
-    def cut(self, count: int) -> None:
-        """Forgets the last `count` tokens of those that came together."""
-        if count:
-            self.position -= count
-            self.source = self.trail[-1 - count]
-            self.cache = [None if kv is None else (kv[0][:, :, :-count], kv[1][:, :, :-count]) for kv in self.cache]
-
-    def select(self, rows: Tensor) -> None:
-        memory = self.memory
-        asked = None if memory.asked is None else memory.asked[rows]
-        self.memory = Memory(memory.query[rows], memory.tools, memory.segments, asked, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
-        self.keys = self.keys.select(rows)
-        self.source = self.source[rows]
-        self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
-        self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
-
-
-class Heads(nn.Module):
-    """Projections of one attention: queries from `x`, keys and values from a source."""
-
-    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
-        super().__init__()
-        self.head = width // heads
-        self.q_proj = nn.Linear(width, width, bias=bias)
-        self.kv_proj = nn.Linear(width, 2 * width, bias=bias)
-        self.o_proj = nn.Linear(width, width, bias=bias)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """[..., S, H*d] to [..., H, S, d]."""
-        return x.view(*x.shape[:-1], -1, self.head).transpose(-3, -2)  # by hand: one step of decoding has dozens of these
-
-    def queries(self, x: Tensor) -> Tensor:
-        return self.heads(self.q_proj(x))
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.kv_proj(x).chunk(2, dim=-1)
-        return self.heads(keys), self.heads(values)
-
-    def join(self, x: Tensor) -> Tensor:
-        return self.o_proj(x.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
-
-
-class EncoderBlock(nn.Module):
-    def __init__(self, config: PointerConfig) -> None:
-        super().__init__()
-        self.attention = Heads(config.width, config.heads)
-        self.mlp = SwiGLU(config.width, config.hidden)
-        self.norm_attention, self.norm_mlp = LayerNorm(config.width), LayerNorm(config.width)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor) -> Tensor:
-        normed = self.norm_attention(x)
-        q = rope(self.attention.queries(normed))
-        k, v = self.attention.keys_values(normed)
-        x = x + self.dropout(self.attention.join(attention(q, rope(k), v, mask)))
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))  # type: ignore[no-any-return]
-
-
-class BertBlock(nn.Module):
-    """A layer of BERT (Devlin et al. 2018, arXiv:1810.04805): norms after the sums, GELU, biases; positions came with the input."""
-
-    def __init__(self, config: PointerConfig) -> None:
-        super().__init__()
-        self.attention = Heads(config.width, config.encoder_heads, bias=True)
-        self.mlp = GELU(config.width, config.encoder_hidden)
-        self.norm_attention, self.norm_mlp = (LayerNorm(config.width, 1e-12, bias=True) for _ in range(2))
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
-        q, (k, v) = self.attention.queries(x), self.attention.keys_values(x)
-        x = self.norm_attention(x + self.dropout(self.attention.join(attention(q, k, v, mask))))
-        return self.norm_mlp(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
-
-
-class DecoderBlock(nn.Module):
-    def __init__(self, config: PointerConfig) -> None:
-        super().__init__()
-        self.own, self.query, self.tools = (Heads(config.width, config.heads) for _ in range(3))
-        self.mlp = SwiGLU(config.width, config.hidden)
-        self.norm_own, self.norm_cross, self.norm_mlp = (LayerNorm(config.width) for _ in range(3))
-        self.dropout = Dropout(config.dropout)
-
-    def cross_keys(self, memory: Memory, projected: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tools are projected once for the batch, or were before, then dealt out to the records that offer them."""
-        joined = self.tools.kv_proj(memory.tools) if projected is None else projected
-        keys, values = (F.embedding(memory.owned, part.contiguous()) for part in joined.chunk(2, dim=-1))
-        return *self.query.keys_values(memory.query), self.tools.heads(keys), self.tools.heads(values)
-
-    def forward(
-        self, x: Tensor, rope: Rope, memory: Memory, cross: tuple[Tensor, Tensor, Tensor, Tensor], past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        normed = self.norm_own(x)
-        q = rope(self.own.queries(normed))
-        k, v = self.own.keys_values(normed)
-        k = rope(k)
-        earlier = None
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-            if q.shape[2] > 1:
-                earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2])[None, None]
-        x = x + self.dropout(self.own.join(attention(q, k, v, earlier, causal=past is None)))
-        normed = self.norm_cross(x)
-        query_keys, query_values, tool_keys, tool_values = cross
-        read = attention(self.query.queries(normed), query_keys, query_values, memory.split.query_mask[:, None, None])
-        seen = attention(self.tools.queries(normed), tool_keys, tool_values, memory.visible[:, None, None])
-        x = x + self.dropout(self.query.join(read)) + self.dropout(self.tools.join(seen))
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
-
-
-def _by_length(rows: Sequence[Sequence[int]], device: torch.device, most: int = 64) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows of ids in right-padded pieces [n, S] of similar length, and which rows each piece holds."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for start in range(0, len(order), most):
-        chosen = order[start : start + most]
-        width = max(len(rows[index]) for index in chosen)
-        yield chosen, torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in chosen], device=device)
 
 
 class _Join(torch.autograd.Function):
@@ -323,8 +139,7 @@ class PointerStudent(Student):
         sizes = torch.bincount(split.tool_of, minlength=len(split.keys)).tolist() if split.keys else []
         places = [slice(head, head + size) for head, size in zip(split.heads.tolist(), sizes, strict=True)]
         missing = [number for number, key in enumerate(split.keys) if key not in cache]
-        for rows, ids in _by_length([split.tool_ids[places[number]].tolist() for number in missing], split.tool_ids.device):
-            encoded = self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))
+        for rows, _, encoded in self._encode_tools([split.tool_ids[places[number]].tolist() for number in missing]):
             for row, encoding in zip(rows, encoded, strict=True):
                 number = missing[row]
                 cache[split.keys[number]] = self._project(encoding[: sizes[number]].clone())
@@ -332,6 +147,11 @@ class PointerStudent(Student):
             cache.move_to_end(key)
             found.append(cache[key])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _encode_tools(self, tools: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Tools by themselves, those of similar length together: which of them, their ids [n, S] and encodings [n, S, D]."""
+        for rows, ids in by_length(tools, self.no_tool.device):
+            yield rows, ids, self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))
 
     def _project(self, encoding: Tensor) -> tuple[Tensor, ...]:
         return encoding, *(block.tools.kv_proj(encoding) for block in self.decoder)  # type: ignore[operator,union-attr]
@@ -478,8 +298,7 @@ class PointerStudent(Student):
     def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
         """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
         heads = torch.empty(len(tools), self.config.width, device=self.no_tool.device, dtype=self.no_tool.dtype)
-        for rows, ids in _by_length(tools, self.no_tool.device):
-            encoded = self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))
+        for rows, ids, encoded in self._encode_tools(tools):
             named = (ids != 0) & ((ids == ARGUMENT).cumsum(1) == 0)  # name and description: what stands before the first argument
             mean = (encoded * named[..., None]).sum(1, dtype=torch.float32) / named.sum(1, keepdim=True)
             heads[rows] = (mean if self.config.pool else encoded[:, 0]).to(heads.dtype)
@@ -490,18 +309,19 @@ class PointerStudent(Student):
 
         A product is the score of the tool's label as an answer's first token, of a decoder that reads the request alone.
         """
-        memory = self.remember(batch)
-        x = self.embed_inputs(batch.inputs[:, :1], batch.open_tool[:, :1], torch.full_like(batch.inputs[:, :1], -1), memory)
-        rope = Rope.at(torch.zeros(1, device=x.device), self.head_width, self.config.rope_theta)
-        for block in self.decoder:
-            x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
-        return self.point_tool(self.norm_decoder(x))[:, 0] * self.scale  # type: ignore[no-any-return]
+        hidden, _ = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
+        return self.point_tool(hidden)[:, 0] * self.scale  # type: ignore[no-any-return]
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         return self.extend(state, tokens[:, None], open_tool[:, None])[:, 0]
 
     def extend(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
         """`step` for several tokens at once, [B, n] to [B, n, V]; `PointerState.cut` takes back what proves wrong."""
+        hidden, sources = self._advance(state, tokens, open_tool)
+        return self.distribution(hidden, open_tool, sources, state.memory.split, state.keys)
+
+    def _advance(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends `tokens` [B, n]: the decoder's hidden states [B, n, D], and where the tokens were copied from, [B, n]."""
         split, n = state.memory.split, tokens.shape[1]
         last, trail = state.source, []
         for place in range(n):
@@ -514,7 +334,7 @@ class PointerStudent(Student):
         for index, block in enumerate(self.decoder):
             x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
         state.position += n
-        return self.distribution(self.norm_decoder(x), open_tool, sources, split, state.keys)
+        return self.norm_decoder(x), sources
 
     def guess(self, state: PointerState, token: int, most: int) -> list[int]:
         """What may follow `token` in the answer of the only row: what follows it in the request, if it was copied from there."""

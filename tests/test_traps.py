@@ -62,9 +62,8 @@ def test_trap_02_clipping_sees_the_true_scale(tmp_path: Path, tokenizer: TextTok
     norms = [read_metrics(tmp_path / str(micro) / "metrics.jsonl")[0]["gradient_norm"] for micro in (8, 3, 1)]
     assert norms[1:] == pytest.approx(norms[:1] * 2, rel=1e-4)
     torch.manual_seed(0)
-    from needle.data.encoding import BatchOrder
+    from needle.data.encoding import BatchOrder, _length
     from needle.students.build import build_student
-    from needle.train import _length
     from tests.conftest import TINY
 
     student = build_student(TINY["pointer"], tokenizer.size).train()

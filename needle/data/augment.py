@@ -25,7 +25,7 @@ MOST_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
 JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
 ORDER = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
-STRANGERS = 40  # tools of other sources that the records of one copy may be offered on top
+STRANGERS = 24  # tools of other sources that the records of one copy may be offered on top
 ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted words) might fit as well
 
 
@@ -33,9 +33,10 @@ ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted w
 class AugmentConfig:
     """`copies` of each training record, with values and distractors exchanged.
 
-    `rename` is the share of copies whose tools come under other names and descriptions; `shuffle` the share of the rest whose
-    tools declare their arguments in another order; `strangers` the share that is offered up to `most_strangers` tools of
-    other sources; `join` the share that is joined with one or two others of its source to a request for several calls.
+    `rename` of the copies come with tools under other names and descriptions, and `shuffle` of the others with arguments
+    declared in another order; the records of `strangers` of the copies are also offered up to `most_strangers` tools of
+    other sources. These are shares of whole copies, whose records then share their tools. `join` is the share of records
+    that are joined with one or two others of their source to a request for several calls.
     """
 
     copies: int = 0
@@ -57,6 +58,10 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
     """The records, then changed versions of each; a copy's id and `meta.copy` say which copy it is."""
     pools = Pools(records)
     out = list(records)
+    renamed = [copy for copy in range(1, config.copies + 1) if _turn(copy, config.rename)]
+    others = [copy for copy in range(1, config.copies + 1) if copy not in renamed]
+    shuffled = [copy for number, copy in enumerate(others, 1) if _turn(number, config.shuffle)]
+    crowded = [copy for copy in range(1, config.copies + 1) if _turn(config.copies + 1 - copy, config.strangers)]
     for copy in range(1, config.copies + 1):
         strangers = random.Random(f"{seed}:{copy}").sample(pools.every, min(STRANGERS, len(pools.every)))
         for record in records:
@@ -65,14 +70,19 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
             if source.random() < config.join:
                 changed = join(changed, pools, source)
             changed = redraw_tools(changed, pools.beside(changed), source)
-            if source.random() < config.strangers:
+            if copy in crowded:
                 changed = add_strangers(changed, strangers, source.randint(1, config.most_strangers), pools, source)
-            if source.random() < config.rename:
+            if copy in renamed:
                 changed = rename(changed, copy, seed)
-            elif source.random() < config.shuffle:
+            elif copy in shuffled:
                 changed = rename(changed, copy, seed, ORDER)
             out.append(replace(changed, id=f"{record.id}+{copy}", meta={**record.meta, "copy": copy}))
     return out
+
+
+def _turn(number: int, share: float) -> bool:
+    """Whether the `number`th of several, counted from 1, belongs to an evenly spread `share` of them, the first one included."""
+    return math.ceil(number * share) > math.ceil((number - 1) * share)
 
 
 class Pools:

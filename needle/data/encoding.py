@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from needle.prompt import Codec, Example, PromptError, Renderer, render_record
 from needle.records import DataError, Record
 from needle.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
 
-POOL = 16  # batches are cut from this many batches' worth of records sorted by length
+POOL = 16  # batches are cut from this many batches' worth of records sorted by length, pieces of a group likewise
+MIX = 0.15  # how far costs may seem to differ from what they are, so that pieces of different groups meet in a batch
 LONG = ("drop", "error")
 WORDS, LEAST_WORD = 40_000, 6  # how often an encoder's words are shown to a tokenizer: the first 2,000 times, the last 6
 
@@ -102,12 +103,18 @@ def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, 
 class BatchOrder:
     """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on in order.
 
-    A batch holds examples of similar length; where `groups` are given, it is made of pieces of `piece` examples of one group each.
-    Pieces of one batch are of groups of similar cost (`costs` by group), so that processes that share it finish together.
+    A batch holds examples of similar length; where `groups` are given, it is made of pieces of `piece` examples of one group
+    each. Pieces of one batch cost about the same (`cost` of some examples), so that processes that share it finish together.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, groups: Sequence[int] | None = None, piece: int | None = None, costs: Sequence[float] | None = None
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        groups: Sequence[int] | None = None,
+        piece: int | None = None,
+        cost: Callable[[Sequence[int]], float] = len,
     ) -> None:
         if not lengths:
             raise DataError("no records to train on")
@@ -115,7 +122,7 @@ class BatchOrder:
         self.batch_size = min(batch_size, len(lengths))
         self.piece = self.batch_size if groups is None else min(piece or self.batch_size, self.batch_size)
         self.groups = np.zeros_like(self.lengths) if groups is None else np.asarray(groups)
-        self.costs = np.zeros(int(self.groups.max()) + 1) if costs is None else np.asarray(costs)
+        self.cost = cost
         self.seed = seed
         self.per_epoch = -(-len(lengths) // self.batch_size)
         self._epoch = -1
@@ -130,19 +137,22 @@ class BatchOrder:
     def _shuffle(self, epoch: int) -> list[np.ndarray]:
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.lengths))
-        batches = []
-        for start in range(0, len(order), POOL * self.batch_size):
-            pool = order[start : start + POOL * self.batch_size]
-            # Every other group from long to short, so that a piece on the border of two groups holds similar lengths.
-            turned = np.where(self.groups[pool] % 2, -self.lengths[pool], self.lengths[pool])
-            pool = pool[np.lexsort((turned, self.groups[pool]))]
-            pieces = [pool[i : i + self.piece] for i in range(0, len(pool), self.piece)]
-            if self.piece < self.batch_size:
-                ends = len(pieces) - (len(pieces[-1]) < self.piece)  # a short piece stays last, so that all others fill their batches
-                pieces = [*(pieces[i] for i in random.permutation(ends)), *pieces[ends:]]
-                pieces[:ends] = sorted(pieces[:ends], key=lambda piece: float(self.costs[self.groups[piece]].mean()))
-            pool = np.concatenate(pieces)
-            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        pieces, rest = [], order[:0]
+        for group in np.unique(self.groups):
+            members = order[self.groups[order] == group]
+            for start in range(0, len(members), POOL * self.piece):
+                pool = members[start : start + POOL * self.piece]
+                pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+                whole = len(pool) // self.piece * self.piece
+                pieces += np.split(pool[:whole], whole // self.piece) if whole else []
+                rest = np.concatenate([rest, pool[whole:]])  # the ends of the groups share pieces
+        pieces += [rest[start : start + self.piece] for start in range(0, len(rest), self.piece)]
+        ends = len(pieces) - (len(pieces[-1]) < self.piece)  # a short piece stays last, so that all others fill their batches
+        if self.piece < self.batch_size:
+            rank = np.argsort([self.cost(piece.tolist()) for piece in pieces[:ends]] * random.uniform(1 - MIX, 1 + MIX, ends))
+            pieces[:ends] = [pieces[i] for i in rank]
+        every = np.concatenate(pieces)
+        batches = [every[start : start + self.batch_size] for start in range(0, len(every), self.batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
 
@@ -153,8 +163,7 @@ def batch_order(data: Encoded, layout: str, batch_size: int, micro_batch: int, s
         return BatchOrder(lengths, batch_size, seed)
     sources = [(record.source, int(record.meta.get("copy", 0))) for record in data.records]
     numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
-    groups = [numbers[source] for source in sources]
-    return BatchOrder(lengths, batch_size, seed, groups, micro_batch, _costs(data.examples, groups, micro_batch))
+    return BatchOrder(lengths, batch_size, seed, [numbers[source] for source in sources], micro_batch, lambda piece: _tokens([data.examples[i] for i in piece]))
 
 
 def _length(example: Example, layout: str) -> int:
@@ -162,17 +171,9 @@ def _length(example: Example, layout: str) -> int:
     return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
 
 
-def _costs(examples: Sequence[Example], groups: Sequence[int], micro_batch: int) -> list[float]:
-    """About how many tokens a micro-batch of each group makes a pointer student encode: requests, and each distinct tool once."""
-    tools: list[dict[str, int]] = [{} for _ in range(max(groups) + 1)]
-    offered, asked, count = ([0.0] * len(tools) for _ in range(3))
-    for example, group in zip(examples, groups, strict=True):
-        tools[group] |= {tool.key: len(tool.ids) for tool in example.tools}
-        offered[group] += sum(len(tool.ids) for tool in example.tools)
-        asked[group] += len(example.query)
-        count[group] += 1
-    share = [micro_batch / max(number, 1) for number in count]
-    return [asked[g] * share[g] + min(sum(tools[g].values()), offered[g] * share[g]) for g in range(len(tools))]
+def _tokens(examples: Sequence[Example]) -> int:
+    """How many tokens a pointer student encodes of a micro-batch: requests, and each distinct tool once."""
+    return sum(len(example.query) for example in examples) + sum({tool.key: len(tool.ids) for example in examples for tool in example.tools}.values())
 
 
 def share(indices: Sequence[int], rank: int, processes: int, micro_batch: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from needle.data.rename import WORD, Strength, rename
@@ -20,12 +20,11 @@ from needle.toolschema import call_errors
 
 SWAP = 0.6  # chance that a value is replaced
 NO_TOOL = 0.1  # chance that the fitting tools are taken away
-REDRAW = 0.5  # chance that the distractors are drawn anew
 MOST_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
 JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
 ORDER = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
-STRANGERS = 24  # tools of other sources that the records of one copy may be offered on top
+AROUND, STRANGERS = 24, 24  # distractors that the records of one source and copy draw from; tools of other sources on top
 ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted words) might fit as well
 
 
@@ -64,12 +63,13 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
     crowded = [copy for copy in range(1, config.copies + 1) if _turn(config.copies + 1 - copy, config.strangers)]
     for copy in range(1, config.copies + 1):
         strangers = random.Random(f"{seed}:{copy}").sample(pools.every, min(STRANGERS, len(pools.every)))
+        around = pools.around(AROUND, f"{seed}:{copy}")
         for record in records:
             source = random.Random(f"{seed}:{copy}:{record.id}")
             changed = swap_values(record, pools.values, source)
             if source.random() < config.join:
                 changed = join(changed, pools, source)
-            changed = redraw_tools(changed, pools.beside(changed), source)
+            changed = redraw_tools(changed, pools.beside(changed, around.get(record.source, ())), source)
             if copy in crowded:
                 changed = add_strangers(changed, strangers, source.randint(1, config.most_strangers), pools, source)
             if copy in renamed:
@@ -82,7 +82,7 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
 
 def _turn(number: int, share: float) -> bool:
     """Whether the `number`th of several, counted from 1, belongs to an evenly spread `share` of them, the first one included."""
-    return math.ceil(number * share) > math.ceil((number - 1) * share)
+    return math.ceil(round(number * share, 9)) > math.ceil(round((number - 1) * share, 9))
 
 
 class Pools:
@@ -107,15 +107,22 @@ class Pools:
         for record in records:
             if len(record.answers) == 1:
                 self.single[record.source].append(record)
-        self.every = list(every.values())
+        self.every = list(every.values())  # (source, tool)
         documents = [_words(tool) for _, tool in self.every]
         seen = Counter(word for words in documents for word in words)
         self._weights = {word: math.log(len(documents) / count) for word, count in seen.items()}
 
-    def beside(self, record: Record) -> list[Tool]:
-        """Tools of the same source that are known not to fit where the record's calls do."""
+    def beside(self, record: Record, among: Container[str] | None = None) -> list[Tool]:
+        """Tools of the same source, of those `among`, that are known not to fit where the record's calls do."""
         pools = [self._beside[record.source, name] for name in sorted({call.name for call in record.answers})]
-        return [tool for key, tool in pools[0].items() if all(key in pool for pool in pools[1:])] if pools else []
+        return [tool for key, tool in pools[0].items() if all(key in pool for pool in pools[1:]) and (among is None or key in among)] if pools else []
+
+    def around(self, count: int, seed: str) -> dict[str, frozenset[str]]:
+        """For each source, up to `count` tools that stood beside others: few, so that many records share them."""
+        found: dict[str, dict[str, None]] = defaultdict(dict)
+        for (origin, _), others in self._beside.items():
+            found[origin] |= dict.fromkeys(others)
+        return {origin: frozenset(random.Random(f"{seed}:{origin}").sample(list(keys), min(count, len(keys)))) for origin, keys in found.items()}
 
     def apart(self, one: Record, other: Record) -> bool:
         """Whether each record's tools are known not to fit where the other's calls do; the same tool twice is fine."""
@@ -187,11 +194,9 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
         return record
     wanted = {call.name for call in record.answers}
     fitting = [tool for tool in record.tools if tool.name in wanted]
-    others = [tool for tool in record.tools if tool.name not in wanted]
-    if source.random() < REDRAW:
-        room = source.randint(0, max(MOST_TOOLS - len(fitting), 0))
-        drawn = {tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted}
-        others = list(drawn.values())[:room]
+    room = source.randint(0, max(MOST_TOOLS - len(fitting), 0))
+    drawn = {tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted}
+    others = list(drawn.values())[:room]
     if others and source.random() < NO_TOOL:
         source.shuffle(others)
         return replace(record, tools=tuple(others), answers=())

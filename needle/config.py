@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from needle.checkpoint import WEIGHTS, Checkpoint, CheckpointError, load_checkpoint, student_config
 from needle.codecs import build_codec
+from needle.collect.settings import CollectConfig
 from needle.compare import CompareConfig
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
@@ -33,13 +35,15 @@ from needle.records import DataError, Record
 from needle.runstate import HardwareConfig
 from needle.serve.app import ServeConfig
 from needle.signals import OnlineSignals, SignalCache, Signals
+from needle.teachers.hosted import HostedTeacher
 from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals
 from needle.teachers.replay import ValueSignals
 from needle.tokenizer import TextTokenizer
 from needle.tracking import TrackerConfig
 from needle.train import Job, TrainConfig, main_process_first
 
-TEACHERS = ("none", "local", "replay", "stored")
+HOSTED = ("gemini", "openai")
+TEACHERS = ("none", "local", "replay", "stored", *HOSTED)
 RELEASED = "needle-26m"
 RUNGS = {"local": ("top_k", "sampled", "value", "span"), "replay": ("value", "sequence", "argmax")}
 
@@ -53,6 +57,8 @@ class TeacherConfig:
     `rung` top_k (the `k` likeliest tokens and an exact tail) or sampled (`k` drawn tokens) for a teacher that shares the
     tokenizer; span (pieces of text) or value (shares of `samples` answers) for any; value, sequence or argmax of a replay.
     `placebo` gives every position the signal of another one: a control that must not help.
+    kind gemini and openai are for `needle collect`: `model`, `base_url` in place of the service's own, `key_file` in place of the
+    environment's key, `thinking` how much the model may think, `timeout` in seconds, `project` and `location` for Vertex AI.
     """
 
     kind: str = "none"
@@ -64,6 +70,13 @@ class TeacherConfig:
     seed: int = 0
     signals: str | None = None
     placebo: bool = False
+    model: str | None = None
+    base_url: str | None = None
+    key_file: str | None = None
+    thinking: str | None = None
+    timeout: float = 60.0
+    project: str | None = None
+    location: str = "global"
 
     def __post_init__(self) -> None:
         if self.kind not in TEACHERS:
@@ -90,6 +103,7 @@ class Settings:
     train: TrainConfig = field(default_factory=TrainConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     codec: str = "decisions"
     output: str | None = None  # train: the run's folder; compare: the report's folder; evaluate: a JSON file
@@ -131,6 +145,8 @@ def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
         if teacher.rung in ("sequence", "argmax"):
             raise ValueError(f"teacher.rung={teacher.rung} makes targets of the teacher's answers, which fine-tuning learns: set loss=finetune, or teacher.rung=value")
         return SignalCache.beside(root, ValueSignals(tokenizer, config.codec, teacher.k))
+    if teacher.kind in HOSTED:
+        raise ValueError(f"teacher={teacher.kind} answers requests in `needle collect`; train on what it collected with teacher=replay, or teacher=none for its answers as gold")
     paths = teacher.checkpoint if isinstance(teacher.checkpoint, list) else [teacher.checkpoint]
     local = LocalTeacher([Path(path) for path in paths if path])
     rung = teacher.rung or "top_k"
@@ -142,6 +158,38 @@ def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
     if teacher.online:
         return OnlineSignals(local)
     return SignalCache.beside(root, TokenSignals(local, rung, teacher.k, T, teacher.seed))
+
+
+def build_hosted(config: Settings) -> HostedTeacher:
+    """The teacher of `needle collect`, made where an event loop runs. Raises ValueError where its package, model or key is missing."""
+    teacher = config.teacher
+    if teacher.kind not in HOSTED:
+        raise ValueError(f"teacher.kind is '{teacher.kind}'; to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks its API")
+    assert teacher.model is not None
+    connections = config.collect.concurrency + 8
+    if teacher.kind == "openai":
+        from needle.teachers.openai import OpenAI
+
+        if not teacher.base_url:
+            raise ValueError("teacher=openai needs teacher.base_url, which ends in the API's version: teacher.base_url=http://127.0.0.1:8080/v1")
+        return OpenAI(teacher.model, secret(teacher.key_file, ("OPENAI_API_KEY",)), teacher.base_url, teacher.timeout, connections)
+    from needle.teachers.gemini import Gemini
+
+    vertex = (teacher.project, teacher.location) if teacher.project else None
+    key = None if vertex else secret(teacher.key_file, ("GEMINI_API_KEY", "GOOGLE_API_KEY"))
+    if key is None and vertex is None:
+        raise ValueError("Gemini needs a key: set the environment variable GEMINI_API_KEY, or teacher.key_file=FILE (a file with the key alone)")
+    return Gemini(teacher.model, key, teacher.base_url, teacher.timeout, vertex, connections)
+
+
+def secret(path: str | None, names: Sequence[str]) -> str | None:
+    """A key from its file, or from the first of some environment variables. It is handed to the client and goes nowhere else."""
+    if path:
+        try:
+            return Path(path).expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"teacher.key_file is {path}, which can't be read: {error.strerror}") from error
+    return next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), None)
 
 
 def build_targets(config: Settings, records: list[Record]) -> tuple[list[Record], list[float] | None]:

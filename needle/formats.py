@@ -15,7 +15,7 @@ from typing import Any
 from needle.records import Call, DataError, FieldError, Record, call_from_json, encodable, list_field, parse_line, read_lines, text_field
 from needle.toolschema import ToolSchemaError, call_errors, normalise_tools
 
-FORMATS = ("auto", "needle", "xlam", "openai", "bfcl")
+FORMATS = ("auto", "needle", "xlam", "openai", "traffic", "bfcl")
 
 
 @dataclass
@@ -60,6 +60,8 @@ def detect_format(row: Mapping[str, Any]) -> str:
     """Names the shape of one line; raises `FieldError` when it is none of them."""
     if "messages" in row:
         return "openai"
+    if "request" in row and "response" in row:
+        return "traffic"
     if "question" in row and "function" in row:
         return "bfcl"
     if "query" in row and (isinstance(row.get("tools"), str) or isinstance(row.get("answers"), str)):
@@ -68,7 +70,7 @@ def detect_format(row: Mapping[str, Any]) -> str:
         return "needle"
     raise FieldError(
         "(line)",
-        f"expected query, tools and answers (needle, xlam), messages (openai), or question and function (bfcl); found {', '.join(map(str, row)) or 'no field'}",
+        f"expected query, tools and answers (needle, xlam), messages (openai), request and response (traffic), or question and function (bfcl); found {', '.join(map(str, row)) or 'no field'}",
     )
 
 
@@ -105,7 +107,8 @@ def _check(record: Record) -> None:
             raise FieldError(f"answers[{index}]", f"a call that its tool accepts; {errors[0]}")
 
 
-def _needle(row: Mapping[str, Any]) -> Record:
+def record_from_json(row: Mapping[str, Any]) -> Record:
+    """A record in the project's own shape. Raises `FieldError` or `ToolSchemaError`."""
     teacher, meta = row.get("teacher"), row.get("meta") or {}
     return Record(
         id=str(row["id"]),
@@ -127,7 +130,7 @@ def _xlam(row: Mapping[str, Any]) -> Record:
                 opened[name] = json.loads(row[name])
             except ValueError as error:
                 raise FieldError(name, f"expected JSON inside the string, but {error}") from error
-    return _needle({"source": "xlam", **opened})
+    return record_from_json({"source": "xlam", **opened})
 
 
 def _openai(row: Mapping[str, Any]) -> Record:
@@ -154,6 +157,19 @@ def _openai(row: Mapping[str, Any]) -> Record:
         answers=tuple(_openai_call(call, f"tool_calls[{i}]") for i, call in enumerate(calls)),
         source=str(row.get("source", "openai")),
     )
+
+
+def _traffic(row: Mapping[str, Any]) -> Record:
+    """A logged exchange with a chat completions endpoint: what went in under `request`, what came out under `response`."""
+    request, response = row["request"], row["response"]
+    if not isinstance(request, Mapping) or not isinstance(response, Mapping):
+        raise FieldError("request", "expected the body of a chat completion request, and its response beside it")
+    choices = list_field(response, "choices")
+    message = choices[0].get("message") if choices and isinstance(choices[0], Mapping) else None
+    if not isinstance(message, Mapping):
+        raise FieldError("response.choices[0].message", "expected the assistant's message")
+    said = [m for m in list_field(request, "messages") if not (isinstance(m, Mapping) and m.get("role") == "assistant")]
+    return _openai({"source": "traffic", **request, "id": row["id"], "messages": [*said, {**message, "role": "assistant"}]})
 
 
 def _content(value: Any, where: str) -> str:
@@ -215,4 +231,4 @@ def _first_allowed(allowed: Any) -> Any:
     return value
 
 
-READERS: dict[str, Callable[[Mapping[str, Any]], Record]] = {"needle": _needle, "xlam": _xlam, "openai": _openai, "bfcl": _bfcl}
+READERS: dict[str, Callable[[Mapping[str, Any]], Record]] = {"needle": record_from_json, "xlam": _xlam, "openai": _openai, "traffic": _traffic, "bfcl": _bfcl}

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train one student, or a sweep of them with -m",
     "evaluate": "judge a checkpoint on a file or a data set",
     "compare": "train a teacher and all arms of a sweep, and write the report",
+    "collect": "have a hosted model write and answer requests for your tools, within a budget",
     "label": "write a checkpoint's answers into records, as a teacher's",
     "dashboard": "save the W&B workspace of a project",
     "serve": "answer POST /tool-call with a checkpoint",

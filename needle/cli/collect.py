@@ -1,0 +1,117 @@
+"""`needle collect`: requests and calls from a hosted model, within a budget. `needle collect teacher=gemini collect.tools=my_tools.json collect.budget_usd=5`"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from needle.cli.app import console, fail, launch
+from needle.config import HOSTED, Settings, build_hosted
+
+SHOWN = 12  # findings about the tools that are printed
+
+
+def run(config: Settings) -> None:
+    try:
+        import needle.collect.run  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"needle collect needs more packages ({error.name} is missing): pip install 'needle[collect]'") from error
+    _collect(config)
+
+
+def _collect(config: Settings) -> None:
+    from needle.collect.catalogue import read_catalogue
+    from needle.collect.money import find_price
+    from needle.collect.pipeline import Collection
+    from needle.collect.run import finish, read_requests, take_traffic
+    from needle.collect.run import run as collect
+
+    for name in ("httpx", "httpx2", "google_genai", "aiohttp"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    options, teacher = config.collect, config.teacher
+    folder = Path(config.output or "outputs/collected")
+    if options.traffic:
+        count, skipped = take_traffic(Path(options.traffic), folder, options)
+        for message in skipped[:SHOWN]:
+            _say(f"skipped: {message}")
+        manifest = finish(
+            folder, options, None, "logged traffic", "The calls of logged requests, verified.", {"lines_skipped": len(skipped)}, f"{Path(options.traffic).stem}: verified calls"
+        )
+        _summary(manifest, folder, f"{count:,} logged requests")
+        return
+    if teacher.kind not in HOSTED:
+        raise ValueError("to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks its API")
+    sources, findings = read_catalogue(Path(options.tools) if options.tools else None)
+    errors = [finding for finding in findings if finding.error]
+    for finding in (errors or findings)[:SHOWN]:
+        _say(str(finding))
+    if len(errors or findings) > SHOWN:
+        _say(f"… and {len(errors or findings) - SHOWN} more")
+    if errors:
+        fail(f"{len(errors)} of the tools in {options.tools} can't be used; correct or remove them")
+    requests = read_requests(Path(options.requests), sources, options.most_tools, options.languages[0]) if options.requests else []
+    provider = "google" if teacher.kind == "gemini" else "openai"
+    price = find_price(provider, str(teacher.model), options.price)
+    collection = Collection(options, sources, str(teacher.model), price, requests, teacher.thinking)
+    families = f", {len(collection.unseen)} families of them kept unseen for the test" if collection.unseen else ""
+    _say(f"{len(sources):,} tools{families}" + (f", {len(requests):,} requests to label" if requests else ""))
+    estimate = collection.estimate()
+    _say(
+        f"about {estimate.requests:,} requests to {teacher.model}, {estimate.input_tokens / 1e6:.2f}M tokens in and {estimate.output_tokens / 1e6:.2f}M out, "
+        f"${estimate.likely:.2f} (at worst ${estimate.worst:.2f}), {estimate.minutes:.0f} minutes; "
+        + (f"the budget is ${options.budget_usd:g} and can't be exceeded" if options.budget_usd else "no budget is set: collect.budget_usd=5")
+    )
+    if options.budget_usd and estimate.likely > options.budget_usd:
+        _say(f"the budget is likely to suffice for about {len(requests or ()) or options.records * options.budget_usd / estimate.likely:,.0f} records; collecting stops there")
+    if options.dry_run:
+        _say("dry run: nothing was sent")
+        return
+    _agree(folder, config)
+    stopped, known = asyncio.run(collect(collection, lambda: build_hosted(config), folder, _say))
+    method = (
+        "Real requests were answered by native function calling and verified."
+        if requests
+        else "A seeded plan chose tools, values, persona and style; the model wrote the requests; it then answered each by native function calling without seeing the plan; what "
+        "isn't valid, doesn't stand in the request or isn't agreed upon was dropped."
+    )
+    manifest = finish(
+        folder, options, price, f"{teacher.kind}: {teacher.model}", method, known, f"{Path(options.tools).stem if options.tools else 'built-in catalogue'}: collected calls"
+    )
+    _summary(manifest, folder, f"${known['dollars']:.4f}")
+    if stopped:
+        fail(stopped)
+
+
+def _agree(folder: Path, config: Settings) -> None:
+    """Asks before money is spent, once for each run and budget."""
+    from needle.collect.run import confirm, confirmed
+
+    if not config.collect.yes and not confirmed(folder, config.collect):
+        if not sys.stdin.isatty():
+            raise ValueError("this would send requests that cost money, and there is nobody to ask; look at collect.dry_run=true, then give collect.yes=true")
+        if input("Send them? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was sent")
+    confirm(folder, config.collect)
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _summary(manifest: dict[str, Any], folder: Path, cost: str) -> None:
+    table = Table(title=f"{folder}: {manifest['records']:,} records, {cost}", title_justify="left", show_header=False)
+    for reason, count in manifest["funnel"].items():
+        table.add_row(reason, f"{count:,}", manifest["reasons"].get(reason, ""))
+    console.print(table)
+    _say(
+        f"look through them in {folder / 'records.html'}; train on them: needle train data=jsonl data.train=[{folder}/train.jsonl.gz] data.validation=[{folder}/validation.jsonl.gz]"
+    )
+
+
+def main() -> None:
+    launch("collect", run)

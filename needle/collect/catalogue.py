@@ -1,0 +1,261 @@
+"""The user's tools, from whatever they are declared in, with everything that is wrong with them; and which are kept unseen.
+
+Read are: JSON (an array, or MCP's answer to `tools/list`), JSON lines, an OpenAPI document in JSON or YAML, and a Python
+module, whose public functions become tools by their type hints and docstrings. A module is imported, so its code runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import random
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from pydantic import Field, create_model
+from pydantic.errors import PydanticUserError
+
+from needle.data.catalogue import load_catalogue
+from needle.records import DataError, FieldError, Tool, parse_line, read_lines
+from needle.toolschema import ToolSchemaError, normalise_tool
+
+METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
+LARGE_ENUM, LONG_NAME = 60, 64
+HELD_OUT, LEAST_FAMILIES = 0.15, 8  # share of families kept for tests of unseen tools, of catalogues with at least so many
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tool, where it was declared, and the family it belongs to: tools that one learns from another."""
+
+    tool: Tool
+    where: str
+    family: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a declaration. An error keeps the tool out; a warning says what the teacher may misunderstand."""
+
+    where: str
+    message: str
+    error: bool = False
+
+    def __str__(self) -> str:
+        return f"{'error' if self.error else 'warning'}: {self.where}: {self.message}"
+
+
+def read_catalogue(path: Path | None) -> tuple[list[Source], list[Finding]]:
+    """The tools of a file, or the built-in ones, and everything found wrong with them.
+
+    Raises:
+        DataError: the file can't be read at all, or holds no tools.
+    """
+    if path is None:
+        return [Source(entry.tool, f"{entry.domain}.yaml/{entry.tool.name}", entry.domain) for entry in load_catalogue()], []
+    sources: list[Source] = []
+    findings: list[Finding] = []
+    for where, declaration, family in _declarations(path):
+        try:
+            tool = normalise_tool(declaration, where)
+        except ToolSchemaError as error:
+            findings.append(Finding(error.pointer, error.message, error=True))
+            continue
+        earlier = next((source for source in sources if source.tool.name == tool.name), None)
+        if earlier:
+            findings.append(Finding(where, f"the name '{tool.name}' is declared at {earlier.where} already", error=True))
+            continue
+        sources.append(Source(tool, where, family or _family(tool.name)))
+        findings += _lint(tool, where)
+    if not sources and not findings:
+        raise DataError(f"{path}: no tools found; expected an array of tools, MCP's tools/list, an OpenAPI document, or a Python module with typed functions")
+    return sources, findings
+
+
+def unseen_families(sources: Sequence[Source], seed: int) -> frozenset[str]:
+    """Families that training never shows; none when there are too few to spare any."""
+    families = sorted({source.family for source in sources})
+    if len(families) < LEAST_FAMILIES:
+        return frozenset()
+    return frozenset(random.Random(f"unseen:{seed}").sample(families, max(1, round(HELD_OUT * len(families)))))
+
+
+def _declarations(path: Path) -> list[tuple[str, Any, str | None]]:
+    """(where, declaration, family) for everything in the file."""
+    name = path.name
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".py":
+        return [(f"{name}:{function.__name__}", _function(function), None) for function in _module(path)]
+    if path.suffix == ".jsonl":
+        return [(f"{name}:{number}", _line(path, number, text), None) for number, text in read_lines(path)]
+    text = path.read_text(encoding="utf-8")
+    try:
+        document = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: expected {'YAML' if path.suffix != '.json' else 'JSON'}, but {error}") from error
+    if isinstance(document, Mapping) and ("openapi" in document or "swagger" in document):
+        return [(f"{name}{where}", declaration, family) for where, declaration, family in _operations(document)]
+    if isinstance(document, Mapping):
+        inner = document.get("result", document)
+        document = inner.get("tools", inner.get("functions")) if isinstance(inner, Mapping) else None
+    if not isinstance(document, list):
+        raise DataError(f"{path}: expected an array of tools, or an object with 'tools'")
+    opened: list[tuple[str, Any]] = []
+    for index, item in enumerate(document):
+        inside = item.get("functionDeclarations", item.get("function_declarations")) if isinstance(item, Mapping) else None
+        opened += [(f"{index}/functionDeclarations/{i}", one) for i, one in enumerate(inside)] if isinstance(inside, list) else [(str(index), item)]
+    return [(f"{name}/{where}", item, None) for where, item in opened]
+
+
+def _line(path: Path, number: int, text: str) -> Any:
+    try:
+        return parse_line(text)
+    except FieldError as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+
+
+def _family(name: str) -> str:
+    """The namespace in calendar.add, calendar/add or calendar__add; else the tool is a family of its own."""
+    return re.split(r"\.|/|::|__", name)[0].lower()
+
+
+# Python
+
+
+def _module(path: Path) -> list[Callable[..., Any]]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise DataError(f"{path}: the module can't be imported: {type(error).__name__}: {error}") from error
+    named = getattr(module, "__all__", None)
+    found = [value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == path.stem and not name.startswith("_")]
+    return [function for function in found if named is None or function.__name__ in named]
+
+
+def _function(function: Callable[..., Any]) -> dict[str, Any]:
+    """The declaration of a function: its hints as JSON Schema, its docstring's words."""
+    words = parse_docstring(inspect.getdoc(function) or "")
+    about = {param.arg_name: param.description or "" for param in words.params}
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+        fields: dict[str, Any] = {}
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (hints.get(name, str), Field(default, description=about.get(name) or None))
+        schema = create_model(function.__name__, **fields).model_json_schema()
+    except (PydanticUserError, NameError, TypeError) as error:
+        return {"name": function.__name__, "parameters": {"type": "object", "properties": {}, f"type hints of {function.__name__}: {error}": {}}}
+    return {"name": function.__name__, "description": " ".join((words.description or "").split()), "parameters": schema}
+
+
+# OpenAPI
+
+
+def _operations(document: Mapping[str, Any]) -> list[tuple[str, Any, str | None]]:
+    out: list[tuple[str, Any, str | None]] = []
+    for path, item in (document.get("paths") or {}).items():
+        for method in METHODS:
+            operation = item.get(method) if isinstance(item, Mapping) else None
+            if isinstance(operation, Mapping):
+                tags = operation.get("tags") or []
+                where = f"/paths/{path.replace('~', '~0').replace('/', '~1')}/{method}"
+                out.append((where, _operation(document, path, method, item, operation), str(tags[0]).lower() if tags else path.strip("/").split("/")[0].lower() or None))
+    return out
+
+
+def _operation(document: Mapping[str, Any], path: str, method: str, item: Mapping[str, Any], operation: Mapping[str, Any]) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for row in [*(item.get("parameters") or []), *(operation.get("parameters") or [])]:
+        parameter = _resolve(document, row)
+        if parameter.get("in") not in ("path", "query", "body"):  # headers and cookies are the program's business
+            continue
+        schema = parameter.get("schema") or {key: value for key, value in parameter.items() if key in ("type", "format", "enum", "items", "minimum", "maximum", "default")}
+        opened = _open(document, schema)
+        properties[parameter["name"]] = {**opened, **({"description": parameter["description"]} if parameter.get("description") else {})}
+        required += [parameter["name"]] if parameter.get("required") else []
+    body = _resolve(document, operation.get("requestBody") or {})
+    content = body.get("content") or {}
+    schema = next((part.get("schema") for kind, part in content.items() if "json" in kind or "form" in kind), None)
+    if schema:
+        opened = _open(document, schema)
+        if opened.get("type") == "object" or "properties" in opened:
+            properties |= opened.get("properties", {})
+            required += opened.get("required", [])
+        else:
+            properties["body"] = opened
+            required += ["body"] if body.get("required") else []
+    name = operation.get("operationId") or f"{method}_{'_'.join(re.findall('[A-Za-z0-9]+', path))}"
+    text = " ".join(str(part).strip() for part in (operation.get("summary"), operation.get("description")) if part)
+    return {"name": name, "description": " ".join(text.split()), "parameters": {"type": "object", "properties": properties, "required": list(dict.fromkeys(required))}}
+
+
+def _resolve(document: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follows references inside the document."""
+    for _ in range(32):
+        ref = node.get("$ref")
+        if not isinstance(ref, str) or not ref.startswith("#/"):
+            break
+        found: Any = document
+        for part in ref[2:].split("/"):
+            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+        node = found if isinstance(found, Mapping) else {}
+    return node
+
+
+def _open(document: Mapping[str, Any], node: Any, depth: int = 0) -> Any:
+    """A schema without references, with conjunctions of objects joined, and without OpenAPI's own words."""
+    if not isinstance(node, Mapping) or depth > 16:
+        return {} if isinstance(node, Mapping) else node
+    node = _resolve(document, node)
+    out = {key: value for key, value in node.items() if key not in ("xml", "externalDocs", "discriminator", "examples", "example")}
+    for part in out.pop("allOf", []):
+        opened = _open(document, part, depth + 1)
+        out["properties"] = {**out.get("properties", {}), **opened.get("properties", {})}
+        out["required"] = [*out.get("required", []), *opened.get("required", [])]
+        out = {**opened, **out}
+    if isinstance(out.get("properties"), Mapping):
+        out["properties"] = {name: _open(document, sub, depth + 1) for name, sub in out["properties"].items()}
+        out["required"] = [name for name in out["properties"] if name in out.get("required", [])]
+        out.setdefault("type", "object")
+    for key in ("items", "additionalProperties"):
+        if isinstance(out.get(key), Mapping):
+            out[key] = _open(document, out[key], depth + 1)
+    for key in ("anyOf", "oneOf"):
+        if isinstance(out.get(key), list):
+            out[key] = [_open(document, part, depth + 1) for part in out[key]]
+    return out
+
+
+# What the teacher may misunderstand
+
+
+def _lint(tool: Tool, where: str) -> list[Finding]:
+    found = []
+    if not tool.description.strip():
+        found.append(Finding(f"{where}/description", "no description; the teacher has only the name to go by"))
+    if len(tool.name) > LONG_NAME:
+        found.append(Finding(f"{where}/name", f"{len(tool.name)} characters; services take {LONG_NAME}, so it is sent under a shorter one"))
+    for name, schema in tool.parameters.get("properties", {}).items():
+        place = f"{where}/parameters/properties/{name}"
+        if not schema.get("description") and not schema.get("enum"):
+            found.append(Finding(place, "no description"))
+        if len(schema.get("enum", ())) > LARGE_ENUM:
+            found.append(Finding(f"{place}/enum", f"{len(schema['enum'])} members; a service may refuse more than {LARGE_ENUM}"))
+        if not schema.get("type") and not schema.get("enum") and not schema.get("anyOf"):
+            found.append(Finding(place, "no type; any value is right"))
+    return found

@@ -9,7 +9,8 @@ import torch
 
 from needle.checkpoint import Checkpoint
 from needle.engine.decode import Engine, Request
-from needle.engine.retrieve import Bm25Retriever, EncoderRetriever, recall_at
+from needle.engine.bm25 import Bm25Retriever
+from needle.engine.retrieve import EncoderRetriever, recall_at
 from needle.prompt import Example, Renderer
 from needle.records import Call, Record, Tool
 from needle.students.base import Rope

@@ -15,7 +15,7 @@ from typing import Any
 
 from needle.collect.catalogue import Source
 from needle.data.values import Values
-from needle.engine.retrieve import Bm25Retriever
+from needle.engine.bm25 import Bm25Retriever
 from needle.records import Call, Tool
 from needle.toolschema import call_errors
 
@@ -161,9 +161,6 @@ class Planner:
             return source.choice([value for value in schema["enum"] if value is not None])
         if "anyOf" in schema:
             return self._value(tool, next(sub for sub in schema["anyOf"] if sub.get("type") != "null"), path, source)
-        pool = self.pools.get((tool, ".".join(path)))
-        if pool:
-            return source.choice(list(pool))
         if kind == "boolean":
             return source.random() < 0.5
         if kind in ("integer", "number"):
@@ -174,7 +171,8 @@ class Planner:
             return [value for number, value in enumerate(values) if value not in values[:number]]
         if kind == "object":
             return self._object(tool, schema, path, source)
-        return self._text(schema, path[-1].lower(), source)
+        pool = self.pools.get((tool, ".".join(path)))
+        return source.choice(list(pool)) if pool else self._text(schema, path[-1].lower(), source)
 
     def _text(self, schema: Mapping[str, Any], name: str, source: random.Random) -> str:
         """Words that the argument's name suggests; where the schema wants a form of its own, the first usual form that fits."""

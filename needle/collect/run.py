@@ -22,7 +22,7 @@ from needle.collect.send import Batcher, RunStopped, Sender
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Source
 from needle.collect.workers import Workers
-from needle.engine.retrieve import Bm25Retriever
+from needle.engine.bm25 import Bm25Retriever
 from needle.formats import Skipped, read_records
 from needle.records import DataError, Tool, parse_line, read_lines, text_field
 from needle.teachers.hosted import HostedTeacher

@@ -167,8 +167,11 @@ def batch_order(data: Encoded, layout: str, batch_size: int, micro_batch: int, s
 
 
 def _length(example: Example, layout: str) -> int:
-    """What padding depends on: the whole row of a student that reads one; of a pointer student the target, then the request."""
-    return example.length if layout == "flat" else len(example.target) * 4096 + len(example.query)
+    """What padding depends on: the whole row of a student that reads one, the request of a pointer student.
+
+    Not the target: batches of equal targets would hold nothing but answers without a call, or nothing but calls.
+    """
+    return example.length if layout == "flat" else len(example.query)
 
 
 def _tokens(examples: Sequence[Example]) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from needle.checkpoint import Checkpoint
 from needle.codecs import DecodeError
-from needle.engine.retrieve import Bm25Retriever, EncoderRetriever
+from needle.engine.bm25 import Bm25Retriever
+from needle.engine.retrieve import EncoderRetriever
 from needle.grammar import Grammar, Matcher
 from needle.prompt import Example, PromptError
 from needle.records import Call, Tool

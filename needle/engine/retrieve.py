@@ -6,21 +6,19 @@ made of, so that choosing needs no other network. A tool's key is computed once 
 
 from __future__ import annotations
 
-import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from needle.data.rename import WORD
+from needle.engine.bm25 import Bm25Retriever, descending
 from needle.prompt import Example, RenderedTool, Renderer
 from needle.records import Record, Tool
 from needle.students.batch import collate, move
 from needle.students.pointer import PointerStudent
 
 KEPT = 100_000  # keys of D numbers each
-K1, B = 1.5, 0.75  # BM25's usual saturation and length normalisation
 
 
 class EncoderRetriever:
@@ -33,7 +31,7 @@ class EncoderRetriever:
     @torch.inference_mode()
     def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
         """Indices of `tools`, the best first; equal ones keep their order."""
-        return _descending(self.scores(query, [self.renderer.tool(tool) for tool in tools]).tolist())
+        return descending(self.scores(query, [self.renderer.tool(tool) for tool in tools]).tolist())
 
     @torch.inference_mode()
     def scores(self, query: str, tools: Sequence[RenderedTool]) -> Tensor:
@@ -52,23 +50,6 @@ class EncoderRetriever:
         return (mine @ request).float().cpu()
 
 
-class Bm25Retriever:
-    """Ranks tools by the words that they share with the request (Robertson and Zaragoza 2009): the baseline."""
-
-    def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
-        """Indices of `tools`, the best first; equal ones keep their order."""
-        documents = [Counter(_words([tool.name, tool.description, *_members(tool)])) for tool in tools]
-        mean = sum(sum(document.values()) for document in documents) / max(len(documents), 1)
-        seen = Counter(word for document in documents for word in document)
-        scores = [0.0] * len(documents)
-        for word in set(_words([query])):
-            weight = math.log(1 + (len(documents) - seen[word] + 0.5) / (seen[word] + 0.5))
-            for index, document in enumerate(documents):
-                length = sum(document.values()) / max(mean, 1e-9)
-                scores[index] += weight * document[word] * (K1 + 1) / (document[word] + K1 * (1 - B + B * length))
-        return _descending(scores)
-
-
 def recall_at(retriever: EncoderRetriever | Bm25Retriever, records: Iterable[Record], tools: Sequence[Tool], ks: Sequence[int]) -> dict[int, float]:
     """The share of records all of whose called tools are among the first k of `tools`, for each k. Records without a call don't count."""
     hits, count = dict.fromkeys(ks, 0), 0
@@ -83,15 +64,3 @@ def recall_at(retriever: EncoderRetriever | Bm25Retriever, records: Iterable[Rec
         for k in ks:
             hits[k] += worst < k
     return {k: hit / max(count, 1) for k, hit in hits.items()}
-
-
-def _descending(scores: Sequence[float]) -> list[int]:
-    return sorted(range(len(scores)), key=lambda index: -scores[index])
-
-
-def _words(texts: Iterable[str]) -> list[str]:
-    return [word.lower() for text in texts for word in WORD.findall(text)]
-
-
-def _members(tool: Tool) -> list[str]:
-    return [text for name, schema in tool.parameters.get("properties", {}).items() for text in (name, schema.get("description", ""))]

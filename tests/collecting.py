@@ -1,6 +1,6 @@
 """`needle collect` without its command line and without torch, for the tests that start it, kill it and start it again.
 
-    python -m tests.collecting FOLDER URL RECORDS BUDGET_USD
+python -m tests.collecting FOLDER URL RECORDS BUDGET_USD
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from needle.checkpoint import Checkpoint
-from needle.engine.decode import Engine, Request
 from needle.engine.bm25 import Bm25Retriever
+from needle.engine.decode import Engine, Request
 from needle.engine.retrieve import EncoderRetriever, recall_at
 from needle.prompt import Example, Renderer
 from needle.records import Call, Record, Tool

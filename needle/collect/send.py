@@ -202,12 +202,15 @@ class Batcher:
                 self.sender.seen[fault.kind] += 1
         answers = await self._results(job) if job is not None else {}
         for ask in asks:
-            if ask.key in answers:
-                await self.sender.keep(ask, answers[ask.key], batch=True)
+            raw = answers.get(ask.key)
+            if raw is not None:
+                await self.sender.keep(ask, raw, batch=True)
             else:
-                await self.books.failed(ask, Fault("batch_unanswered" if job else "batch_not_created", label), dead=False)
+                # A batch that says it is done and is silent about a request may have charged for it.
+                lost = job is not None and job.state == "done" and ask.key not in answers
+                await self.books.failed(ask, Fault(hosted.LOST if lost else "batch_unanswered" if job else "batch_not_created", label), dead=False)
 
-    async def _results(self, job: Job) -> dict[str, str]:
+    async def _results(self, job: Job) -> dict[str, str | None]:
         for attempt in range(self.sender.attempts):
             try:
                 return dict(await self.batches.results(job))

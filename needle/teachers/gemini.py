@@ -105,22 +105,23 @@ class GeminiBatches:
         except Exception as error:
             raise fault(error) from error
 
-    async def results(self, job: Job) -> Mapping[str, str]:
-        """Answers by key, as bodies; requests that the job failed on are missing."""
+    async def results(self, job: Job) -> Mapping[str, str | None]:
+        """Answers by key, as bodies; None for requests that the job failed on."""
         if job.results is None:
             return {}
         try:
             data = await self.client.files.download(file=job.results)
         except Exception as error:
             raise fault(error) from error
-        found: dict[str, str] = {}
+        found: dict[str, str | None] = {}
         for line in data.decode("utf-8", "replace").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
-                continue  # a file that was cut short ends in half a line; its request is asked again
-            if isinstance(row, Mapping) and isinstance(row.get("key"), str) and isinstance(row.get("response"), Mapping):
-                found[row["key"]] = json.dumps(row["response"], ensure_ascii=False)
+                continue  # a file that was cut short ends in half a line; nobody knows of its request
+            if isinstance(row, Mapping) and isinstance(row.get("key"), str):
+                response = row.get("response")
+                found[row["key"]] = json.dumps(response, ensure_ascii=False) if isinstance(response, Mapping) else None
         return found
 
 

@@ -19,7 +19,8 @@ RATE, BUSY, TIMEOUT, CONNECTION = "rate", "busy", "timeout", "connection"  # ask
 REFUSED = "refused"  # this request never will be answered
 SPEND_CAP, DAILY_QUOTA, DENIED = "spend_cap", "daily_quota", "denied"  # no request will be, for now
 RETRIED, FATAL = {RATE, BUSY, TIMEOUT, CONNECTION}, {SPEND_CAP, DAILY_QUOTA, DENIED}
-UNKNOWN_OUTCOME = {TIMEOUT, CONNECTION}
+LOST = "lost"  # a batch that is done doesn't mention the request
+UNKNOWN_OUTCOME = {TIMEOUT, CONNECTION, LOST}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Batches(Protocol):
 
     async def look(self, job: Job) -> Job: ...
 
-    async def results(self, job: Job) -> Mapping[str, str]: ...
+    async def results(self, job: Job) -> Mapping[str, str | None]: ...
 
 
 class HostedTeacher(Protocol):

@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test train compare evaluate serve report slow mutate tune bench lint types layers check clean
+.PHONY: help demo test collect train compare evaluate serve report slow mutate tune bench lint types layers check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(READY)  ## ten minutes: a teacher, distillation against fine-tuning, and
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+collect: $(READY)  ## have Gemini write and answer requests: make collect ARGS="collect.tools=my_tools.json collect.budget_usd=5"
+	$(BIN)/needle collect teacher=gemini $(ARGS)
 
 train: $(READY)  ## train one student: make train ARGS="student=llama_tiny data.size=2000"
 	$(BIN)/needle train $(ARGS)

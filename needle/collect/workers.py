@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -40,11 +41,26 @@ class Workers:
     def map(self, function: Callable[[A], B], work: Iterable[A]) -> Iterator[B]:
         """Results in the order of the work."""
         if self.engine == "ray":
-            import ray
-
-            remote: Any = ray.remote(function)
-            yield from (ray.get(pending) for pending in [remote.remote(piece) for piece in work])
+            yield from _on_ray(function, work)
         elif self._pool:
             yield from self._pool.map(function, work)
         else:
             yield from map(function, work)
+
+
+def _on_ray(function: Callable[[A], B], work: Iterable[A]) -> Iterator[B]:
+    """Keeps a few pieces a core under way, so that neither the cluster nor the work has to fit into memory."""
+    import ray
+
+    def call(piece: A) -> B:  # ray takes plain functions alone
+        return function(piece)
+
+    remote: Any = ray.remote(call)
+    most = 4 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    under_way: deque[Any] = deque()
+    for piece in work:
+        under_way.append(remote.remote(piece))
+        if len(under_way) >= most:
+            yield ray.get(under_way.popleft())
+    while under_way:
+        yield ray.get(under_way.popleft())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasketch import HyperLogLogPlusPlus
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, select_autoescape
 
 from needle import __version__
 from needle.collect.dedupe import Print, Seen, fingerprint
@@ -91,7 +91,7 @@ def export(rows: Iterable[Mapping[str, Any]], folder: Path, workers: Workers, ph
         "files": {name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(), "bytes": (folder / name).stat().st_size} for name in names},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    environment = Environment(loader=PackageLoader("needle"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=PackageLoader("needle"), autoescape=select_autoescape(("html.j2",)), trim_blocks=True, lstrip_blocks=True)
     (folder / "README.md").write_text(environment.get_template("dataset_card.md.j2").render(m=manifest), encoding="utf-8")
     data = json.dumps({"rows": page, "manifest": manifest}, ensure_ascii=False).replace("</", "<\\/")
     (folder / "records.html").write_text(environment.get_template("records.html.j2").render(m=manifest, data=data, shown=len(page)), encoding="utf-8")

@@ -56,7 +56,8 @@ def _on_ray(function: Callable[[A], B], work: Iterable[A]) -> Iterator[B]:
         return function(piece)
 
     remote: Any = ray.remote(call)
-    most = 4 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    resources: Any = ray.cluster_resources  # without annotations
+    most = 4 * max(int(resources().get("CPU", 1)), 1)
     under_way: deque[Any] = deque()
     for piece in work:
         under_way.append(remote.remote(piece))

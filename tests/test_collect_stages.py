@@ -16,7 +16,7 @@ from needle.collect.catalogue import read_catalogue, unseen_families
 from needle.collect.dedupe import Seen, fingerprint, mask
 from needle.collect.export import export
 from needle.collect.grounding import Grounded, grounded, same
-from needle.collect.pipeline import _Judge, judge_traffic
+from needle.collect.pipeline import _Judge, judge_traffic, mark_duplicates
 from needle.collect.plan import CALLED, KINDS, MISSING, NEAR_MISS, NONE, Planner
 from needle.collect.run import read_requests as read_request_file
 from needle.collect.verify import Source, check_request, verify
@@ -131,7 +131,7 @@ def test_a_plan_is_a_function_of_seed_and_number_and_its_calls_are_valid() -> No
     hidden = {source.tool.name for source in sources if source.family in unseen}
     for item in items:
         names = [tool.name for tool in item.tools]
-        assert len(names) == len(set(names)) <= 10
+        assert 1 <= len(names) == len(set(names)) <= 10
         subjects = {tool.name for tool in item.subjects}
         for tool, call in zip(item.subjects, item.calls, strict=False):
             if item.kind != MISSING:
@@ -141,8 +141,9 @@ def test_a_plan_is_a_function_of_seed_and_number_and_its_calls_are_valid() -> No
                 assert item.left_out not in call.arguments
         if item.kind in CALLED or item.kind == MISSING:
             assert subjects <= set(names)
-        if item.kind in (NEAR_MISS, NONE):
+        if item.kind == NEAR_MISS:
             assert not subjects & set(names)
+        if item.kind in (NEAR_MISS, NONE):
             assert item.wanted == ()
         if item.split != "test":
             assert not hidden & (set(names) | subjects), "a tool of the test of unseen tools must not be shown before"
@@ -317,23 +318,19 @@ def record(number: int, query: str, **arguments: Any) -> Record:
 def test_values_are_masked_and_the_same_phrasing_is_kept_only_so_often(tmp_path: Path) -> None:
     first = record(0, "please dim the lamp in the kitchen down to 40 percent", room="kitchen", level=40)
     assert mask(first) == "please dim the lamp in the <room> down to <level> percent"
-    others = [
-        record(n, f"please dim the lamp in the {room} down to {level} percent", room=room, level=level)
-        for n, (room, level) in enumerate((("attic", 5), ("big old hall", 10), ("cellar", 99)))
-    ]
-    seen = Seen(tmp_path / "seen.sqlite", phrasings=3)
-    assert [seen.reason(fingerprint(one), "train") for one in (first, *others)] == [None, None, None, "near_duplicate"]
-    assert seen.reason(fingerprint(first), "train") == "duplicate"
-    assert seen.reason(fingerprint(record(9, "Please, dim the lamp in the kitchen down to 40 percent!", room="kitchen", level=40)), "train") == "duplicate"
-    assert seen.reason(fingerprint(record(10, "could you make it a bit brighter over there", room="kitchen")), "train") is None
-    seen.close()
+    values = (("attic", 5), ("big old hall", 10), ("cellar", 99))
+    others = [record(n, f"please dim the lamp in the {room} down to {level} percent", room=room, level=level) for n, (room, level) in enumerate(values)]
+    with Seen(tmp_path / "seen.sqlite", phrasings=3) as seen:
+        assert [seen.reason(fingerprint(one), "train") for one in (first, *others)] == [None, None, None, "near_duplicate"]
+        assert seen.reason(fingerprint(first), "train") == "duplicate"
+        assert seen.reason(fingerprint(record(9, "Please, dim the lamp in the kitchen down to 40 percent!", room="kitchen", level=40)), "train") == "duplicate"
+        assert seen.reason(fingerprint(record(10, "could you make it a bit brighter over there", room="kitchen")), "train") is None
 
 
 def test_a_phrasing_never_stands_in_two_splits(tmp_path: Path) -> None:
-    seen = Seen(tmp_path / "seen.sqlite", phrasings=3)
-    assert seen.reason(fingerprint(record(0, "please dim the lamp in the kitchen right now", room="kitchen")), "test") is None
-    assert seen.reason(fingerprint(record(1, "please dim the lamp in the attic right now", room="attic")), "train") == "near_duplicate"
-    seen.close()
+    with Seen(tmp_path / "seen.sqlite", phrasings=3) as seen:
+        assert seen.reason(fingerprint(record(0, "please dim the lamp in the kitchen right now", room="kitchen")), "test") is None
+        assert seen.reason(fingerprint(record(1, "please dim the lamp in the attic right now", room="attic")), "train") == "near_duplicate"
 
 
 def test_an_export_is_complete_and_says_what_is_in_it(tmp_path: Path) -> None:
@@ -343,8 +340,9 @@ def test_an_export_is_complete_and_says_what_is_in_it(tmp_path: Path) -> None:
         query = " ".join(words[int(digit)] for digit in str(n * 7919 + 123456))
         rows.append({"split": "train" if n % 5 else "test", "reason": "" if n % 7 else "schema", "detail": "", "record": record(n, query, room=words[n % 10]).to_json()})
     rows.append({**rows[1], "record": {**rows[1]["record"], "id": "twin"}})
-    with Workers(processes=2) as workers:
-        manifest = export(iter(rows), tmp_path, workers, 3, {"title": "Mine", "teacher": "nobody", "method": "by hand", "dollars": 1.5})
+    with Workers(processes=2) as workers, Seen(tmp_path / "seen.sqlite", 3) as seen:
+        mark_duplicates(rows, seen, workers)
+    manifest = export(iter(rows), tmp_path, {"title": "Mine", "teacher": "nobody", "method": "by hand", "dollars": 1.5})
     kept = [one for split in ("train", "validation", "test") for one in read_records(tmp_path / f"{split}.jsonl.gz")]
     assert len(kept) == manifest["records"] == manifest["funnel"]["kept"]
     assert manifest["funnel"]["items"] == 91

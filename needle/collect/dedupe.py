@@ -59,11 +59,11 @@ def pieces(masked: str) -> frozenset[str]:
 
 
 class Seen:
-    """What came before. Records are shown in the order of their rights: tests first, training last."""
+    """What came before, in a file of its own for as long as it is open; a context manager."""
 
     def __init__(self, path: Path, phrasings: int) -> None:
         path.unlink(missing_ok=True)
-        self.phrasings = phrasings
+        self.path, self.phrasings = path, phrasings
         self.base = sqlite3.connect(path, isolation_level=None)
         self.base.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
@@ -95,9 +95,12 @@ class Seen:
             found |= dict.fromkeys(row[0] for row in self.base.execute("SELECT id FROM band WHERE number = ? AND hash = ?", (band, hash_)))
         return found
 
-    def close(self) -> None:
-        self.base.execute("COMMIT")
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
         self.base.close()
+        self.path.unlink()
 
 
 def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:

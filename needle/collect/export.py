@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,62 +17,34 @@ from datasketch import HyperLogLogPlusPlus
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from needle import __version__
-from needle.collect.dedupe import Print, Seen, fingerprint
 from needle.collect.plan import SPLITS
 from needle.collect.verify import REASONS
-from needle.collect.workers import Workers
-from needle.formats import record_from_json
 from needle.records import open_text
 
-ORDER = ("test", "validation", "train")  # whose records stay when two are alike
-SHOWN = 2000  # records on the page
-PIECE = 200
+SHOWN = 1000  # records on the page, and a fifth as many of each reason
 VERSIONED = ("google-genai", "genai-prices", "datasketch", "dateparser", "text2num", "jsonschema-rs")
 
 
-def export(rows: Iterable[Mapping[str, Any]], folder: Path, workers: Workers, phrasings: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes duplicates out and writes everything; the manifest. `rows` are those of the waves, read three times over disk.
+def export(rows: Iterable[Mapping[str, Any]], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes everything that the items of a run, with their verdicts, amount to; the manifest.
 
     Every file is written beside its old version and then takes its place.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stages = Counter[str]()
-    spool = folder / "spool"
-    spool.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        files = {split: stack.enter_context(gzip.open(spool / f"{split}.jsonl.gz", "wt", encoding="utf-8")) for split in SPLITS}
-        dropped = stack.enter_context(gzip.open(spool / "dropped.jsonl.gz", "wt", encoding="utf-8"))
-        for row in rows:
-            stages[row["reason"] or "verified"] += 1
-            (dropped if row["reason"] else files[row["split"]]).write(json.dumps(row, ensure_ascii=False) + "\n")
-    figures = Figures()
-    seen = Seen(folder / "seen.sqlite", phrasings)
-    page: list[Mapping[str, Any]] = []
+    stages, figures, page = Counter[str](), Figures(), Page()
     with ExitStack() as stack:
         out = {split: stack.enter_context(open_text(folder / f"writing-{split}.jsonl.gz", "wt")) for split in SPLITS}
         table = stack.enter_context(_Table(folder / "writing-records.parquet"))
-        refused = stack.enter_context(open_text(folder / "writing-dropped.jsonl.gz", "wt"))
-        for split in ORDER:
-            for row, print_ in _fingerprinted(spool / f"{split}.jsonl.gz", workers):
-                reason = seen.reason(print_, split)
-                if reason:
-                    row = {**row, "reason": reason}
-                    stages[reason] += 1
-                    stages["verified"] -= 1
-                    refused.write(json.dumps(row, ensure_ascii=False) + "\n")
-                else:
-                    out[split].write(json.dumps(row["record"], ensure_ascii=False, separators=(",", ":")) + "\n")
-                    table.add(split, row["record"])
-                    figures.add(split, row["record"])
-                _show(page, row)
-        for row in _lines(spool / "dropped.jsonl.gz"):
-            refused.write(json.dumps(row, ensure_ascii=False) + "\n")
-            _show(page, row)
-    seen.close()
-    (folder / "seen.sqlite").unlink()
-    for path in spool.iterdir():
-        path.unlink()
-    spool.rmdir()
+        dropped = stack.enter_context(open_text(folder / "writing-dropped.jsonl.gz", "wt"))
+        for row in rows:
+            stages[row["reason"] or "kept"] += 1
+            page.add(row)
+            if row["reason"]:
+                dropped.write(json.dumps(row, ensure_ascii=False) + "\n")
+                continue
+            out[row["split"]].write(json.dumps(row["record"], ensure_ascii=False, separators=(",", ":")) + "\n")
+            table.add(row["split"], row["record"])
+            figures.add(row["split"], row["record"])
     names = [*(f"{split}.jsonl.gz" for split in SPLITS), "dropped.jsonl.gz", "records.parquet"]
     for name in names:
         (folder / f"writing-{name}").replace(folder / name)
@@ -83,7 +54,7 @@ def export(rows: Iterable[Mapping[str, Any]], folder: Path, workers: Workers, ph
         "records": kept,
         "model_versions": sorted(figures.models),
         "splits": dict(figures.splits),
-        "funnel": {"items": sum(stages.values()), **{reason: stages[reason] for reason in REASONS if stages[reason]}, "kept": stages["verified"]},
+        "funnel": {"items": sum(stages.values()), **{reason: stages[reason] for reason in REASONS if stages[reason]}, "kept": stages["kept"]},
         "reasons": {reason: REASONS[reason] for reason in REASONS if stages[reason]},
         "diversity": figures.to_json(),
         "dollars_per_record": round(facts["dollars"] / kept, 6) if kept and "dollars" in facts else None,
@@ -93,55 +64,25 @@ def export(rows: Iterable[Mapping[str, Any]], folder: Path, workers: Workers, ph
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     environment = Environment(loader=PackageLoader("needle"), autoescape=select_autoescape(("html.j2",)), trim_blocks=True, lstrip_blocks=True)
     (folder / "README.md").write_text(environment.get_template("dataset_card.md.j2").render(m=manifest), encoding="utf-8")
-    data = json.dumps({"rows": page, "manifest": manifest}, ensure_ascii=False).replace("</", "<\\/")
-    (folder / "records.html").write_text(environment.get_template("records.html.j2").render(m=manifest, data=data, shown=len(page)), encoding="utf-8")
+    data = json.dumps({"rows": page.rows, "manifest": manifest}, ensure_ascii=False).replace("</", "<\\/")
+    (folder / "records.html").write_text(environment.get_template("records.html.j2").render(m=manifest, data=data, shown=len(page.rows)), encoding="utf-8")
     return manifest
 
 
-def _fingerprinted(path: Path, workers: Workers) -> Iterator[tuple[dict[str, Any], Print]]:
-    for part in workers.map(_prints, _pieces(path)):
-        yield from part
+class Page:
+    """The items that the page shows: of every outcome the first ones, so that each can be looked at."""
 
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+        self.shown: Counter[str] = Counter()
 
-def _prints(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Print]]:
-    return [(row, fingerprint(record_from_json(row["record"]))) for row in rows]
-
-
-def _pieces(path: Path) -> Iterator[list[dict[str, Any]]]:
-    piece: list[dict[str, Any]] = []
-    for row in _lines(path):
-        piece.append(row)
-        if len(piece) == PIECE:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open_text(path) as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _show(page: list[Mapping[str, Any]], row: Mapping[str, Any]) -> None:
-    """Keeps an item for the page: the first ones of every reason, so that each can be looked at."""
-    same = sum(other["reason"] == row["reason"] for other in page) if len(page) >= SHOWN // 4 else 0
-    if len(page) < SHOWN and same < SHOWN // 4:
-        record = row["record"]
-        page.append(
-            {
-                "id": record["id"],
-                "split": row["split"],
-                "reason": row["reason"],
-                "detail": row["detail"],
-                "query": record["query"],
-                "answers": record["answers"],
-                "tools": [tool["name"] for tool in record["tools"]],
-                "votes": (record.get("teacher") or {}).get("answers"),
-                "meta": record.get("meta", {}),
-            }
-        )
+    def add(self, row: Mapping[str, Any]) -> None:
+        if self.shown[row["reason"]] >= (SHOWN if not row["reason"] else SHOWN // 5):
+            return
+        self.shown[row["reason"]] += 1
+        record, shown = row["record"], {name: row[name] for name in ("split", "reason", "detail")}
+        shown |= {name: record[name] for name in ("id", "query", "answers")} | {"tools": [tool["name"] for tool in record["tools"]]}
+        self.rows.append({**shown, "votes": (record.get("teacher") or {}).get("answers"), "meta": record.get("meta", {})})
 
 
 class Figures:

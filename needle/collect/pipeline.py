@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +20,20 @@ from needle.collect.asks import BATCH, ROOM, label_ask, read_requests, read_valu
 from needle.collect.books import Books
 from needle.collect.catalogue import Source as Declared
 from needle.collect.catalogue import unseen_families
+from needle.collect.dedupe import Print, Seen, fingerprint
 from needle.collect.money import Price
 from needle.collect.plan import SPLITS, Planner
 from needle.collect.send import RunStopped, Sends
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Source, Verdict
 from needle.collect.workers import Workers
+from needle.formats import record_from_json
 from needle.records import Record
 from needle.teachers.hosted import Answer, Ask
 
 WAVE = 2000  # items that are written, then labelled, then judged together
 VERDICTS = 1  # version of the verifier: another one judges stored answers anew
+PIECE = 200  # rows that a worker takes at once
 MOST = 4  # planned items for each record that is wanted, after which a run gives up
 LIKELY = {"values": 0.5, "write": 0.25, "label": 0.08}  # tokens of an answer as a share of its room, before anything is known
 FIRST_YIELD, DOUBT = 0.6, 0.3  # share of items kept, and of requests labelled again, before anything is known
@@ -74,7 +76,6 @@ class Collection:
         self.planner = Planner(sources, self.unseen, config.seed, config.languages, config.most_tools)
         self.asked: Mapping[str, Any] = {"thinking": thinking}
         self.planned = self.kept = 0
-        self.funnel: Counter[str] = Counter()
 
     def with_pools(self, pools: Mapping[tuple[str, str], Sequence[Any]]) -> None:
         self.planner = Planner(self.sources, self.unseen, self.config.seed, self.config.languages, self.config.most_tools, pools)
@@ -94,27 +95,32 @@ class Collection:
 
     async def waves(self, sender: Sends, books: Books, workers: Workers, report: Callable[[str], None]) -> None:
         """Runs waves until enough records are kept, and leaves each in a file of its own."""
-        number, enough = 0, len(self.requests) or self.config.records
+        number, enough, head = 0, len(self.requests) or self.config.records, ""
         folder = books.folder / "waves"
         folder.mkdir(exist_ok=True)
-        while self._wanted(enough):
-            size = self._size(enough)
-            path = folder / f"{number:05d}.jsonl.gz"
-            head = self._head(self.planned, size)
-            judged = _read_wave(path, head)
-            if judged is None:
-                report(f"wave {number + 1}: {size:,} items")
-                try:
-                    judged = [one.to_json() for one in await self._wave(self.planned, size, sender, books, workers, report)]
-                except RunStopped:  # what has been answered is judged now, and the wave once more when it is whole
-                    write_wave(path, "unfinished", [one.to_json() for one in await self._wave(self.planned, size, Nobody(), books, workers, lambda text: None)])
-                    self._tidy(folder, number + 1)
-                    raise
-                write_wave(path, head, judged)
-            self.planned += size
-            self.kept += sum(row["reason"] == "" for row in judged)
-            self.funnel.update(row["reason"] or "kept" for row in judged)
-            number += 1
+        with Seen(books.folder / "seen.sqlite", self.config.phrasings) as seen:
+            while self._wanted(enough):
+                size = self._size(enough)
+                path = folder / f"{number:05d}.jsonl.gz"
+                head = self._head(self.planned, size, head)
+                judged = _read_wave(path, head)
+                if judged is not None:
+                    mark_duplicates(judged, seen, workers)  # which there are none of any more: this is for the waves to come
+                else:
+                    report(f"wave {number + 1}: {size:,} items")
+                    try:
+                        judged = [one.to_json() for one in await self._wave(self.planned, size, sender, books, workers, report)]
+                    except RunStopped:  # what has been answered is judged now, and the wave once more when it is whole
+                        judged = [one.to_json() for one in await self._wave(self.planned, size, Nobody(), books, workers, lambda text: None)]
+                        mark_duplicates(judged, seen, workers)
+                        write_wave(path, "unfinished", judged)
+                        self._tidy(folder, number + 1)
+                        raise
+                    mark_duplicates(judged, seen, workers)
+                    write_wave(path, head, judged)
+                self.planned += size
+                self.kept += sum(row["reason"] == "" for row in judged)
+                number += 1
         self._tidy(folder, number)
 
     def _tidy(self, folder: Path, count: int) -> None:
@@ -133,11 +139,11 @@ class Collection:
         needed = math.ceil((enough - self.kept) / rate / BATCH) * BATCH
         return min(WAVE, needed, math.ceil((MOST * enough - self.planned) / BATCH) * BATCH)
 
-    def _head(self, start: int, size: int) -> str:
-        """What a wave's verdicts depend on, beside the stored answers."""
-        config = {name: getattr(self.config, name) for name in ("tools", "requests", "seed", "languages", "most_tools", "samples", "agreement", "logprobs")}
+    def _head(self, start: int, size: int, before: str) -> str:
+        """What a wave's verdicts depend on, beside the stored answers: the settings, and the waves before it."""
+        config = {name: getattr(self.config, name) for name in ("requests", "seed", "languages", "most_tools", "samples", "agreement", "phrasings", "logprobs")}
         tools = [source.tool.to_json() for source in self.sources]
-        what = {**config, "tools": tools, "model": self.model, "start": start, "size": size, "version": VERDICTS, "asked": self.asked}
+        what = {**config, "tools": tools, "model": self.model, "start": start, "size": size, "before": before, "version": VERDICTS, "asked": self.asked}
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
     async def _wave(self, start: int, size: int, sender: Sends, books: Books, workers: Workers, report: Callable[[str], None]) -> list[Judged]:
@@ -234,6 +240,19 @@ class _Judge:
 
     def __call__(self, work: Sequence[tuple[Source, Sequence[Answer]]]) -> list[Verdict]:
         return [rules.verify(source, answers, self.agreement) for source, answers in work]
+
+
+def mark_duplicates(rows: Sequence[dict[str, Any]], seen: Seen, workers: Workers) -> None:
+    """Gives those of the good rows a reason that are like an earlier one."""
+    good = [row for row in rows if not row["reason"]]
+    pieces = [good[first : first + PIECE] for first in range(0, len(good), PIECE)]
+    prints = [print_ for part in workers.map(_prints, pieces) for print_ in part]
+    for row, print_ in zip(good, prints, strict=True):
+        row["reason"] = seen.reason(print_, row["split"]) or ""
+
+
+def _prints(rows: Sequence[Mapping[str, Any]]) -> list[Print]:
+    return [fingerprint(record_from_json(row["record"])) for row in rows]
 
 
 def judge_traffic(records: Iterable[Record], language: str) -> Iterator[Judged]:

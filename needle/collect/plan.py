@@ -132,13 +132,13 @@ class Planner:
         return SINGLE, (tool,), None
 
     def _tools(self, kind: str, subjects: Sequence[Tool], shown: Sequence[Tool], source: random.Random) -> tuple[Tool, ...]:
-        """The subjects among distractors, half of them neighbours; of a near miss the neighbours alone."""
+        """The subjects among distractors, half of them neighbours; of a near miss the neighbours alone, of an outside request any."""
         keep = {tool.name: tool for tool in subjects} if kind not in (NEAR_MISS, NONE) else {}
-        taken = {tool.name for tool in subjects} if kind in (NEAR_MISS, NONE) else set()
+        taken = {tool.name for tool in subjects} if kind == NEAR_MISS else set()
         room = source.randint(max(len(keep), 1), max(self.most_tools, len(keep), 1))
         names = {tool.name for tool in shown}
         near = [tool for subject in subjects for tool in self.neighbours[subject.name] if tool.name in names and kind != NONE]
-        drawn = source.sample(near, min(len(near), (room + 1) // 2)) + source.sample(list(shown), min(room, len(shown)))
+        drawn = source.sample(near, min(len(near), (room + 1) // 2)) + source.sample(list(shown), min(room + 1, len(shown)))
         for tool in drawn:
             if len(keep) < room and tool.name not in taken:
                 keep.setdefault(tool.name, tool)

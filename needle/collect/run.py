@@ -13,11 +13,12 @@ from typing import Any
 
 from needle.collect.books import Books
 from needle.collect.catalogue import Source as Declared
+from needle.collect.dedupe import Seen
 from needle.collect.export import export
 from needle.collect.ledger import Ledger
 from needle.collect.money import DOLLAR, Price
 from needle.collect.pace import Pace
-from needle.collect.pipeline import Collection, judge_traffic, wave_rows, write_wave
+from needle.collect.pipeline import Collection, judge_traffic, mark_duplicates, wave_rows, write_wave
 from needle.collect.send import Batcher, RunStopped, Sender
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Source
@@ -123,8 +124,7 @@ def finish(folder: Path, config: CollectConfig, price: Price | None, teacher: st
     """Writes everything that a run leaves; the manifest."""
     more = {"price_usd_per_million": {"input": price.input / 1000, "output": price.output / 1000}} if price else {}
     about = {"title": title, "teacher": teacher, "method": method, "config": asdict(config), **more, **known}
-    with Workers(config.engine, config.processes) as workers:
-        return export(wave_rows(folder), folder, workers, config.phrasings, about)
+    return export(wave_rows(folder), folder, about)
 
 
 def take_traffic(path: Path, folder: Path, config: CollectConfig) -> tuple[int, list[str]]:
@@ -132,6 +132,8 @@ def take_traffic(path: Path, folder: Path, config: CollectConfig) -> tuple[int, 
     skipped = Skipped()
     rows = [judged.to_json() for judged in judge_traffic(read_records(path, "auto", skipped), config.languages[0])]
     (folder / "waves").mkdir(parents=True, exist_ok=True)
+    with Seen(folder / "seen.sqlite", config.phrasings) as seen, Workers(config.engine, config.processes) as workers:
+        mark_duplicates(rows, seen, workers)
     for old in (folder / "waves").glob("*.jsonl.gz"):
         old.unlink()
     write_wave(folder / "waves" / "00000.jsonl.gz", "traffic", rows)

@@ -43,6 +43,7 @@ class Server:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.batch_plan = list(batch_plan)  # what becomes of each job: done, partial, expired, torn
         self.wordy = 0
+        self.logprobs = False
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30)
@@ -70,6 +71,8 @@ class Server:
         self.log.append(identity(body))
         if len(self.bodies) < 50:
             self.bodies.append(body)
+        if body["generationConfig"].get("responseLogprobs") and not self.logprobs:
+            return self._error(400, "INVALID_ARGUMENT", "Logprobs is not enabled for this model.", [])
         if self.spend_cap is not None and len(self.log) > self.spend_cap:
             return self._error(429, "RESOURCE_EXHAUSTED", "Your project has exceeded its monthly spending cap.", [])
         if self.delay:
@@ -132,7 +135,10 @@ class Server:
         words = sum(len(json.dumps(part)) for part in parts) // 4 + 1
         used = {"promptTokenCount": len(json.dumps(body)) // 5, "candidatesTokenCount": words, "thoughtsTokenCount": 7, "totalTokenCount": 0}
         self.bill += round((used["promptTokenCount"] * PRICE[0] + (words + 7) * PRICE[1]) * (0.5 if batch else 1))
-        answer: dict[str, Any] = {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": finish, "index": 0}], "modelVersion": "gemini-3.5-flash-lite-001"}
+        answer: dict[str, Any] = {
+            "candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": finish, "index": 0, **({"avgLogprobs": -0.1} if self.logprobs else {})}],
+            "modelVersion": "gemini-3.5-flash-lite-001",
+        }
         if fault != "no_usage":
             answer["usageMetadata"] = used
         if fault == "blocked":

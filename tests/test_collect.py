@@ -199,6 +199,19 @@ def test_real_requests_are_labelled_with_votes_where_they_are_in_doubt(tmp_path:
     assert len(server.log) == 8 + 2 * 7
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_log_probabilities_are_tried_once_and_never_needed(tmp_path: Path, able: bool) -> None:
+    server = Server()
+    server.logprobs = able
+    stopped, manifest = against(server, tmp_path, CollectConfig(records=20, logprobs=3))
+    assert stopped is None
+    assert manifest["records"] >= 20
+    found = [record.meta.get("logprob") for record in read_records(tmp_path / "train.jsonl.gz")]
+    assert set(found) == ({-0.1} if able else {None})
+    assert manifest["events"].get("refused", 0) == (0 if able else 1)
+    assert any("no log-probabilities" in line for line in manifest["said"]) == (not able)
+
+
 def test_an_online_request_and_a_line_of_a_batch_say_the_same() -> None:
     ask = Ask(
         "label", "m", "be brief", "lights on", (Tool("a tool", "does it", {"type": "object", "properties": {"x": {"const": 1}}, "additionalProperties": False}),), thinking="low"
@@ -207,14 +220,15 @@ def test_an_online_request_and_a_line_of_a_batch_say_the_same() -> None:
 
     async def send() -> None:
         runner, url = await serve(server)
-        teacher = Gemini("m", "k", url)
-        await teacher.ask(ask)
-        await teacher.close()
+        for version in ("v1beta", "v1"):
+            teacher = Gemini("m", "k", url, version=version)
+            await teacher.ask(ask)
+            await teacher.close()
         await runner.cleanup()
 
     asyncio.run(send())
-    assert server.bodies == [rest_body(ask)]
-    assert server.paths == {"v1beta": 1}
+    assert server.bodies == [rest_body(ask)] * 2
+    assert server.paths == {"v1beta": 1, "v1": 1}
     sent = rest_body(ask)["tools"][0]["functionDeclarations"][0]
     assert sent == {"name": "a_tool_0", "description": "does it", "parametersJsonSchema": {"type": "object", "properties": {"x": {"enum": [1]}}}}
 

@@ -75,13 +75,20 @@ class Collection:
         self.unseen = unseen_families(sources, config.seed)
         self.planner = Planner(sources, self.unseen, config.seed, config.languages, config.most_tools)
         self.asked: Mapping[str, Any] = {"thinking": thinking}
-        self.planned = self.kept = 0
+        self.planned = self.kept = self.logprobs = 0
 
     def with_pools(self, pools: Mapping[tuple[str, str], Sequence[Any]]) -> None:
         self.planner = Planner(self.sources, self.unseen, self.config.seed, self.config.languages, self.config.most_tools, pools)
 
     async def prepare(self, sender: Sends, books: Books) -> None:
-        """Values for the plan. What the teacher can't think of comes from the library's own lists."""
+        """Values for the plan. What the teacher can't think of comes from the library's own lists.
+
+        Log-probabilities are tried with one request first: many models refuse them, and nothing depends on them.
+        """
+        if self.config.logprobs:
+            probe = label_ask("What time is it?", [self.sources[0].tool], self.model, logprobs=self.config.logprobs, **self.asked)
+            await sender.all([probe])
+            self.logprobs = self.config.logprobs if books.raw(probe) is not None else 0
         if self.requests:
             return
         asks = value_asks([source.tool for source in self.sources], self.model, **self.asked)
@@ -141,9 +148,9 @@ class Collection:
 
     def _head(self, start: int, size: int, before: str) -> str:
         """What a wave's verdicts depend on, beside the stored answers: the settings, and the waves before it."""
-        config = {name: getattr(self.config, name) for name in ("requests", "seed", "languages", "most_tools", "samples", "agreement", "phrasings", "logprobs")}
+        config = {name: getattr(self.config, name) for name in ("requests", "seed", "languages", "most_tools", "samples", "agreement", "phrasings")}
         tools = [source.tool.to_json() for source in self.sources]
-        what = {**config, "tools": tools, "model": self.model, "start": start, "size": size, "before": before, "version": VERDICTS, "asked": self.asked}
+        what = {**config, "tools": tools, "model": self.model, "start": start, "size": size, "before": before, "logprobs": self.logprobs, "version": VERDICTS, "asked": self.asked}
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
     async def _wave(self, start: int, size: int, sender: Sends, books: Books, workers: Workers, report: Callable[[str], None]) -> list[Judged]:
@@ -181,7 +188,7 @@ class Collection:
         return [(found[item.number], item.split) for item in items]
 
     def _label(self, source: Source, sample: int) -> Ask:
-        return label_ask(source.query, source.tools, self.model, sample, self.config.seed, logprobs=self.config.logprobs, **self.asked)
+        return label_ask(source.query, source.tools, self.model, sample, self.config.seed, logprobs=self.logprobs, **self.asked)
 
     def _judge(self, sources: Sequence[Source], samples: int, books: Books, workers: Workers) -> dict[str, Verdict]:
         """Verdicts by id. Reading is done here, judging wherever the workers are."""

@@ -99,6 +99,8 @@ async def run(collection: Collection, make: Callable[[], HostedTeacher], folder:
         try:
             with Workers(config.engine, config.processes) as workers:
                 await collection.prepare(way, books)
+                if collection.logprobs != config.logprobs:
+                    say(f"{collection.model} gives no log-probabilities; going on without them")
                 await collection.waves(way, books, workers, say)
         except RunStopped as reason:
             stopped = str(reason)

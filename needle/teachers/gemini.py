@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import httpx2
 from google import genai
+from google.auth import exceptions as auth
 from google.genai import errors, types
 
 from needle.records import Call
@@ -37,12 +38,14 @@ class Gemini:
 
     provider = "google"
 
-    def __init__(self, model: str, key: str | None, base_url: str | None = None, timeout: float = 60.0, vertex: tuple[str, str] | None = None, connections: int = 256) -> None:
+    def __init__(
+        self, model: str, key: str | None, base_url: str | None = None, timeout: float = 60.0, vertex: tuple[str, str] | None = None, connections: int = 256, version: str = VERSION
+    ) -> None:
         self.model = model
         self.session, self.timeout = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections)), timeout
         options = types.HttpOptions(
             base_url=base_url,
-            api_version=None if vertex else VERSION,
+            api_version=None if vertex else version,
             timeout=int(timeout * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),  # without it the client repeats a request whose connection was lost, and pays twice
             aiohttp_client=self.session,
@@ -263,9 +266,11 @@ def fault(error: Exception) -> Fault:
     if isinstance(error, errors.APIError):
         return _api_fault(error)
     message = f"{type(error).__name__}: {error}"[:300]
+    if isinstance(error, auth.DefaultCredentialsError | auth.RefreshError):
+        return Fault(hosted.DENIED, message)
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return Fault(hosted.TIMEOUT, message)
-    if isinstance(error, aiohttp.ClientError | httpx2.TransportError | OSError):
+    if isinstance(error, aiohttp.ClientError | httpx2.TransportError | auth.TransportError | OSError):
         return Fault(hosted.CONNECTION, message)
     raise error
 

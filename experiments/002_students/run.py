@@ -1,8 +1,8 @@
 """Trains every student for the same minutes of one core, judges all of them, and writes table.md, results.json and students.png.
 
-    python -m experiments.002_students.run --minutes 12 --output outputs/002 [--arms pointer_26m,llama_26m] [--split validation]
+    python -m experiments.002_students.run --minutes 12 --output outputs/002 [--arms "pointer;llama"] [--split validation]
 
-How many steps fit the minutes is measured first (`steps.json`, kept: with it a second run makes the same steps).
+How many steps fit the minutes is measured first (`steps.json` of each arm, kept: with it a second run makes the same steps).
 """
 
 from __future__ import annotations
@@ -50,23 +50,28 @@ SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 WARM, MEASURED = 6, 10
 
 
-def words(arm: str, output: Path, steps: int) -> list[str]:
-    return [*COMMON, *ARMS[arm], f"train.steps={steps}", f"output={output}"]
+def folder_of(output: Path, arm: str) -> Path:
+    return output / arm.replace(" ", "_").replace(",", "")
 
 
-def steps_within(arm: str, minutes: float, folder: Path) -> int:
-    """How many optimiser steps of this arm fit: timed on a short run, the first steps left out."""
-    known = json.loads((folder / "steps.json").read_text()) if (folder / "steps.json").is_file() else {}
-    if arm not in known:
-        job = build_job(settings(compose(words(arm, folder / "trial" / arm.replace(" ", "_"), WARM + MEASURED))))
+def steps_within(minutes: float, words: list[str], folder: Path) -> int:
+    """How many optimiser steps of an arm fit: timed once on a short run, the first steps left out, and kept in its folder."""
+    path = folder / "steps.json"
+    if not path.is_file():
+        job = build_job(settings(compose([*words, f"train.steps={WARM + MEASURED}", f"output={folder / 'trial'}"])))
         job.train.log_every = 1
         train(job)
         rows = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
         seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
         each = (seconds[WARM + MEASURED] - seconds[WARM]) / MEASURED
-        known[arm] = {"seconds": each, "steps": max(int(60 * minutes / each), 1)}
-        write_json(folder / "steps.json", known)
-    return int(known[arm]["steps"])
+        write_json(path, {"seconds": each, "steps": max(int(60 * minutes / each), 1)})
+    return int(json.loads(path.read_text())["steps"])
+
+
+def trained(arm: str, words: list[str], minutes: float, folder: Path) -> dict[str, Any]:
+    """One arm's run of so many minutes; its summary."""
+    steps = steps_within(minutes, words, folder)
+    return train(build_job(settings(compose([*words, f"train.steps={steps}", f"output={folder / 'run'}"]))), TrainingProgress(f"{arm}: "))
 
 
 def test_sets(data: Path, split: str, most: int | None) -> dict[str, list[Record]]:
@@ -134,26 +139,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--output", type=Path, default=Path("outputs/002"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
-    parser.add_argument("--arms", default=",".join(ARMS), type=lambda text: text)
+    parser.add_argument("--arms", default=";".join(ARMS), help="some of them, joined by semicolons; several processes may each take some")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--records", type=int, help="at most so many of each set")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     arguments.output.mkdir(parents=True, exist_ok=True)
     sets = test_sets(arguments.data, arguments.split, arguments.records)
-    chosen = [arm for arm in ARMS if arguments.arms == ",".join(ARMS) or arm in arguments.arms.split(";")]
-    for arm in chosen:
-        folder = arguments.output / arm.replace(" ", "_").replace(",", "")
-        if (folder / "judged.json").is_file():
-            continue
-        steps = steps_within(arm, arguments.minutes, arguments.output)
-        summary = train(build_job(settings(compose(words(arm, folder, steps)))), TrainingProgress(f"{arm}: "))
-        write_json(folder / "judged.json", {"training": summary, "judged": judged(folder, sets)})
-    rows = {
-        arm: json.loads((arguments.output / arm.replace(" ", "_").replace(",", "") / "judged.json").read_text())
-        for arm in ARMS
-        if (arguments.output / arm.replace(" ", "_").replace(",", "") / "judged.json").is_file()
-    }
+    for arm in arguments.arms.split(";"):
+        folder = folder_of(arguments.output, arm)
+        if not (folder / "judged.json").is_file():
+            summary = trained(arm, [*COMMON, *ARMS[arm]], arguments.minutes, folder)
+            write_json(folder / "judged.json", {"training": summary, "judged": judged(folder / "run", sets)})
+    rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := folder_of(arguments.output, arm) / "judged.json").is_file()}
     write_json(arguments.output / "results.json", rows)
     (arguments.output / "table.md").write_text(table(rows))
     plot(rows, arguments.output / "students.png")

@@ -11,9 +11,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,11 +23,13 @@ import torch
 from needle.checkpoint import load_checkpoint, write_json
 from needle.data.augment import Pools, add_strangers
 from needle.data.rename import Strength, rename
-from needle.engine.decode import Engine
+from needle.engine.decode import Engine, working_dtype
 from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
+from needle.grammar import Matcher
 from needle.metrics import interval, summarise
 from needle.records import Call, Record
+from needle.students.pointer import PointerStudent
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 CHANGED = ("snips", "hwu64")
@@ -90,7 +94,44 @@ def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, 
         answer = engine.answer(record.query, record.tools)
         whole.append(1000 * (time.perf_counter() - started))
         tokens.append(answer.tokens)
-    return {"calls": len(whole), "p50": float(np.percentile(whole, 50)), "p95": float(np.percentile(whole, 95)), "tokens_p50": float(np.percentile(tokens, 50))}
+    figures = {"calls": len(whole), "p50": float(np.percentile(whole, 50)), "p95": float(np.percentile(whole, 95)), "tokens_p50": float(np.percentile(tokens, 50))}
+    return {**figures, "shares": shares(engine, chosen)}
+
+
+def shares(engine: Engine, records: Sequence[Record]) -> dict[str, float]:
+    """What part of the time of these calls each stage takes; `rest` is choosing tokens, moving tensors, Python."""
+    student, spent = engine.student, Counter[str]()
+    assert isinstance(student, PointerStudent)
+    assert engine.grammar is not None
+    stages = {
+        "tokenising": (engine, "_read"),
+        "grammar": (engine.grammar, "matcher"),
+        "allowed tokens": (Matcher, "allowed"),
+        "encoding the request": (student, "encode_requests"),
+        "looking up the tools": (student, "_kept_tools"),
+        "pointing keys": (student, "keys"),
+        "decoder": (student, "_advance"),
+        "output layer": (student, "distribution"),
+    }
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                spent[stage] += time.perf_counter() - started  # type: ignore[assignment]
+
+        return call
+
+    with ExitStack() as stack:
+        for stage, (owner, name) in stages.items():
+            stack.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name)), create=True))
+        started = time.perf_counter()
+        for record in records:
+            engine.answer(record.query, record.tools)
+        whole = time.perf_counter() - started
+    return {**{stage: round(spent[stage] / whole, 3) for stage in stages}, "rest": round(1 - sum(spent.values()) / whole, 3)}
 
 
 def main() -> None:
@@ -144,6 +185,7 @@ def main() -> None:
                     name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True
                 )
     if "latency" in arguments.parts:
+        engine.student.to(working_dtype("auto"))
         out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}
         print(out["latency"])
     if arguments.output:

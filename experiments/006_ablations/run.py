@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from needle.checkpoint import load_checkpoint, write_json
-from needle.cli.app import TrainingProgress, compose
-from needle.config import build_job, settings
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.metrics import interval, summarise
-from needle.train import train
 
 students = importlib.import_module("experiments.002_students.run")
 released = importlib.import_module("experiments.005_needle_26m.judge")
 
-BASE = ["experiment=needle_26m", "data.augment.copies=1", "hardware.threads=1", "train.batch_size=64", "train.micro_batch=32", "optim.schedule=linear", "optim.ema=0",
+BASE = ["experiment=needle_26m", "data.augment.copies=2", "hardware.threads=1", "train.batch_size=64", "train.micro_batch=32", "optim.schedule=linear", "optim.ema=0",
         "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000"]  # fmt: skip
 ARMS: dict[str, list[str]] = {
     "as released": [],
     "no renamed tools": ["data.augment.rename=0"],
+    "no shuffled arguments": ["data.augment.shuffle=0"],
+    "no joined requests": ["data.augment.join=0"],
     "no strangers": ["data.augment.strangers=0"],
     "no copies at all": ["data.augment.copies=0"],
     "every tool has a gradient": ["student.tool_gradient=1.0"],
@@ -40,23 +39,6 @@ ARMS: dict[str, list[str]] = {
     "8,192 tokens, three decoder layers": ["tokenizer.size=8192", "student.decoder_layers=3", "student.hidden=1536"],
     "words dropped from the request": ["student.token_dropout=0.1"],
 }
-
-
-def steps_within(arm: str, minutes: float, folder: Path) -> int:
-    """Timed once for each arm on a short run, and kept in steps.json."""
-    path = folder / "steps.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    if arm not in known:
-        count = students.WARM + students.MEASURED
-        job = build_job(settings(compose([*BASE, *ARMS[arm], f"train.steps={count}", f"output={folder / 'trial' / arm.replace(' ', '_')}"])))
-        job.train.log_every = 1
-        train(job)
-        rows = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
-        seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
-        each = (seconds[count] - seconds[students.WARM]) / students.MEASURED
-        known = {**(json.loads(path.read_text()) if path.is_file() else {}), arm: {"seconds": each, "steps": max(int(60 * minutes / each), 1)}}
-        write_json(path, known)
-    return int(known[arm]["steps"])
 
 
 def judged(folder: Path, data: Path, most: int) -> dict[str, Any]:
@@ -85,13 +67,11 @@ def main() -> None:
     sys.argv = sys.argv[:1]
     arguments.output.mkdir(parents=True, exist_ok=True)
     for arm in arguments.arms.split(";"):
-        folder = arguments.output / arm.replace(" ", "_").replace(",", "")
-        if (folder / "judged.json").is_file():
-            continue
-        steps = steps_within(arm, arguments.minutes, arguments.output)
-        summary = train(build_job(settings(compose([*BASE, *ARMS[arm], f"train.steps={steps}", f"output={folder}"]))), TrainingProgress(f"{arm}: "))
-        write_json(folder / "judged.json", {"training": summary, "judged": judged(folder, arguments.data, arguments.records)})
-    rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := arguments.output / arm.replace(" ", "_").replace(",", "") / "judged.json").is_file()}
+        folder = students.folder_of(arguments.output, arm)
+        if not (folder / "judged.json").is_file():
+            summary = students.trained(arm, [*BASE, *ARMS[arm]], arguments.minutes, folder)
+            write_json(folder / "judged.json", {"training": summary, "judged": judged(folder / "run", arguments.data, arguments.records)})
+    rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := students.folder_of(arguments.output, arm) / "judged.json").is_file()}
     write_json(arguments.output / "results.json", rows)
     columns = [*released.SETS, "renamed"]
     lines = ["| change | records seen | " + " | ".join(columns) + " | all | tool name | false calls |", "| --- " + "| ---: " * (len(columns) + 4) + "|"]

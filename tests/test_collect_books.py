@@ -165,7 +165,7 @@ def test_four_processes_together_never_exceed_the_budget(tmp_path: Path) -> None
     charged, reserved = money(tmp_path)
     assert reserved == 0
     assert 1900 < charged <= 2000
-    assert all(granted)
+    assert sum(granted) > 60
 
 
 def test_what_is_written_together_is_all_there(tmp_path: Path) -> None:

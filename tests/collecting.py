@@ -16,7 +16,7 @@ from needle.collect.money import Price
 from needle.collect.pipeline import Collection
 from needle.collect.run import finish, run
 from needle.collect.settings import CollectConfig
-from needle.collect.verify import Source
+from needle.collect.verify import Case
 from needle.teachers.gemini import Gemini
 from tests.gemini_server import PRICE
 
@@ -24,7 +24,7 @@ MODEL, KEY = "gemini-3.5-flash-lite", "a-key-that-nobody-may-see"
 
 
 async def collect(
-    folder: Path, url: str, config: CollectConfig, tools: Path | None = None, requests: Sequence[Source] = (), timeout: float = 5.0, key: str = KEY
+    folder: Path, url: str, config: CollectConfig, tools: Path | None = None, requests: Sequence[Case] = (), timeout: float = 5.0, key: str = KEY
 ) -> tuple[str | None, dict[str, Any]]:
     """Why it stopped, if it did, and the manifest."""
     collection = Collection(config, read_catalogue(tools)[0], MODEL, Price(*PRICE), requests)

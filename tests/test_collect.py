@@ -23,7 +23,7 @@ import pytest
 from needle.collect.money import DOLLAR
 from needle.collect.settings import CollectConfig
 from needle.collect.shards import rows
-from needle.collect.verify import Source
+from needle.collect.verify import Case
 from needle.formats import read_records
 from needle.records import Call, Tool
 from needle.teachers.gemini import Gemini, read_answer, rest_body
@@ -186,7 +186,7 @@ def test_real_requests_are_labelled_with_votes_where_they_are_in_doubt(tmp_path:
     server = Server()
     texts = {f"lights in the room number {n} please": [{"name": "set_light", "args": {"room": f"room number {n}", "on": True}}] for n in range(6)}
     server.known = {**texts, "play something": [{"name": "play_music", "args": {"artist": "nobody said so"}}]}
-    requests = [Source(f"r{number}", text, (light, other)) for number, text in enumerate([*server.known, "what is the meaning of life?"])]
+    requests = [Case(f"r{number}", text, (light, other)) for number, text in enumerate([*server.known, "what is the meaning of life?"])]
     stopped, manifest = against(server, tmp_path, CollectConfig(samples=3, phrasings=10), requests=requests)
     assert stopped is None
     assert manifest["funnel"] == {"items": 8, "ungrounded": 1, "kept": 7}
@@ -286,6 +286,22 @@ def test_what_the_server_says_about_an_error_decides_what_is_done() -> None:
     assert (busy.kind, busy.charged) == ("busy", False)
     assert (drop.kind, drop.charged) == ("connection", True)
     assert (hang.kind, hang.charged) == ("timeout", True)
+
+
+def test_ctrl_c_waits_for_what_is_under_way_and_the_same_command_goes_on(tmp_path: Path, loopback: str) -> None:
+    command = [sys.executable, "-m", "tests.collecting", str(tmp_path), loopback, "150", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    while _account(loopback, 0)["requests"] < 40:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.strip() == "interrupted; the same command goes on"
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.execute("SELECT COUNT(*) FROM requests WHERE state IN ('sent', 'reserved')").fetchone() == (0,)
+        assert ledger.execute("SELECT reserved FROM money").fetchone() == (0,)
+    assert "lost" not in json.loads((tmp_path / "manifest.json").read_text())["events"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "finished"
+    assert json.loads((tmp_path / "manifest.json").read_text())["records"] >= 150
 
 
 # kill -9

@@ -19,7 +19,7 @@ from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.pipeline import _Judge, judge_traffic, mark_duplicates
 from needle.collect.plan import CALLED, KINDS, MISSING, NEAR_MISS, NONE, Planner
 from needle.collect.run import read_requests as read_request_file
-from needle.collect.verify import Source, check_request, verify
+from needle.collect.verify import Case, check_request, verify
 from needle.collect.workers import Workers
 from needle.formats import read_records
 from needle.records import Call, DataError, Record, Tool
@@ -110,6 +110,10 @@ def test_everything_wrong_with_the_tools_is_found_at_once_with_its_place(tmp_pat
     assert errors[0].startswith("error: t.json/1/parameters/properties/a")
     assert "'play' is declared at t.json/0 already" in errors[1]
     assert [finding.where for finding in findings if not finding.error] == ["t.json/3/description"]
+    (tmp_path / "odd.py").write_text("class Thing: ...\n\ndef fine(x: int): ...\n\ndef odd(x: Thing): ...\n")
+    sources, findings = read_catalogue(tmp_path / "odd.py")
+    assert [source.tool.name for source in sources] == ["fine"]
+    assert [str(finding)[:40] for finding in findings if finding.error] == ["error: odd.py:odd: the type hints say no"]
     (tmp_path / "t.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match="expected an array of tools"):
         read_catalogue(tmp_path / "t.json")
@@ -161,7 +165,7 @@ def test_values_come_from_the_teacher_where_it_gave_allowed_ones() -> None:
     said = Answer("stop", text=json.dumps({"at": ["19:30", "half past"], "guests": ["Ann", "Ann", " Bo "], "more": []}))
     pools = read_values(said, tool, open_)
     assert pools == {("book", "at"): ["19:30"], ("book", "guests"): ["Ann", "Bo"]}
-    from needle.collect.catalogue import Source as Declared
+    from needle.collect.catalogue import Declared
 
     planner = Planner([Declared(tool, "", "book")], frozenset(), 0, ["en"], 3, pools)
     calls = [call for number in range(60) for call in planner.item(number).calls if "at" in call.arguments and "guests" in call.arguments]
@@ -247,7 +251,7 @@ def said(*calls: dict[str, Any], finish: str = "stop") -> Answer:
     return Answer(finish, tuple(Call("light", arguments) for arguments in calls))
 
 
-ASKED = Source("1", "kitchen light to 40", (LIGHT, RADIO))
+ASKED = Case("1", "kitchen light to 40", (LIGHT, RADIO))
 
 
 @pytest.mark.parametrize(
@@ -282,16 +286,16 @@ def test_votes_are_kept_as_shares() -> None:
 
 
 def test_the_plan_has_a_say_too() -> None:
-    from needle.collect.catalogue import Source as Declared
+    from needle.collect.catalogue import Declared
 
     planner = Planner([Declared(LIGHT, "", "light"), Declared(RADIO, "", "radio")], frozenset(), 0, ["en"], 3)
     items = {item.kind: item for number in range(300) if (item := planner.item(number)) and item.subjects[0].name == "light"}
     single = next(item for number in range(300) if (item := planner.item(number)).kind == "single" and item.calls[0].name == "light" and "level" in item.calls[0].arguments)
     arguments = dict(single.calls[0].arguments)
     text = " ".join(str(value) for value in arguments.values())
-    source = Source("1", f"light {text} and 77", (LIGHT, RADIO), "en", single)
+    source = Case("1", f"light {text} and 77", (LIGHT, RADIO), "en", single)
     assert check_request(source) is None
-    problem = check_request(Source("1", "light please", (LIGHT, RADIO), "en", single))
+    problem = check_request(Case("1", "light please", (LIGHT, RADIO), "en", single))
     assert problem is not None
     assert problem.reason == "slot_missing"
     for answer, reason in (
@@ -303,7 +307,7 @@ def test_the_plan_has_a_say_too() -> None:
     ):
         assert verify(source, [answer]).reason == reason
     for kind in (MISSING, NEAR_MISS, NONE):
-        quiet = Source("1", "light kitchen 40", (LIGHT, RADIO), "en", items[kind])
+        quiet = Case("1", "light kitchen 40", (LIGHT, RADIO), "en", items[kind])
         assert verify(quiet, [said({"room": "kitchen"})]).reason == "called_anyway"
         assert verify(quiet, [said()]).reason == ""
 

@@ -22,7 +22,7 @@ SHOWN = 20
 
 def line(number: int, judged: Judged, calls: list[str]) -> str:
     said = "; ".join(calls) or "no call"
-    return f"| {number} | {judged.source.query} | `{said}` | {judged.verdict.detail or '–'} |"
+    return f"| {number} | {judged.case.query} | `{said}` | {judged.verdict.detail or '–'} |"
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     parts = ["# Drawn by `run.py`, seed 0", ""]
     for title, wanted in (("Dropped", True), ("Kept", False)):
         chosen = [one for one in judged if bool(one.verdict.reason) == wanted][:SHOWN]
-        rows = [line(number, one, answers[one.source.id]) for number, one in enumerate(chosen, 1)]
+        rows = [line(number, one, answers[one.case.id]) for number, one in enumerate(chosen, 1)]
         parts += [f"## {title}", "", "| | request | Gemini's answer | why |", "| ---: | --- | --- | --- |", *rows, ""]
     (options.output / "sample.md").write_text("\n".join(parts), encoding="utf-8")
     print(json.dumps(figures, indent=1))

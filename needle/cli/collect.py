@@ -27,7 +27,7 @@ def run(config: Settings) -> None:
 def _collect(config: Settings) -> None:
     from needle.collect.catalogue import read_catalogue
     from needle.collect.money import find_price
-    from needle.collect.pipeline import Collection
+    from needle.collect.pipeline import MOST, Collection
     from needle.collect.run import finish, read_requests, take_traffic
     from needle.collect.run import run as collect
 
@@ -85,6 +85,10 @@ def _collect(config: Settings) -> None:
     _summary(manifest, folder, f"${known['dollars']:.4f}")
     if stopped:
         fail(stopped)
+    if not requests and manifest["records"] < options.records:
+        _say(
+            f"{manifest['records']:,} of the {options.records:,} records that were asked for, after {MOST} planned items for each; more tools or languages, or collect.phrasings, make room for more"
+        )
 
 
 def _agree(folder: Path, config: Settings) -> None:

@@ -32,7 +32,7 @@ HELD_OUT, LEAST_FAMILIES = 0.15, 8  # share of families kept for tests of unseen
 
 
 @dataclass(frozen=True)
-class Source:
+class Declared:
     """A tool, where it was declared, and the family it belongs to: tools that one learns from another."""
 
     tool: Tool
@@ -52,19 +52,19 @@ class Finding:
         return f"{'error' if self.error else 'warning'}: {self.where}: {self.message}"
 
 
-def read_catalogue(path: Path | None) -> tuple[list[Source], list[Finding]]:
+def read_catalogue(path: Path | None) -> tuple[list[Declared], list[Finding]]:
     """The tools of a file, or the built-in ones, and everything found wrong with them.
 
     Raises:
         DataError: the file can't be read at all, or holds no tools.
     """
     if path is None:
-        return [Source(entry.tool, f"{entry.domain}.yaml/{entry.tool.name}", entry.domain) for entry in load_catalogue()], []
-    sources: list[Source] = []
+        return [Declared(entry.tool, f"{entry.domain}.yaml/{entry.tool.name}", entry.domain) for entry in load_catalogue()], []
+    sources: list[Declared] = []
     findings: list[Finding] = []
     for where, declaration, family in _declarations(path):
         try:
-            tool = normalise_tool(declaration, where)
+            tool = normalise_tool(_function(declaration, where) if inspect.isfunction(declaration) else declaration, where)
         except ToolSchemaError as error:
             findings.append(Finding(error.pointer, error.message, error=True))
             continue
@@ -72,14 +72,14 @@ def read_catalogue(path: Path | None) -> tuple[list[Source], list[Finding]]:
         if earlier:
             findings.append(Finding(where, f"the name '{tool.name}' is declared at {earlier.where} already", error=True))
             continue
-        sources.append(Source(tool, where, family or _family(tool.name)))
+        sources.append(Declared(tool, where, family or _family(tool.name)))
         findings += _lint(tool, where)
     if not sources and not findings:
         raise DataError(f"{path}: no tools found; expected an array of tools, MCP's tools/list, an OpenAPI document, or a Python module with typed functions")
     return sources, findings
 
 
-def unseen_families(sources: Sequence[Source], seed: int) -> frozenset[str]:
+def unseen_families(sources: Sequence[Declared], seed: int) -> frozenset[str]:
     """Families that training never shows; none when there are too few to spare any."""
     families = sorted({source.family for source in sources})
     if len(families) < LEAST_FAMILIES:
@@ -88,12 +88,12 @@ def unseen_families(sources: Sequence[Source], seed: int) -> frozenset[str]:
 
 
 def _declarations(path: Path) -> list[tuple[str, Any, str | None]]:
-    """(where, declaration, family) for everything in the file."""
+    """(where, declaration or function, family) for everything in the file."""
     name = path.name
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".py":
-        return [(f"{name}:{function.__name__}", _function(function), None) for function in _module(path)]
+        return [(f"{name}:{function.__name__}", function, None) for function in _module(path)]
     if path.suffix == ".jsonl":
         return [(f"{name}:{number}", _line(path, number, text), None) for number, text in read_lines(path)]
     text = path.read_text(encoding="utf-8")
@@ -144,8 +144,8 @@ def _module(path: Path) -> list[Callable[..., Any]]:
     return [function for function in found if named is None or function.__name__ in named]
 
 
-def _function(function: Callable[..., Any]) -> dict[str, Any]:
-    """The declaration of a function: its hints as JSON Schema, its docstring's words."""
+def _function(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    """The declaration of a function: its hints as JSON Schema, its docstring's words. Raises `ToolSchemaError`."""
     words = parse_docstring(inspect.getdoc(function) or "")
     about = {param.arg_name: param.description or "" for param in words.params}
     try:
@@ -158,7 +158,7 @@ def _function(function: Callable[..., Any]) -> dict[str, Any]:
             fields[name] = (hints.get(name, str), Field(default, description=about.get(name) or None))
         schema = create_model(function.__name__, **fields).model_json_schema()
     except (PydanticUserError, NameError, TypeError) as error:
-        return {"name": function.__name__, "parameters": {"type": "object", "properties": {}, f"type hints of {function.__name__}: {error}": {}}}
+        raise ToolSchemaError(where, f"the type hints say nothing that JSON could hold: {str(error).splitlines()[0]}") from error
     return {"name": function.__name__, "description": " ".join((words.description or "").split()), "parameters": schema}
 
 

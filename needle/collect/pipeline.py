@@ -18,14 +18,13 @@ from typing import Any
 from needle.collect import verify as rules
 from needle.collect.asks import BATCH, ROOM, label_ask, read_requests, read_values, value_asks, write_ask
 from needle.collect.books import Books
-from needle.collect.catalogue import Source as Declared
-from needle.collect.catalogue import unseen_families
+from needle.collect.catalogue import Declared, unseen_families
 from needle.collect.dedupe import Print, Seen, fingerprint
 from needle.collect.money import Price
 from needle.collect.plan import SPLITS, Planner
 from needle.collect.send import RunStopped, Sends
 from needle.collect.settings import CollectConfig
-from needle.collect.verify import Source, Verdict
+from needle.collect.verify import Case, Verdict
 from needle.collect.workers import Workers
 from needle.formats import record_from_json
 from needle.records import Record
@@ -43,13 +42,13 @@ FIRST_YIELD, DOUBT = 0.6, 0.3  # share of items kept, and of requests labelled a
 class Judged:
     """One item's way through a wave: where it came from, its split, and what became of it."""
 
-    source: Source
+    case: Case
     split: str
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
         row = {"split": self.split, "reason": self.verdict.reason, "detail": self.verdict.detail}
-        record = self.verdict.record or Record(self.source.id, self.source.query, self.source.tools, (), "collected", meta=self.source.item.to_json() if self.source.item else {})
+        record = self.verdict.record or Record(self.case.id, self.case.query, self.case.tools, (), "collected", meta=self.case.item.to_json() if self.case.item else {})
         return row | {"record": record.to_json()}
 
 
@@ -68,7 +67,7 @@ class Estimate:
 class Collection:
     """A run in its folder. `prepare` asks for values; `waves` yields what becomes of the items, wave by wave."""
 
-    def __init__(self, config: CollectConfig, sources: Sequence[Declared], model: str, price: Price, requests: Sequence[Source] = (), thinking: str | None = None) -> None:
+    def __init__(self, config: CollectConfig, sources: Sequence[Declared], model: str, price: Price, requests: Sequence[Case] = (), thinking: str | None = None) -> None:
         self.config, self.sources, self.model, self.price = config, sources, model, price
         self.read: Callable[[Ask, str], Answer] = _unread  # the teacher's own, once there is one
         self.requests = list(requests)
@@ -155,25 +154,25 @@ class Collection:
 
     async def _wave(self, start: int, size: int, sender: Sends, books: Books, workers: Workers, report: Callable[[str], None]) -> list[Judged]:
         if self.requests:
-            rows = [(source, _split(source.query)) for source in self.requests[start : start + size]]
+            rows = [(case, _split(case.query)) for case in self.requests[start : start + size]]
         else:
             rows = await self._write(start, size, sender, books)
-        refused = {source.id: verdict for source, _ in rows if (verdict := rules.check_request(source))}
-        open_ = [source for source, _ in rows if source.id not in refused]
-        await sender.all(self._label(source, 0) for source in open_)
+        refused = {case.id: verdict for case, _ in rows if (verdict := rules.check_request(case))}
+        open_ = [case for case, _ in rows if case.id not in refused]
+        await sender.all(self._label(case, 0) for case in open_)
         verdicts = self._judge(open_, 1, books, workers)
-        doubtful = [source for source in open_ if verdicts[source.id].doubt]
+        doubtful = [case for case in open_ if verdicts[case.id].doubt]
         report(f"  {len(rows) - len(refused):,} requests labelled, {len(doubtful):,} of them in doubt")
         if doubtful and self.config.samples > 1:
-            await sender.all(self._label(source, sample) for source in doubtful for sample in range(1, self.config.samples))
+            await sender.all(self._label(case, sample) for case in doubtful for sample in range(1, self.config.samples))
             verdicts |= self._judge(doubtful, self.config.samples, books, workers)
-        return [Judged(source, split, refused.get(source.id) or verdicts[source.id]) for source, split in rows]
+        return [Judged(case, split, refused.get(case.id) or verdicts[case.id]) for case, split in rows]
 
-    async def _write(self, start: int, size: int, sender: Sends, books: Books) -> list[tuple[Source, str]]:
+    async def _write(self, start: int, size: int, sender: Sends, books: Books) -> list[tuple[Case, str]]:
         """Written requests. What came out wrong is written once more, with those of its ten that did too."""
         items = [self.planner.item(number) for number in range(start, start + size)]
         tens = [items[first : first + BATCH] for first in range(0, size, BATCH)]
-        found: dict[int, Source] = {}
+        found: dict[int, Case] = {}
         for sample in range(2):
             pieces = [[item for item in ten if item.number not in found or rules.check_request(found[item.number])] for ten in tens]
             pieces = [piece for piece in pieces if piece]
@@ -184,24 +183,24 @@ class Collection:
                 texts = read_requests(self.read(ask, raw), len(piece)) if raw is not None else [None] * len(piece)
                 for item, text in zip(piece, texts, strict=True):
                     if text or item.number not in found:
-                        found[item.number] = Source(f"collected-{item.number}", text or "", item.tools, item.language, item)
+                        found[item.number] = Case(f"collected-{item.number}", text or "", item.tools, item.language, item)
         return [(found[item.number], item.split) for item in items]
 
-    def _label(self, source: Source, sample: int) -> Ask:
-        return label_ask(source.query, source.tools, self.model, sample, self.config.seed, logprobs=self.logprobs, **self.asked)
+    def _label(self, case: Case, sample: int) -> Ask:
+        return label_ask(case.query, case.tools, self.model, sample, self.config.seed, logprobs=self.logprobs, **self.asked)
 
-    def _judge(self, sources: Sequence[Source], samples: int, books: Books, workers: Workers) -> dict[str, Verdict]:
+    def _judge(self, cases: Sequence[Case], samples: int, books: Books, workers: Workers) -> dict[str, Verdict]:
         """Verdicts by id. Reading is done here, judging wherever the workers are."""
-        size = max(len(sources) // (4 * workers.processes), 25)
-        pieces = [sources[first : first + size] for first in range(0, len(sources), size)]
-        work = ([(source, self._answers(source, samples, books)) for source in piece] for piece in pieces)
+        size = max(len(cases) // (4 * workers.processes), 25)
+        pieces = [cases[first : first + size] for first in range(0, len(cases), size)]
+        work = ([(case, self._answers(case, samples, books)) for case in piece] for piece in pieces)
         verdicts = [verdict for part in workers.map(_Judge(self.config.agreement), work) for verdict in part]
-        return {source.id: verdict for source, verdict in zip(sources, verdicts, strict=True)}
+        return {case.id: verdict for case, verdict in zip(cases, verdicts, strict=True)}
 
-    def _answers(self, source: Source, samples: int, books: Books) -> list[Answer]:
+    def _answers(self, case: Case, samples: int, books: Books) -> list[Answer]:
         found = []
         for sample in range(samples):
-            ask = self._label(source, sample)
+            ask = self._label(case, sample)
             raw = books.raw(ask)
             if raw is not None:
                 found.append(self.read(ask, raw))
@@ -212,7 +211,7 @@ class Collection:
         count = len(self.requests) or math.ceil(self.config.records / FIRST_YIELD)
         parts: list[tuple[str, int, Ask]] = []
         if self.requests:
-            examples = [self._label(source, 0) for source in self.requests[:50]]
+            examples = [self._label(case, 0) for case in self.requests[:50]]
         else:
             items = [self.planner.item(number) for number in range(50)]
             writes = [write_ask(items[first : first + BATCH], self.model, **self.asked) for first in range(0, 50, BATCH)]
@@ -245,8 +244,8 @@ class Nobody:
 class _Judge:
     agreement: float
 
-    def __call__(self, work: Sequence[tuple[Source, Sequence[Answer]]]) -> list[Verdict]:
-        return [rules.verify(source, answers, self.agreement) for source, answers in work]
+    def __call__(self, work: Sequence[tuple[Case, Sequence[Answer]]]) -> list[Verdict]:
+        return [rules.verify(case, answers, self.agreement) for case, answers in work]
 
 
 def mark_duplicates(rows: Sequence[dict[str, Any]], seen: Seen, workers: Workers) -> None:
@@ -265,11 +264,11 @@ def _prints(rows: Sequence[Mapping[str, Any]]) -> list[Print]:
 def judge_traffic(records: Iterable[Record], language: str) -> Iterator[Judged]:
     """Somebody's calls under the same rules as the teacher's: nobody is asked, so that nothing can be in doubt for long."""
     for record in records:
-        source = Source(record.id, record.query, record.tools, language)
-        verdict = rules.check_request(source) or rules.verify(source, [Answer("stop", record.answers)])
+        case = Case(record.id, record.query, record.tools, language)
+        verdict = rules.check_request(case) or rules.verify(case, [Answer("stop", record.answers)])
         if verdict.record:
             verdict = replace(verdict, record=replace(verdict.record, source=record.source or "traffic", teacher=record.teacher, meta=record.meta))
-        yield Judged(source, _split(record.query), verdict)
+        yield Judged(case, _split(record.query), verdict)
 
 
 def _split(query: str) -> str:

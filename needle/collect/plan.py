@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from needle.collect.catalogue import Source
+from needle.collect.catalogue import Declared
 from needle.data.values import Values
 from needle.engine.bm25 import Bm25Retriever
 from needle.records import Call, Tool
@@ -84,7 +84,13 @@ class Planner:
     """Draws items. `pools` are values by tool and argument, as `values` asks have brought them."""
 
     def __init__(
-        self, sources: Sequence[Source], unseen: frozenset[str], seed: int, languages: Sequence[str], most_tools: int, pools: Mapping[tuple[str, str], Sequence[Any]] | None = None
+        self,
+        sources: Sequence[Declared],
+        unseen: frozenset[str],
+        seed: int,
+        languages: Sequence[str],
+        most_tools: int,
+        pools: Mapping[tuple[str, str], Sequence[Any]] | None = None,
     ) -> None:
         self.seed, self.languages, self.most_tools, self.pools = seed, tuple(languages), most_tools, pools or {}
         self.seen = [source.tool for source in sources if source.family not in unseen]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from needle.collect.books import Books
-from needle.collect.catalogue import Source as Declared
+from needle.collect.catalogue import Declared
 from needle.collect.dedupe import Seen
 from needle.collect.export import export
 from needle.collect.ledger import Ledger
@@ -21,7 +21,7 @@ from needle.collect.pace import Pace
 from needle.collect.pipeline import Collection, judge_traffic, mark_duplicates, wave_rows, write_wave
 from needle.collect.send import Batcher, RunStopped, Sender
 from needle.collect.settings import CollectConfig
-from needle.collect.verify import Source
+from needle.collect.verify import Case
 from needle.collect.workers import Workers
 from needle.engine.bm25 import Bm25Retriever
 from needle.formats import Skipped, read_records
@@ -34,7 +34,7 @@ EVERY = 5.0  # seconds between lines of progress
 CONFIRMED = "confirmed.json"
 
 
-def read_requests(path: Path, sources: Sequence[Declared], most_tools: int, language: str) -> list[Source]:
+def read_requests(path: Path, sources: Sequence[Declared], most_tools: int, language: str) -> list[Case]:
     """Real requests: lines of JSON with `query`, and `tools` where a request has its own, or plain lines of text.
 
     A request without tools is offered the catalogue's; of a large one those that share most words with it.
@@ -56,7 +56,7 @@ def read_requests(path: Path, sources: Sequence[Declared], most_tools: int, lang
             raise DataError(f"{path}, line {number}: {error}") from error
         if not own:
             own = tuple(tools if len(tools) <= most_tools else [tools[index] for index in words.rank(query, tools)[:most_tools]])
-        found.append(Source(str(row.get("id", f"{path.stem}-{number}")), query, own, language))
+        found.append(Case(str(row.get("id", f"{path.stem}-{number}")), query, own, language))
     if len({source.id for source in found}) < len(found):
         raise DataError(f"{path}: two requests have the same id")
     return found

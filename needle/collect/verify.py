@@ -50,8 +50,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a request came from: what becomes of it is the same for a planned and for a real one."""
+class Case:
+    """A request to be judged, planned or real; `item` is its plan."""
 
     id: str
     query: str
@@ -60,9 +60,9 @@ class Source:
     item: Item | None = None
 
 
-def check_request(source: Source) -> Verdict | None:
+def check_request(case: Case) -> Verdict | None:
     """What is wrong with a request before anybody answers it; None if nothing is."""
-    query, item = source.query, source.item
+    query, item = case.query, case.item
     if not query.strip():
         return Verdict(None, "not_written")
     if len(query) > LONGEST:
@@ -78,17 +78,17 @@ def check_request(source: Source) -> Verdict | None:
             return Verdict(None, "tool_named", tool.name)
     for tool, call in zip(item.subjects, item.calls, strict=True):
         for name, value in call.arguments.items():
-            if grounded(value, tool.parameters.get("properties", {}).get(name, {}), query, source.language) == Grounded.ABSENT:
+            if grounded(value, tool.parameters.get("properties", {}).get(name, {}), query, case.language) == Grounded.ABSENT:
                 return Verdict(None, "slot_missing", f"{tool.name}.{name} = {value!r}")
     return None
 
 
-def verify(source: Source, answers: Sequence[Answer], agreement: float = 0.6) -> Verdict:
+def verify(case: Case, answers: Sequence[Answer], agreement: float = 0.6) -> Verdict:
     """Judges the samples of a request together. With one sample, whatever isn't beyond doubt is in doubt."""
     if not answers:
         return Verdict(None, "not_labelled", doubt=False)
     single = len(answers) == 1
-    problems = [_answer_problem(answer, source.tools) for answer in answers]
+    problems = [_answer_problem(answer, case.tools) for answer in answers]
     ballots: Counter[str] = Counter()
     calls: dict[str, tuple[Call, ...]] = {}
     for answer, problem in zip(answers, problems, strict=True):
@@ -104,18 +104,18 @@ def verify(source: Source, answers: Sequence[Answer], agreement: float = 0.6) ->
     if share < agreement:
         return Verdict(None, "no_agreement", f"{votes} of {len(answers)}", doubt=single)
     chosen = calls[winner]
-    level, what = _grounding(chosen, source)
+    level, what = _grounding(chosen, case)
     if level == Grounded.ABSENT:
         return Verdict(None, "ungrounded", what, doubt=single)
-    differs = _plan_problem(chosen, source) if source.item else None
+    differs = _plan_problem(chosen, case) if case.item else None
     if differs:
         return Verdict(None, *differs, doubt=single)
     teacher = {"answers": [{"calls": [call.to_json() for call in calls[key]], "count": count} for key, count in ballots.most_common()], "model": answers[0].model}
-    item = source.item
+    item = case.item
     meta = {**(item.to_json() if item else {}), "samples": len(answers)}
     if answers[0].logprob is not None:
         meta["logprob"] = round(answers[0].logprob, 4)
-    record = Record(source.id, source.query, source.tools, chosen, "collected", teacher, meta)
+    record = Record(case.id, case.query, case.tools, chosen, "collected", teacher, meta)
     # An implied value of a real request has no plan to confirm it, so that votes have to.
     return Verdict(record, doubt=single and item is None and level == Grounded.IMPLIED)
 
@@ -133,22 +133,22 @@ def _answer_problem(answer: Answer, tools: tuple[Tool, ...]) -> tuple[str, str] 
     return None
 
 
-def _grounding(calls: Sequence[Call], source: Source) -> tuple[Grounded, str]:
+def _grounding(calls: Sequence[Call], case: Case) -> tuple[Grounded, str]:
     """The worst supported value of all calls, and which it is."""
-    schemas = {tool.name: tool.parameters.get("properties", {}) for tool in source.tools}
+    schemas = {tool.name: tool.parameters.get("properties", {}) for tool in case.tools}
     worst, what = Grounded.SAID, ""
     for call in calls:
         for name, value in call.arguments.items():
-            level = grounded(value, schemas[call.name].get(name, {}), source.query, source.language)
+            level = grounded(value, schemas[call.name].get(name, {}), case.query, case.language)
             if level < worst:
                 worst, what = level, f"{call.name}.{name} = {value!r}"
     return worst, what
 
 
-def _plan_problem(calls: Sequence[Call], source: Source) -> tuple[str, str] | None:
+def _plan_problem(calls: Sequence[Call], case: Case) -> tuple[str, str] | None:
     """How the calls differ from what was planned. Optional arguments on top, if they stand in the request, are no difference."""
-    assert source.item is not None
-    item, wanted = source.item, list(source.item.wanted)
+    assert case.item is not None
+    item, wanted = case.item, list(case.item.wanted)
     if item.kind in (NONE, NEAR_MISS, MISSING):
         return ("called_anyway", ", ".join(call.name for call in calls)) if calls else None
     if not calls:
@@ -157,7 +157,7 @@ def _plan_problem(calls: Sequence[Call], source: Source) -> tuple[str, str] | No
         return "other_tools", f"{', '.join(call.name for call in calls)} for {', '.join(call.name for call in wanted)}"
     left = list(calls)
     for call in wanted:
-        match = next((other for other in left if other.name == call.name and _covers(other, call, source.language)), None)
+        match = next((other for other in left if other.name == call.name and _covers(other, call, case.language)), None)
         if match is None:
             return "other_values", f"{[other.to_json() for other in left if other.name == call.name]} for {call.to_json()}"[:300]
         left.remove(match)

@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from needle.codecs import dump, nullable, value_form
-from needle.prompt import leaves, opens
+from needle.prompt import by_name, leaves, opens
 from needle.records import Tool
 from needle.tokenizer import TextTokenizer, argument_label, tool_label
 from needle.toolschema import ToolSchemaError
@@ -142,7 +142,7 @@ def _decision_rules(rules: _Rules, tools: Sequence[Tool]) -> None:
 
 def _object(rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], position: Mapping[tuple[str, ...], int]) -> str:
     parts = []
-    for name, sub in schema.get("properties", {}).items():
+    for name, sub in by_name(schema):
         here = (*path, name)
         if opens(sub):
             part = f"({_object(rules, sub, here, position)})"

@@ -82,7 +82,7 @@ class Example:
 
 
 def leaves(tool: Tool) -> tuple[Leaf, ...]:
-    """The arguments of a tool in schema order, objects with required members opened."""
+    """The arguments of a tool by name, objects with required members opened: declared in any order, a tool reads the same."""
     return _leaves_cached(json.dumps(tool.parameters))
 
 
@@ -93,7 +93,7 @@ def _leaves_cached(parameters: str) -> tuple[Leaf, ...]:
 
 def _walk(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Leaf]:
     found: list[Leaf] = []
-    for name, sub in schema.get("properties", {}).items():
+    for name, sub in by_name(schema):
         required = name in schema.get("required", ())
         if opens(sub):
             inner = _walk(sub, (*path, name))
@@ -101,6 +101,11 @@ def _walk(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Leaf]:
         else:
             found.append(Leaf((*path, name), sub, required))
     return found
+
+
+def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The properties of an object by name."""
+    return sorted(schema.get("properties", {}).items())
 
 
 def opens(schema: Mapping[str, Any]) -> bool:

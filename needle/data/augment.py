@@ -20,6 +20,7 @@ from needle.toolschema import call_errors
 
 SWAP = 0.6  # chance that a value is replaced
 NO_TOOL = 0.1  # chance that the fitting tools are taken away
+REDRAW = 0.5  # chance that the distractors are drawn anew: those that came with a record are the harder ones
 MOST_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
 JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
@@ -194,9 +195,11 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
         return record
     wanted = {call.name for call in record.answers}
     fitting = [tool for tool in record.tools if tool.name in wanted]
-    room = source.randint(0, max(MOST_TOOLS - len(fitting), 0))
-    drawn = {tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted}
-    others = list(drawn.values())[:room]
+    others = [tool for tool in record.tools if tool.name not in wanted]
+    if source.random() < REDRAW:
+        room = source.randint(0, max(MOST_TOOLS - len(fitting), 0))
+        drawn = {tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted}
+        others = list(drawn.values())[:room]
     if others and source.random() < NO_TOOL:
         source.shuffle(others)
         return replace(record, tools=tuple(others), answers=())

@@ -124,7 +124,7 @@ def type_word(schema: Mapping[str, Any]) -> str:
     if kind == "array":
         return f"list {type_word(schema['items']) if isinstance(schema.get('items'), Mapping) else ''}".strip()
     if kind == "object":
-        members = ", ".join(schema.get("properties", {}))
+        members = ", ".join(name for name, _ in by_name(schema))
         return f"object {members}".strip()
     if kind is None and "anyOf" in schema:
         return " or ".join(type_word(branch) or "string" for branch in schema["anyOf"])
@@ -143,7 +143,7 @@ class Renderer:
 
     def tool(self, tool: Tool) -> RenderedTool:
         """Raises `PromptError` for a tool with more leaves than there are labels."""
-        key = json.dumps(tool.to_json())
+        key = json.dumps(tool.to_json(), sort_keys=True)
         rendered = self._tools.get(key)
         if rendered is None:
             if len(self._tools) >= 50_000:  # a server must not grow with every schema it ever saw

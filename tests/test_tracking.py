@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,13 @@ def stored(folder: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return [WandbRecord.FromString(row) for row in _rows(path.read_bytes())]
+    deadline = time.monotonic() + 30
+    while True:  # W&B's own process writes the file, and may be behind
+        rows = [WandbRecord.FromString(row) for row in _rows(path.read_bytes())]
+        if any(row.WhichOneof("record_type") == "exit" for row in rows):
+            return rows
+        assert time.monotonic() < deadline, [row.WhichOneof("record_type") for row in rows]
+        time.sleep(0.1)
 
 
 def _rows(data: bytes) -> Iterator[bytes]:

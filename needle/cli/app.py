@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,9 +50,12 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
     if {"-m", "--multirun"} & set(sys.argv) or str(hydra_config.mode or "").endswith("MULTIRUN"):
         book = _plan(command, hydra_config)
         sys.argv.append(f"hydra.sweep.dir='{book.folder}'")
+    heard = _hear_interrupts()
     try:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(functools.partial(_body, run))()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and not heard:
+            raise
         console.print("[yellow]interrupted[/]; the same command goes on where it stopped")
         sys.exit(130)
     finally:
@@ -61,6 +65,19 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
                 console.print(f"  missing: {' '.join(choice)}: {reason}", markup=False)
     if book and book.missing():
         sys.exit(1)
+
+
+def _hear_interrupts() -> list[int]:
+    """A list that holds something once Ctrl-C was pressed: while Hydra composes, the exception may come out as an error of its own."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, hear)
+    return heard
 
 
 def _body(run: Callable[[Settings], float | None], config: DictConfig) -> float | None:

@@ -26,7 +26,6 @@ BASE = ["experiment=needle_26m", "data.augment.copies=2", "hardware.threads=1", 
 ARMS: dict[str, list[str]] = {
     "as released": [],
     "no renamed tools": ["data.augment.rename=0"],
-    "no shuffled arguments": ["data.augment.shuffle=0"],
     "no joined requests": ["data.augment.join=0"],
     "no strangers": ["data.augment.strangers=0"],
     "no copies at all": ["data.augment.copies=0"],

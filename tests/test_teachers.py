@@ -34,7 +34,7 @@ from tests.test_train import job, trained
 CPU = torch.device("cpu")
 TOOLS = normalise_tools(
     [
-        {"name": "alarm", "parameters": {"type": "object", "properties": {"time": {"type": "string"}, "repeat": {"type": "boolean"}}, "required": ["time"]}},
+        {"name": "alarm", "parameters": {"type": "object", "properties": {"time": {"type": "string"}, "weekly": {"type": "boolean"}}, "required": ["time"]}},
         {"name": "timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}}},
     ]
 )
@@ -59,8 +59,8 @@ def value_signal(record: Record, tokenizer: TextTokenizer, codec: str = "decisio
 
 
 def test_votes_join_answers_that_are_equal_as_multisets() -> None:
-    one, two = Call("alarm", {"time": "7", "repeat": True}), Call("timer", {"minutes": 3})
-    record = recorded((2, [one, two]), (1, [two, Call("alarm", {"repeat": True, "time": "7"})]), (1, []))
+    one, two = Call("alarm", {"time": "7", "weekly": True}), Call("timer", {"minutes": 3})
+    record = recorded((2, [one, two]), (1, [two, Call("alarm", {"weekly": True, "time": "7"})]), (1, []))
     assert [(len(vote.calls), vote.share) for vote in votes(record)] == [(2, 0.75), (0, 0.25)]
 
 
@@ -79,7 +79,7 @@ def test_malformed_answers_are_named(answers: object, message: str) -> None:
 
 def test_vote_shares_become_distributions_over_the_students_own_tokens(tokenizer: TextTokenizer) -> None:
     """Three of four answers set an alarm; of these two say 7 am and one 7 pm, whose first token is the same and adds up."""
-    record = recorded((2, [Call("alarm", {"time": "7 am"})]), (1, [Call("alarm", {"time": "7 pm", "repeat": True})]), (1, [Call("timer", {"minutes": 7})]))
+    record = recorded((2, [Call("alarm", {"time": "7 am"})]), (1, [Call("alarm", {"time": "7 pm", "weekly": True})]), (1, [Call("timer", {"minutes": 7})]))
     example, signal = value_signal(record, tokenizer)
     label, argument = tokenizer.first_tool_label, tokenizer.first_argument_label
     assert at(signal, 0) == pytest.approx({label: 0.75, label + 1: 0.25})
@@ -94,9 +94,9 @@ def test_vote_shares_become_distributions_over_the_students_own_tokens(tokenizer
 
 
 def test_a_value_is_judged_whatever_was_chosen_elsewhere_and_unknown_ways_say_nothing(tokenizer: TextTokenizer) -> None:
-    """Both answers set `repeat`, at other times than the gold one: the time is unknown after its first step, `repeat` isn't."""
-    gold = Call("alarm", {"time": "noon", "repeat": True})
-    record = recorded((1, [Call("alarm", {"time": "7", "repeat": True})]), (1, [Call("alarm", {"time": "8", "repeat": False})]), gold=gold)
+    """Both answers set `weekly`, at other times than the gold one: the time is unknown after its first step, `weekly` isn't."""
+    gold = Call("alarm", {"time": "noon", "weekly": True})
+    record = recorded((1, [Call("alarm", {"time": "7", "weekly": True})]), (1, [Call("alarm", {"time": "8", "weekly": False})]), gold=gold)
     example, signal = value_signal(record, tokenizer)
     place = example.target.index(tokenizer.first_argument_label + 1)
     assert not signal["known"][place]  # the end of a time that the teacher never gave

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from needle.collect.money import DOLLAR
 from needle.collect.settings import CollectConfig
@@ -28,7 +29,7 @@ from needle.formats import read_records
 from needle.records import Call, Tool
 from needle.teachers.gemini import Gemini, read_answer, rest_body
 from needle.teachers.hosted import Ask, Fault
-from needle.teachers.openai import read_completion
+from needle.teachers.openai import OpenAI, read_completion
 from needle.toolschema import call_errors
 from tests.collecting import KEY, collect
 from tests.gemini_server import Server, name_of, serve
@@ -230,7 +231,7 @@ def test_an_online_request_and_a_line_of_a_batch_say_the_same() -> None:
     assert server.bodies == [rest_body(ask)] * 2
     assert server.paths == {"v1beta": 1, "v1": 1}
     sent = rest_body(ask)["tools"][0]["functionDeclarations"][0]
-    assert sent == {"name": "a_tool_0", "description": "does it", "parametersJsonSchema": {"type": "object", "properties": {"x": {"enum": [1]}}}}
+    assert sent == {"name": "tool_0_a_tool", "description": "does it", "parametersJsonSchema": {"type": "object", "properties": {"x": {"enum": [1]}}}}
 
 
 def test_both_spellings_are_read_alike_and_names_come_back() -> None:
@@ -264,6 +265,49 @@ def test_merged_parallel_calls_of_an_openai_endpoint_are_taken_apart(arguments: 
         assert answer.finish == "malformed_function_call"
     else:
         assert [(call.name, call.arguments) for call in answer.calls] == expected
+
+
+def test_an_openai_endpoint_is_asked_and_its_errors_are_understood() -> None:
+    seen: list[dict[str, Any]] = []
+    replies = [(429, {"Retry-After": "3"}), (503, {}), (400, {}), (401, {}), (200, {})]
+
+    async def chat(request: web.Request) -> web.Response:
+        seen.append(await request.json())
+        assert request.headers["Authorization"] == "Bearer k"
+        status, headers = replies[len(seen) - 1]
+        call = {"type": "function", "function": {"name": "tool_0_a_tool", "arguments": '{"x": 1}'}}
+        body = {"model": "m-1", "choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        return web.json_response(body if status == 200 else {"error": {"message": "no"}}, status=status, headers=headers)
+
+    async def talk() -> list[Any]:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", chat)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        teacher = OpenAI("m", "k", f"http://127.0.0.1:{runner.addresses[0][1]}/v1", timeout=2.0)
+        ask = Ask("label", "m", "be brief", "do it", (Tool("a tool", "does it"),))
+        found: list[Any] = []
+        for _ in replies:
+            try:
+                found.append(teacher.read(ask, await teacher.ask(ask)))
+            except Fault as fault:
+                found.append((fault.kind, fault.retry_after, fault.charged))
+        await runner.cleanup()
+        try:
+            await teacher.ask(ask)
+        except Fault as fault:
+            found.append((fault.kind, fault.retry_after, fault.charged))
+        await teacher.close()
+        return found
+
+    *faults, answer, gone = asyncio.run(talk())
+    assert faults == [("rate", 3.0, False), ("busy", None, False), ("refused", None, False), ("denied", None, False)]
+    assert gone == ("connection", None, True)
+    assert [call.to_json() for call in answer.calls] == [{"name": "a tool", "arguments": {"x": 1}}]
+    assert (answer.finish, answer.usage.input, answer.usage.output, answer.model) == ("stop", 5, 2, "m-1")
+    assert [message["role"] for message in seen[0]["messages"]] == ["system", "user"]
+    assert seen[0]["tools"][0]["function"]["name"] == "tool_0_a_tool"
 
 
 def test_what_the_server_says_about_an_error_decides_what_is_done() -> None:

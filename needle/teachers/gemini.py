@@ -22,7 +22,7 @@ from google.genai import errors, types
 
 from needle.records import Call
 from needle.teachers import hosted
-from needle.teachers.hosted import Answer, Ask, Batches, Fault, Job, Usage
+from needle.teachers.hosted import Answer, Ask, Batches, Fault, Job, Usage, read_body, sent_names
 
 VERSION = "v1beta"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,63}")  # what a function may be called
@@ -68,7 +68,7 @@ class Gemini:
         return body if isinstance(body, str) else ""
 
     def read(self, ask: Ask, raw: str) -> Answer:
-        return read_answer(raw, {_safe_name(tool.name, number): tool.name for number, tool in enumerate(ask.tools)})
+        return read_answer(raw, sent_names(ask.tools, NAME))
 
     async def close(self) -> None:
         await self.client.aio.aclose()
@@ -166,14 +166,9 @@ def _config(ask: Ask) -> types.GenerateContentConfig:
 
 def _declarations(ask: Ask) -> list[dict[str, Any]]:
     return [
-        {"name": _safe_name(tool.name, number), "description": tool.description or tool.name, "parametersJsonSchema": sent_schema(tool.parameters)}
-        for number, tool in enumerate(ask.tools)
+        {"name": name, "description": tool.description or tool.name, "parametersJsonSchema": sent_schema(tool.parameters)}
+        for name, tool in zip(sent_names(ask.tools, NAME), ask.tools, strict=True)
     ]
-
-
-def _safe_name(name: str, number: int) -> str:
-    """The name itself where the service takes it, or else one that it takes, for the length of the request."""
-    return name if NAME.fullmatch(name) else f"{re.sub('[^A-Za-z0-9_]', '_', name)[:50].strip('_') or 'tool'}_{number}".lstrip("0123456789")
 
 
 def sent_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,11 +190,8 @@ def sent_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_answer(raw: str, names: Mapping[str, str]) -> Answer:
     """Reads a body in either spelling (finishReason, finish_reason). `names` are the tools' names by the names they were sent under."""
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    if not isinstance(body, Mapping):
+    body = read_body(raw)
+    if body is None:
         return Answer(hosted.UNREADABLE, text=raw[:500])
     usage, model = _usage(_get(body, "usageMetadata")), str(_get(body, "modelVersion") or "")
     blocked = _get(_get(body, "promptFeedback"), "blockReason")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -72,6 +74,20 @@ class Answer:
     usage: Usage | None = None
     model: str = ""
     logprob: float | None = None
+
+
+def read_body(raw: str) -> Mapping[str, Any] | None:
+    """The JSON object that an answer is; None for anything else."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return None
+    return body if isinstance(body, Mapping) else None
+
+
+def sent_names(tools: Sequence[Tool], allowed: re.Pattern[str]) -> dict[str, str]:
+    """The tools' names by those that they are sent under: their own where the service takes it, or else one that it takes."""
+    return {tool.name if allowed.fullmatch(tool.name) else f"tool_{number}_{re.sub('[^A-Za-z0-9_]', '_', tool.name)[:48]}": tool.name for number, tool in enumerate(tools)}
 
 
 class Fault(Exception):

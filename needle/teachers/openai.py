@@ -11,7 +11,7 @@ import aiohttp
 
 from needle.records import Call
 from needle.teachers import hosted
-from needle.teachers.hosted import Answer, Ask, Batches, Fault, Usage
+from needle.teachers.hosted import Answer, Ask, Batches, Fault, Usage, read_body, sent_names
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FINISHES = {"stop": hosted.STOP, "tool_calls": hosted.STOP, "function_call": hosted.STOP, "length": "max_tokens", "content_filter": "safety"}
@@ -45,15 +45,10 @@ class OpenAI:
             raise Fault(hosted.CONNECTION, f"{type(error).__name__}: {error}"[:300]) from error
 
     def read(self, ask: Ask, raw: str) -> Answer:
-        return read_completion(raw, _sent_names([tool.name for tool in ask.tools]))
+        return read_completion(raw, sent_names(ask.tools, NAME))
 
     async def close(self) -> None:
         await self.session.close()
-
-
-def _sent_names(names: Sequence[str]) -> dict[str, str]:
-    """The tools' names by the names that they are sent under."""
-    return {name if NAME.fullmatch(name) else f"{re.sub('[^A-Za-z0-9_]', '_', name)[:50]}_{number}": name for number, name in enumerate(names)}
 
 
 def chat_body(ask: Ask) -> dict[str, Any]:
@@ -63,7 +58,7 @@ def chat_body(ask: Ask) -> dict[str, Any]:
         "max_completion_tokens": ask.max_tokens,
     }
     if ask.tools:
-        sent = list(_sent_names([tool.name for tool in ask.tools]))
+        sent = sent_names(ask.tools, NAME)
         body["tools"] = [
             {"type": "function", "function": {"name": name, "description": tool.description, "parameters": tool.parameters}} for name, tool in zip(sent, ask.tools, strict=True)
         ]
@@ -78,11 +73,8 @@ def chat_body(ask: Ask) -> dict[str, Any]:
 
 def read_completion(raw: str, names: Mapping[str, str]) -> Answer:
     """Reads a chat completion; arguments that several calls were merged into are taken apart again."""
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    if not isinstance(body, Mapping):
+    body = read_body(raw)
+    if body is None:
         return Answer(hosted.UNREADABLE, text=raw[:500])
     counts, model = body.get("usage"), str(body.get("model") or "")
     usage = None

@@ -1,4 +1,4 @@
-"""The stages of the data engine that ask nobody: catalogue, plan, grounding, verdicts, duplicates, export."""
+"""What the data engine keeps: grounding, verdicts, duplicates, export."""
 
 from __future__ import annotations
 
@@ -11,180 +11,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from needle.collect.asks import label_ask, read_requests, read_values, value_asks, write_ask
-from needle.collect.catalogue import read_catalogue, unseen_families
 from needle.collect.dedupe import Seen, fingerprint, mask
 from needle.collect.export import export
 from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.pipeline import _Judge, judge_traffic, mark_duplicates
-from needle.collect.plan import CALLED, KINDS, MISSING, NEAR_MISS, NONE, Planner
-from needle.collect.run import read_requests as read_request_file
+from needle.collect.plan import MISSING, NEAR_MISS, NONE, Planner
 from needle.collect.verify import Case, check_request, verify
 from needle.collect.workers import Workers
 from needle.formats import read_records
-from needle.records import Call, DataError, Record, Tool
+from needle.records import Call, Record, Tool
 from needle.teachers.hosted import Answer
-from needle.toolschema import call_errors
-
-# Catalogue
-
-OPENAPI = """
-openapi: 3.0.0
-paths:
-  /pets/{id}:
-    parameters: [{name: id, in: path, required: true, schema: {type: integer}}]
-    get:
-      operationId: getPet
-      summary: Finds a pet.
-      tags: [pets]
-      parameters: [{name: verbose, in: query, schema: {type: boolean}}, {name: X-Trace, in: header, schema: {type: string}}]
-    put:
-      summary: Changes a pet
-      requestBody: {content: {application/json: {schema: {$ref: '#/components/schemas/Change'}}}}
-components:
-  schemas:
-    Named: {type: object, required: [name], properties: {name: {type: string, example: Rex}}}
-    Change: {allOf: [{$ref: '#/components/schemas/Named'}, {type: object, properties: {tag: {type: string, enum: [cat, dog]}}}]}
-"""
-MODULE = '''
-from typing import Literal, Optional
-
-def book_table(people: int, place: str, when: Optional[str] = None, mood: Literal["quiet", "lively"] = "quiet") -> str:
-    """Books a table.
-
-    Args:
-        people: how many come
-        place: the restaurant
-    """
-    return ""
-
-def _hidden(x: int) -> None: ...
-
-def weather(city: str):
-    """Tells the weather."""
-'''
-PLAIN = {"name": "play", "description": "Plays music", "parameters": {"type": "object", "properties": {"song": {"type": "string", "description": "what to play"}}}}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "names"),
-    [
-        ("tools.json", json.dumps([PLAIN]), ["play"]),
-        ("tools.json", json.dumps([{"type": "function", "function": PLAIN}]), ["play"]),
-        ("tools.json", json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "play", "inputSchema": PLAIN["parameters"]}]}}), ["play"]),
-        ("tools.json", json.dumps([{"functionDeclarations": [PLAIN, {**PLAIN, "name": "stop"}]}]), ["play", "stop"]),
-        ("tools.jsonl", json.dumps(PLAIN) + "\n" + json.dumps({**PLAIN, "name": "stop"}), ["play", "stop"]),
-        ("api.yaml", OPENAPI, ["getPet", "put_pets_id"]),
-        ("mine.py", MODULE, ["book_table", "weather"]),
-    ],
-)
-def test_tools_are_read_from_whatever_they_are_declared_in(tmp_path: Path, name: str, content: str, names: list[str]) -> None:
-    (tmp_path / name).write_text(content)
-    sources, findings = read_catalogue(tmp_path / name)
-    assert [source.tool.name for source in sources] == names
-    assert not [finding for finding in findings if finding.error]
-
-
-def test_an_openapi_operation_and_a_function_keep_what_they_say(tmp_path: Path) -> None:
-    (tmp_path / "api.yaml").write_text(OPENAPI)
-    get, put = (source.tool for source in read_catalogue(tmp_path / "api.yaml")[0])
-    assert get.description == "Finds a pet."
-    assert list(get.parameters["properties"]) == ["id", "verbose"]
-    assert get.parameters["required"] == ["id"]
-    assert list(put.parameters["properties"]) == ["id", "name", "tag"]
-    assert put.parameters["required"] == ["id", "name"]
-    (tmp_path / "mine.py").write_text(MODULE)
-    book = read_catalogue(tmp_path / "mine.py")[0][0].tool
-    assert book.description == "Books a table."
-    assert book.parameters["properties"]["people"] == {"type": "integer", "description": "how many come"}
-    assert book.parameters["properties"]["mood"]["enum"] == ["quiet", "lively"]
-    assert book.parameters["required"] == ["people", "place"]
-
-
-def test_everything_wrong_with_the_tools_is_found_at_once_with_its_place(tmp_path: Path) -> None:
-    broken = [PLAIN, {"name": "x", "parameters": {"type": "object", "properties": {"a": {"type": "strin"}}}}, PLAIN, {"name": "bare"}]
-    (tmp_path / "t.json").write_text(json.dumps(broken))
-    sources, findings = read_catalogue(tmp_path / "t.json")
-    assert [source.tool.name for source in sources] == ["play", "bare"]
-    errors = [str(finding) for finding in findings if finding.error]
-    assert errors[0].startswith("error: t.json/1/parameters/properties/a")
-    assert "'play' is declared at t.json/0 already" in errors[1]
-    assert [finding.where for finding in findings if not finding.error] == ["t.json/3/description"]
-    (tmp_path / "odd.py").write_text("class Thing: ...\n\ndef fine(x: int): ...\n\ndef odd(x: Thing): ...\n")
-    sources, findings = read_catalogue(tmp_path / "odd.py")
-    assert [source.tool.name for source in sources] == ["fine"]
-    assert [str(finding)[:40] for finding in findings if finding.error] == ["error: odd.py:odd: the type hints say no"]
-    (tmp_path / "t.json").write_text('{"a": 1}')
-    with pytest.raises(DataError, match="expected an array of tools"):
-        read_catalogue(tmp_path / "t.json")
-    (tmp_path / "bad.py").write_text("1 / 0")
-    with pytest.raises(DataError, match="can't be imported: ZeroDivisionError"):
-        read_catalogue(tmp_path / "bad.py")
-
-
-# Plan
-
-
-def test_a_plan_is_a_function_of_seed_and_number_and_its_calls_are_valid() -> None:
-    sources, _ = read_catalogue(None)
-    unseen = unseen_families(sources, 0)
-    planner, again, another = (Planner(sources, unseen, seed, ["en", "de"], 10) for seed in (0, 0, 1))
-    items = [planner.item(number) for number in range(600)]
-    assert [again.item(number) for number in (599, 3)] == [items[599], items[3]]
-    assert items[:20] != [another.item(number) for number in range(20)]
-    hidden = {source.tool.name for source in sources if source.family in unseen}
-    for item in items:
-        names = [tool.name for tool in item.tools]
-        assert 1 <= len(names) == len(set(names)) <= 10
-        subjects = {tool.name for tool in item.subjects}
-        for tool, call in zip(item.subjects, item.calls, strict=False):
-            if item.kind != MISSING:
-                assert call_errors(call, (tool,)) == [], item
-            else:
-                assert item.left_out in tool.parameters["required"]
-                assert item.left_out not in call.arguments
-        if item.kind in CALLED or item.kind == MISSING:
-            assert subjects <= set(names)
-        if item.kind == NEAR_MISS:
-            assert not subjects & set(names)
-        if item.kind in (NEAR_MISS, NONE):
-            assert item.wanted == ()
-        if item.split != "test":
-            assert not hidden & (set(names) | subjects), "a tool of the test of unseen tools must not be shown before"
-        assert item.unseen == bool(subjects & hidden)
-    assert {item.kind for item in items} == set(KINDS)
-    assert any(item.unseen for item in items)
-    assert {item.language for item in items} == {"en", "de"}
-
-
-def test_values_come_from_the_teacher_where_it_gave_allowed_ones() -> None:
-    tool = Tool("book", "Books", {"type": "object", "properties": {"at": {"type": "string", "pattern": "^[0-9]{2}:[0-9]{2}$"}, "guests": {"type": "array", "items": {"type": "string"}}, "mood": {"enum": ["a"]}}, "required": ["at", "guests"]})  # fmt: skip
-    ((ask, _, open_),) = value_asks([tool], "m")
-    assert list(open_) == ["at", "guests"]
-    assert ask.schema is not None
-    said = Answer("stop", text=json.dumps({"at": ["19:30", "half past"], "guests": ["Ann", "Ann", " Bo "], "more": []}))
-    pools = read_values(said, tool, open_)
-    assert pools == {("book", "at"): ["19:30"], ("book", "guests"): ["Ann", "Bo"]}
-    from needle.collect.catalogue import Declared
-
-    planner = Planner([Declared(tool, "", "book")], frozenset(), 0, ["en"], 3, pools)
-    calls = [call for number in range(60) for call in planner.item(number).calls if "at" in call.arguments and "guests" in call.arguments]
-    assert {call.arguments["at"] for call in calls} == {"19:30"}
-    assert {name for call in calls for name in call.arguments["guests"]} == {"Ann", "Bo"}
-
-
-def test_who_labels_never_sees_the_plan() -> None:
-    sources, _ = read_catalogue(None)
-    item = next(item for number in range(100) if (item := Planner(sources, frozenset(), 0, ["en"], 6).item(number)).kind == "single" and len(item.tools) > 3)
-    first, second = (label_ask("do it", item.tools, "m", sample) for sample in (0, 1))
-    assert first.tools == item.tools
-    assert sorted(tool.name for tool in second.tools) == sorted(tool.name for tool in item.tools)
-    assert first.key != second.key
-    assert item.persona in write_ask([item], "m").text
-    assert item.persona not in first.text + first.system
-    texts = read_requests(Answer("stop", text='```json\n{"requests": [{"task": 1, "text": " b "}, {"task": 7, "text": "x"}, {"task": 0}]}\n```'), 3)
-    assert texts == [None, "b", None]
-
 
 # Grounding
 
@@ -373,21 +209,7 @@ def test_workers_on_a_ray_cluster_and_here_say_the_same() -> None:
         assert list(ray.map(_Judge(0.6), work)) == list(here.map(_Judge(0.6), work))
 
 
-# Real requests, logged traffic
-
-
-def test_requests_without_tools_are_offered_those_that_fit(tmp_path: Path) -> None:
-    sources, _ = read_catalogue(None)
-    (tmp_path / "r.jsonl").write_text(json.dumps({"query": "set an alarm for seven"}) + "\n" + json.dumps({"id": "own", "query": "x", "tools": [PLAIN]}) + "\n")
-    first, second = read_request_file(tmp_path / "r.jsonl", sources, 5, "en")
-    assert len(first.tools) == 5
-    assert "set_alarm" in {tool.name for tool in first.tools}
-    assert [tool.name for tool in second.tools] == ["play"]
-    (tmp_path / "r.txt").write_text("hello\n\nthere\n")
-    assert [source.query for source in read_request_file(tmp_path / "r.txt", sources, 5, "en")] == ["hello", "there"]
-    (tmp_path / "r.jsonl").write_text('{"text": 1}\n')
-    with pytest.raises(DataError, match=r"r\.jsonl, line 1: field 'query'"):
-        read_request_file(tmp_path / "r.jsonl", sources, 5, "en")
+# Logged traffic
 
 
 def test_logged_traffic_is_read_and_verified(tmp_path: Path) -> None:

@@ -163,8 +163,7 @@ def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
 def build_hosted(config: Settings) -> HostedTeacher:
     """The teacher of `needle collect`, made where an event loop runs. Raises ValueError where its package, model or key is missing."""
     teacher = config.teacher
-    if teacher.kind not in HOSTED:
-        raise ValueError(f"teacher.kind is '{teacher.kind}'; to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks its API")
+    assert teacher.kind in HOSTED
     assert teacher.model is not None
     connections = config.collect.concurrency + 8
     if teacher.kind == "openai":

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from needle.collect.books import Books
 from needle.collect.money import DOLLAR
 from needle.collect.settings import CollectConfig
 from needle.collect.shards import rows
@@ -112,6 +113,21 @@ def test_the_budget_is_never_exceeded_and_what_was_paid_for_is_kept(tmp_path: Pa
     assert server.bill <= nanodollars(tmp_path) <= 0.3 * DOLLAR
     assert manifest["dollars"] > 0.25
     assert manifest["funnel"]["items"] > 0
+
+
+def test_money_that_comes_back_while_somebody_looks_is_not_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve, refused = Books.reserve, list[str]()
+
+    async def late(books: Books, ask: Ask, most: int) -> bool:
+        if len(refused) < 3:  # another request held the money when this one asked, and has settled since
+            refused.append(ask.key)
+            return False
+        return await reserve(books, ask, most)
+
+    monkeypatch.setattr(Books, "reserve", late)
+    stopped, manifest = against(Server(), tmp_path, CollectConfig(records=20, budget_usd=0.3, concurrency=4))
+    assert (stopped, len(refused)) == (None, 3)
+    assert manifest["records"] >= 20
 
 
 @pytest.mark.parametrize(("key", "cap", "message"), [("bad", None, "API key not valid"), (KEY, 25, "spending cap")])

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from needle.cli.app import console, fail, launch
+from needle.collect.settings import CollectConfig
 from needle.config import HOSTED, Settings, build_hosted
 
-SHOWN = 12  # findings about the tools that are printed
+if TYPE_CHECKING:
+    from needle.collect.pipeline import Collection
+
+SHOWN = 12  # findings about the tools, or skipped lines, that are printed
+PLANNED = (
+    "A seeded plan chose tools, values, persona and style; the model wrote the requests; it then answered each by native function calling without seeing the plan; what "
+    "isn't valid, doesn't stand in the request or isn't agreed upon was dropped."
+)
+LABELLED = "Real requests were answered by native function calling and verified."
+TRAFFIC = "The calls of logged requests, verified."
 
 
 def run(config: Settings) -> None:
@@ -28,7 +39,7 @@ def _collect(config: Settings) -> None:
     from needle.collect.catalogue import read_catalogue
     from needle.collect.money import find_price
     from needle.collect.pipeline import MOST, Collection
-    from needle.collect.run import finish, read_requests, take_traffic
+    from needle.collect.run import finish, read_requests
     from needle.collect.run import run as collect
 
     for name in ("httpx", "httpx2", "google_genai", "aiohttp"):
@@ -36,59 +47,59 @@ def _collect(config: Settings) -> None:
     options, teacher = config.collect, config.teacher
     folder = Path(config.output or "outputs/collected")
     if options.traffic:
-        count, skipped = take_traffic(Path(options.traffic), folder, options)
-        for message in skipped[:SHOWN]:
-            _say(f"skipped: {message}")
-        manifest = finish(
-            folder, options, None, "logged traffic", "The calls of logged requests, verified.", {"lines_skipped": len(skipped)}, f"{Path(options.traffic).stem}: verified calls"
-        )
-        _summary(manifest, folder, f"{count:,} logged requests")
+        _take_traffic(options, folder)
         return
     if teacher.kind not in HOSTED:
         raise ValueError("to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks its API")
     sources, findings = read_catalogue(Path(options.tools) if options.tools else None)
     errors = [finding for finding in findings if finding.error]
-    for finding in (errors or findings)[:SHOWN]:
-        _say(str(finding))
-    if len(errors or findings) > SHOWN:
-        _say(f"… and {len(errors or findings) - SHOWN} more")
+    _say_some([str(finding) for finding in errors or findings])
     if errors:
         fail(f"{len(errors)} of the tools in {options.tools} can't be used; correct or remove them")
     requests = read_requests(Path(options.requests), sources, options.most_tools, options.languages[0]) if options.requests else []
-    provider = "google" if teacher.kind == "gemini" else "openai"
-    price = find_price(provider, str(teacher.model), options.price)
+    price = find_price("google" if teacher.kind == "gemini" else "openai", str(teacher.model), options.price)
     collection = Collection(options, sources, str(teacher.model), price, requests, teacher.thinking)
     families = f", {len(collection.unseen)} families of them kept unseen for the test" if collection.unseen else ""
     _say(f"{len(sources):,} tools{families}" + (f", {len(requests):,} requests to label" if requests else ""))
-    estimate = collection.estimate()
-    _say(
-        f"about {estimate.requests:,} requests to {teacher.model}, {estimate.input_tokens / 1e6:.2f}M tokens in and {estimate.output_tokens / 1e6:.2f}M out, "
-        f"${estimate.likely:.2f} (at worst ${estimate.worst:.2f}), {estimate.minutes:.0f} minutes; "
-        + (f"the budget is ${options.budget_usd:g} and can't be exceeded" if options.budget_usd else "no budget is set: collect.budget_usd=5")
-    )
-    if options.budget_usd and estimate.likely > options.budget_usd:
-        _say(f"the budget is likely to suffice for about {len(requests or ()) or options.records * options.budget_usd / estimate.likely:,.0f} records; collecting stops there")
+    _say_estimate(collection)
     if options.dry_run:
         _say("dry run: nothing was sent")
         return
     _agree(folder, config)
     stopped, known = asyncio.run(collect(collection, lambda: build_hosted(config), folder, _say))
-    method = (
-        "Real requests were answered by native function calling and verified."
-        if requests
-        else "A seeded plan chose tools, values, persona and style; the model wrote the requests; it then answered each by native function calling without seeing the plan; what "
-        "isn't valid, doesn't stand in the request or isn't agreed upon was dropped."
-    )
-    manifest = finish(
-        folder, options, price, f"{teacher.kind}: {teacher.model}", method, known, f"{Path(options.tools).stem if options.tools else 'built-in catalogue'}: collected calls"
-    )
+    title = f"{Path(options.tools).stem if options.tools else 'built-in catalogue'}: collected calls"
+    manifest = finish(folder, options, price, f"{teacher.kind}: {teacher.model}", LABELLED if requests else PLANNED, known, title)
     _summary(manifest, folder, f"${known['dollars']:.4f}")
     if stopped:
         fail(stopped)
-    if not requests and manifest["records"] < options.records:
+    wanted = len(requests) or options.records
+    if not requests and manifest["records"] < wanted:
         _say(
-            f"{manifest['records']:,} of the {options.records:,} records that were asked for, after {MOST} planned items for each; more tools or languages, or collect.phrasings, make room for more"
+            f"{manifest['records']:,} of the {wanted:,} records that were asked for, after {MOST} planned items for each; more tools or languages, or collect.phrasings, make room for more"
         )
+
+
+def _take_traffic(options: CollectConfig, folder: Path) -> None:
+    from needle.collect.run import finish, take_traffic
+
+    assert options.traffic is not None
+    path = Path(options.traffic)
+    count, skipped = take_traffic(path, folder, options)
+    _say_some([f"skipped: {message}" for message in skipped])
+    manifest = finish(folder, options, None, "logged traffic", TRAFFIC, {"lines_skipped": len(skipped)}, f"{path.stem}: verified calls")
+    _summary(manifest, folder, f"{count:,} logged requests")
+
+
+def _say_estimate(collection: Collection) -> None:
+    options, estimate = collection.config, collection.estimate()
+    budget = f"the budget is ${options.budget_usd:g} and can't be exceeded" if options.budget_usd else "no budget is set: collect.budget_usd=5"
+    _say(
+        f"about {estimate.requests:,} requests to {collection.model}, {estimate.input_tokens / 1e6:.2f}M tokens in and {estimate.output_tokens / 1e6:.2f}M out, "
+        f"${estimate.likely:.2f} (at worst ${estimate.worst:.2f}), {estimate.minutes:.0f} minutes; {budget}"
+    )
+    if options.budget_usd and estimate.likely > options.budget_usd:
+        wanted = len(collection.requests) or options.records
+        _say(f"the budget is likely to suffice for about {wanted * options.budget_usd / estimate.likely:,.0f} of {wanted:,} records; collecting stops there")
 
 
 def _agree(folder: Path, config: Settings) -> None:
@@ -105,6 +116,14 @@ def _agree(folder: Path, config: Settings) -> None:
 
 def _say(text: str) -> None:
     console.print(text, markup=False)
+
+
+def _say_some(lines: Sequence[str]) -> None:
+    """The first lines, and how many more there are."""
+    for line in lines[:SHOWN]:
+        _say(line)
+    if len(lines) > SHOWN:
+        _say(f"… and {len(lines) - SHOWN} more")
 
 
 def _summary(manifest: dict[str, Any], folder: Path, cost: str) -> None:

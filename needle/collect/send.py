@@ -102,11 +102,13 @@ class Sender:
 
     async def _reserve(self, ask: Ask) -> bool:
         """Waits for money that comes back from other requests; without any, the run ends."""
-        while not await self.books.reserve(ask, self.price.worst(ask)):
+        most, budget = self.price.worst(ask), self.books.budget
+        while not await self.books.reserve(ask, most):
             charged, reserved = await self.books.money()
             if self.stopped:
                 return False
-            if not reserved:
+            # Money that was reserved a moment ago may have come back by now.
+            if not reserved and budget is not None and charged + most > budget:
                 self.stop(f"the budget is spent: {charged / 1e9:.4f} dollars, and the next request could cost more than what is left")
                 return False
             self.books.moved.clear()

@@ -94,7 +94,7 @@ class Pools:
         self._beside: dict[tuple[str, str], dict[str, Tool]] = defaultdict(dict)
         every: dict[str, tuple[str, Tool]] = {}
         for record in records:
-            called = {call.name for call in record.answers}
+            called = dict.fromkeys(call.name for call in record.answers)
             keys = [json.dumps(tool.to_json()) for tool in record.tools]
             every |= {key: (record.source, tool) for key, tool in zip(keys, record.tools, strict=True)}
             for name in called:
@@ -137,7 +137,7 @@ class Pools:
         return self._weigh(mine & theirs) / max(math.sqrt(self._weigh(mine) * self._weigh(theirs)), 1e-9)
 
     def _weigh(self, words: frozenset[str]) -> float:
-        return sum(self._weights.get(word, 1.0) ** 2 for word in words)
+        return math.fsum(self._weights.get(word, 1.0) ** 2 for word in words)  # the same whatever the order of the words
 
 
 def _words(tool: Tool) -> frozenset[str]:

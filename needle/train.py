@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
@@ -145,20 +146,21 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
         raise RunError(f"loss.alpha={job.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
     if job.train.batch_distractors and job.loss.wants_teacher and not isinstance(job.signals, OnlineSignals):
         raise RunError("train.batch_distractors changes what a record offers, and stored signals don't know the new tools; set teacher.online=true, or leave one of them out")
-    finished = _check_output(job)
+    identity = _identity(job)
+    finished = _check_output(job, identity)
     if finished is not None:
         return finished
-    return _Loop(job, report or (lambda values: None)).run()
+    return _Loop(job, identity, report or (lambda values: None)).run()
 
 
-def _check_output(job: Job) -> dict[str, Any] | None:
+def _check_output(job: Job, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Refuses a folder of another run; returns the summary of this very run when it is done."""
     path = job.output / RUN
     if not path.exists():
         return None
     if job.train.resume == "never":
         raise RunError(f"{job.output} holds a run already; choose another output=, or go on with it by train.resume=auto")
-    different = _differences(json.loads(path.read_text(encoding="utf-8")), _identity(job))
+    different = _differences(json.loads(path.read_text(encoding="utf-8")), identity)
     if different:
         raise RunError(f"{job.output} holds another run ({'; '.join(different[:4])}); choose another output=, or give the same settings and data to resume it")
     summary = job.output / SUMMARY
@@ -179,6 +181,14 @@ def _identity(job: Job) -> dict[str, Any]:
     return identity
 
 
+def _check_processes(identities: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `RunError` unless all processes train the same: gradients for different data or tokenizers can't be averaged."""
+    for rank, identity in enumerate(identities):
+        different = _differences(identities[0], identity)
+        if different:
+            raise RunError(f"process {rank} of {len(identities)} has another run than process 0 ({'; '.join(different[:4])}); do the files change while they are read?")
+
+
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without what may change between a run and its resumption."""
     kept = {key: value for key, value in config.items() if key not in ("output", "tracker", "cache")}
@@ -196,7 +206,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 class _Loop:
     """One process's share of a run."""
 
-    def __init__(self, job: Job, report: Report) -> None:
+    def __init__(self, job: Job, identity: Mapping[str, Any], report: Report) -> None:
         self.job, self.report = job, report
         if job.hardware.threads:
             torch.set_num_threads(job.hardware.threads)
@@ -204,10 +214,10 @@ class _Loop:
         self.accelerator = build_accelerator(job.hardware)
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.accelerator.wait_for_everyone()  # every process has looked into the folder
+        _check_processes(gather_object([identity]))  # waits too until every process has looked into the folder
         if self.main:
             job.output.mkdir(parents=True, exist_ok=True)
-            write_json(job.output / RUN, _identity(job))
+            write_json(job.output / RUN, identity)
         self.examples = job.data.examples
         weights = job.loss.weights
         self.kind_weights = () if (weights.name, weights.key, weights.value) == (1, 1, 1) else (1.0, weights.name, weights.key, weights.value)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -154,6 +157,27 @@ def test_augmented_copies_stay_valid_and_repeat_by_seed(real_data: Path) -> None
             for value in call.arguments.values():
                 if isinstance(value, str):
                     assert value in record.query
+
+
+GROWN = """
+import sys
+from pathlib import Path
+from needle.data.augment import AugmentConfig, expand
+from needle.data.encoding import TokenizerConfig, data_fingerprint, fit_tokenizer
+from needle.formats import read_records
+records = [r for name in ("mixed_calls", "sgd") for r in list(read_records(Path(sys.argv[1]) / name / "validation.jsonl.gz"))[:150]]
+grown = expand(records, AugmentConfig(copies=3, rename=0.5, join=0.5, shuffle=0.5, strangers=0.5), 0)
+print(data_fingerprint(grown), fit_tokenizer(grown, TokenizerConfig(size=1000), Path(sys.argv[2])).fingerprint)
+"""
+
+
+def test_every_process_makes_the_same_copies_and_tokenizer(real_data: Path, tmp_path: Path) -> None:
+    """Python hashes strings differently in each process, so that whatever depends on the order of a set differs."""
+    made = [
+        subprocess.run([sys.executable, "-c", GROWN, real_data, tmp_path / str(seed)], env={**os.environ, "PYTHONHASHSEED": str(seed)}, text=True, capture_output=True, check=True)
+        for seed in (1, 2, 3)
+    ]
+    assert len({process.stdout for process in made}) == 1
 
 
 def test_whole_copies_are_renamed_or_shuffled(real_data: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from needle.records import Record, write_jsonl
 from needle.tracking import read_metrics
 from tests.test_train import COMMAND, SMALL, run, weights
 
@@ -35,6 +36,17 @@ def test_two_processes_with_half_the_batch_each_give_the_loss_and_weights_of_one
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
+
+
+def test_processes_that_read_other_data_are_an_error(tmp_path: Path, records: list[Record]) -> None:
+    for rank in range(2):
+        write_jsonl(tmp_path / f"train-{rank}.jsonl", records[rank : 40 + rank])
+    words = [f"data.train=[{tmp_path}/train-${{oc.env:LOCAL_RANK,0}}.jsonl]", "data=jsonl", "hardware=cpu_2", "train.steps=2", f"cache={tmp_path}/cache", f"output={tmp_path}/out"]
+    each = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "needle.cli", "train", *SMALL, *words]
+    found = subprocess.run([sys.executable, "-m", *each], env=ENVIRONMENT, text=True, capture_output=True)
+    assert found.returncode != 0
+    assert "process 1 of 2 has another run than process 0 (data.train" in found.stderr
+    assert "content.training_data was" in found.stderr
 
 
 def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes(tmp_path: Path) -> None:

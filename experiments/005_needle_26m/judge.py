@@ -144,9 +144,12 @@ def main() -> None:
     parser.add_argument("--records", type=int, help="at most so many of each set")
     parser.add_argument("--parts", default="sets,changes,latency")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="auto", help="as `needle serve` has it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    engine = Engine(load_checkpoint(arguments.checkpoint))
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint.student.to(working_dtype(arguments.precision))
+    engine = Engine(checkpoint)
     out: dict[str, Any] = {"split": arguments.split}
     if "sets" in arguments.parts:
         out["sets"] = {}
@@ -185,7 +188,6 @@ def main() -> None:
                     name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True
                 )
     if "latency" in arguments.parts:
-        engine.student.to(working_dtype("auto"))
         out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}
         print(out["latency"])
     if arguments.output:

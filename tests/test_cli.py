@@ -91,7 +91,6 @@ def test_good_settings_pass(words: list[str]) -> None:
         (["train", *SHORT, "student.heads=3"], "can't be split into student.heads=3"),
         (["train", *SHORT, "train.steps=0"], "train.steps=0"),
         (["train", *SHORT, "data.max_length=30", "data.on_long=error"], "more than data.max_length=30"),
-        (["evaluate"], "give checkpoint=DIR"),
         (["evaluate", "checkpoint=nowhere"], "nowhere isn't a checkpoint: it has no config.json"),
         (["serve", "checkpoint=nowhere"], "nowhere isn't a checkpoint"),
     ],

@@ -83,6 +83,7 @@ SGD is share-alike: whoever must not depend on CC BY-SA data should train withou
 
 - Values that have to be worked out (dates, sums, unit conversions, codes) are mostly wrong; it copies from the request or from the declared members.
 - It knows nothing of earlier turns, of the state of a home or an account, or of facts.
+- It leans on the names of arguments more than on their descriptions, and learned too few other names: see SNIPS renamed above.
 - `confidence` is the product of its own probabilities; it isn't calibrated.
 - Unseen tools cost accuracy (see above); so do languages other than English and requests unlike short commands.
 

@@ -234,7 +234,7 @@ def test_impossible_tokens_of_the_student_cost_nothing_where_the_teacher_agrees(
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from needle.losses import LossConfig, Signal, distillation_loss
 torch.manual_seed(0)
 N = V = 8192
@@ -249,7 +249,7 @@ elif sys.argv[1] == "plain":
     for part, gold in zip(logits.split(128), targets.split(128)):
         total = total + torch.nn.functional.cross_entropy(part, gold, reduction="sum")
     (total / N).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # ru_maxrss would hold the parent's
 """
 
 

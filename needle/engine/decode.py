@@ -138,15 +138,17 @@ class Engine:
 
     def _read(self, request: Request) -> Example:
         example = self.renderer.prompt(request.id, request.query, request.tools)
-        if self._room(example) <= 0:
+        length = self._length(example)
+        if length >= self.checkpoint.max_length:
             whole = "the request and its tools are" if self.student.layout == "flat" else "the longest of the request and its tools is"
-            raise PromptError(f"{whole} {self.checkpoint.max_length - self._room(example)} tokens long; this student reads fewer than {self.checkpoint.max_length}")
+            raise PromptError(f"{whole} {length} tokens long; this student reads fewer than {self.checkpoint.max_length}")
         return example
 
-    def _room(self, example: Example) -> int:
-        """How many more tokens the student can read: beside everything, or, where it reads tools apart, beside the longest piece."""
-        apart = max(len(example.query), *(len(tool.ids) for tool in example.tools), 0)
-        return self.checkpoint.max_length - (example.prompt_length if self.student.layout == "flat" else apart)
+    def _length(self, example: Example) -> int:
+        """Tokens that the student reads at once: everything, or the longest piece where it reads tools apart."""
+        if self.student.layout == "flat":
+            return example.prompt_length
+        return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
 
     @torch.inference_mode()
     def _decode(self, rows: list[_Row], examples: list[Example], max_tokens: int, random: torch.Generator | None = None) -> list[Answer]:
@@ -158,7 +160,7 @@ class Engine:
         answers: dict[int, Answer] = {}
         active = list(rows)
         tokens = torch.full((len(rows),), self.tokenizer.answer, device=device)
-        limits = {row.index: min(max_tokens, self._room(example)) for row, example in zip(rows, examples, strict=True)}
+        limits = {row.index: min(max_tokens, self.checkpoint.max_length - self._length(example)) for row, example in zip(rows, examples, strict=True)}
         if len(active) == 1 and random is None and isinstance(self.student, PointerStudent) and isinstance(state, PointerState):
             return [self._decode_one(self.student, state, active[0], limits[active[0].index], answers)]
         while active:

@@ -8,6 +8,7 @@ tokens divided by their number (or summed weight), over all micro-batches and pr
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
-from needle.data.encoding import Encoded, add_distractors, batch_order, data_fingerprint, share
+from needle.codecs import build_codec
+from needle.data.encoding import Encoded, add_distractors, batch_order, data_fingerprint, rename_examples, share
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.losses import IGNORE, LossConfig, Signal
@@ -52,7 +54,8 @@ GROUPS = ("length", "source")
 class TrainConfig:
     """`batch_size` counts the records of one optimiser step over all processes; `micro_batch` those of one pass.
 
-    `group` says which records share a micro-batch: those of similar length, or also of one source and augmented copy, whose
+    `rename` is the share of passes whose tools stand under other names and descriptions, drawn anew for each: of a few tools,
+    the few variants that `data.augment.rename` makes are soon known by heart. `group` says which records share a micro-batch: those of similar length, or also of one source and augmented copy, whose
     tools a pointer student then encodes once for all of them.
     """
 
@@ -63,6 +66,7 @@ class TrainConfig:
     eval_every: int = 250
     eval_records: int = 200
     patience: int = 0  # evaluations without a better exact call before stopping; 0 never stops early
+    rename: float = 0.0
     batch_distractors: int = 0  # most tools that a record borrows from its batch, on top of its own
     save_every: int = 250
     log_every: int = 10
@@ -74,6 +78,8 @@ class TrainConfig:
         for name in ("batch_size", "micro_batch", "eval_every", "eval_records", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1 (to leave {name.split('_')[0]} out, give a number above train.steps)")
+        if not 0 <= self.rename <= 1:
+            raise ValueError(f"train.rename is {self.rename}; it must be between 0 and 1")
         if self.resume not in RESUME:
             raise ValueError(f"train.resume is '{self.resume}'; expected one of {', '.join(RESUME)}")
         if self.group not in GROUPS:
@@ -144,8 +150,9 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
         raise RunError(f"train.steps={job.train.steps}: a run without an optimiser step would promote random weights; give at least 1")
     if job.loss.wants_teacher and job.signals is None:
         raise RunError(f"loss.alpha={job.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
-    if job.train.batch_distractors and job.loss.wants_teacher and not isinstance(job.signals, OnlineSignals):
-        raise RunError("train.batch_distractors changes what a record offers, and stored signals don't know the new tools; set teacher.online=true, or leave one of them out")
+    for name in ("batch_distractors", "rename"):
+        if getattr(job.train, name) and job.loss.wants_teacher and not isinstance(job.signals, OnlineSignals):
+            raise RunError(f"train.{name} changes the tools of a record, and stored signals don't know the new ones; set teacher.online=true, or leave train.{name} out")
     identity = _identity(job)
     finished = _check_output(job, identity)
     if finished is not None:
@@ -219,6 +226,7 @@ class _Loop:
             job.output.mkdir(parents=True, exist_ok=True)
             write_json(job.output / RUN, identity)
         self.examples = job.data.examples
+        self.codec = build_codec(job.codec, job.tokenizer)
         weights = job.loss.weights
         self.kind_weights = () if (weights.name, weights.key, weights.value) == (1, 1, 1) else (1.0, weights.name, weights.key, weights.value)
         self.sizes = [sum(target_weights(example, self.kind_weights)) for example in self.examples]
@@ -318,6 +326,8 @@ class _Loop:
         """Forward and backward of one micro-batch. An empty one runs a record without targets, to stay in step."""
         job, at = self.job, self.progress
         examples = [self.examples[index] for index in micro] or [self.examples[stand_in]]
+        if micro and job.train.rename:
+            examples = self._renamed(examples, micro)
         if job.train.batch_distractors:
             examples = add_distractors(examples, job.train.batch_distractors, (job.train.seed, at.step, *micro[:1]))
         batch = move(collate(examples, job.tokenizer, self.student.layout, self.kind_weights), self.accelerator.device)
@@ -328,6 +338,13 @@ class _Loop:
         values: Tensor = self.model(batch, signal, normalizer, insides)
         self.accelerator.backward(values[0] * self.processes)  # DDP averages over processes; the sum is wanted
         return values.detach().float().cpu()
+
+    def _renamed(self, examples: list[Example], micro: Sequence[int]) -> list[Example]:
+        job = self.job
+        source = random.Random(f"{job.train.seed}:{self.progress.step}:{micro[0]}")
+        if source.random() >= job.train.rename:
+            return examples
+        return rename_examples(examples, [job.data.records[index] for index in micro], job.tokenizer, self.codec, job.max_length, source.getrandbits(32))
 
     def _teach(self, examples: Sequence[Example], batch: Batch) -> tuple[Signal | None, Trace | None]:
         """What the teacher says about a batch, and what it thought on its way there."""
@@ -343,8 +360,8 @@ class _Loop:
                 raise RunError("teacher.placebo shuffles distributions, and pieces of text (teacher.rung=span) belong to their text; leave one of them out")
             places = (batch.targets.flatten() != IGNORE).nonzero()[:, 0].cpu()
             rows = torch.arange(batch.targets.numel())
-            random = torch.Generator().manual_seed(job.train.seed * 1_000_003 + self.progress.step)
-            rows[places] = places[torch.randperm(len(places), generator=random)]
+            generator = torch.Generator().manual_seed(job.train.seed * 1_000_003 + self.progress.step)
+            rows[places] = places[torch.randperm(len(places), generator=generator)]
             signal = signal.at(rows.to(batch.targets.device))
         return signal, insides
 

@@ -126,7 +126,10 @@ class Pools:
         return {origin: frozenset(random.Random(f"{seed}:{origin}").sample(list(keys), min(count, len(keys)))) for origin, keys in found.items()}
 
     def apart(self, one: Record, other: Record) -> bool:
-        """Whether each record's tools are known not to fit where the other's calls do; the same tool twice is fine."""
+        """Whether each record's tools are known not to fit where the other's calls do; the same tool twice is fine, two of one name aren't."""
+        tools = {tool.name: tool for tool in one.tools}
+        if any(tools.get(tool.name, tool) != tool for tool in other.tools):
+            return False
         mine, theirs = ({call.name for call in record.answers} for record in (one, other))
         known = [{tool.name for tool in self.beside(record)} for record in (one, other)]
         return theirs - mine <= known[0] and mine - theirs <= known[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from needle.data.rename import rename
 from needle.data.votes import votes_key
 from needle.prompt import Codec, Example, PromptError, Renderer, render_record
 from needle.records import DataError, Record
@@ -202,6 +203,19 @@ def add_distractors(examples: Sequence[Example], most: int, seed: Sequence[int])
         count = min(int(random.integers(0, most + 1)), len(others), TOOL_LABELS - len(own))
         drawn = [others[int(i)] for i in random.permutation(len(others))[:count]]
         out.append(replace(example, tools=(*example.tools, *drawn)))
+    return out
+
+
+def rename_examples(examples: Sequence[Example], records: Sequence[Record], tokenizer: TextTokenizer, codec: Codec, max_length: int, seed: int) -> list[Example]:
+    """The examples with all tools under other names, those of `seed`; one whose tools can't be renamed together stays as it is."""
+    renderer, out = Renderer(tokenizer), []
+    for example, record in zip(examples, records, strict=True):
+        try:
+            renamed = render_record(renderer, codec, rename(record, 0, seed))
+        except PromptError:
+            renamed = example
+        fits = renamed.length <= max_length
+        out.append(replace(renamed, votes=example.votes, weight=example.weight) if fits else example)
     return out
 
 

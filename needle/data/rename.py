@@ -33,7 +33,7 @@ class Strength:
     other_words: float = 0.3
     recase: float = 0.3
     bare: float = 0.2
-    synonym: float = 0.3
+    synonym: float = 0.5
     shuffle: float = 0.5
     tests: bool = False
 
@@ -60,7 +60,7 @@ def rename(record: Record, variant: int, seed: int, strength: Strength | None = 
     return replace(record, tools=tools, answers=tuple(answers))
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=8192)
 def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Tool, Mapping[str, str]]:
     """The tool of this JSON text in another form, and its arguments' new names by the old."""
     row = json.loads(text)

@@ -180,7 +180,7 @@ class Engine:
         Each step scores the last token and some guesses after it (Stern et al. 2018, arXiv:1811.03115; Saxena 2023, prompt
         lookup); guesses are kept as long as they are what the student chooses.
         """
-        device, token = state.source.device, self.tokenizer.answer
+        device, token = state.place.last.device, self.tokenizer.answer
         while True:
             guesses = [] if token >= self.tokenizer.first_tool_label or token == self.tokenizer.answer else student.guess(state, token, GUESSES)
             fed = torch.tensor([[token, *guesses]], device=device)

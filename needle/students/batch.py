@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from needle.losses import IGNORE
 from needle.prompt import Example, RenderedTool
-from needle.tokenizer import TextTokenizer
+from needle.tokenizer import TOOL_LABELS, TextTokenizer
 
 LAYOUTS = ("flat", "split")
 CHUNKS = 10  # requests and tools are encoded in at most this many groups of similar length, to waste less on padding
@@ -180,7 +180,7 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
         tool_segment=torch.tensor(first_segment[:-1], dtype=torch.long),
         argument_segment=_pad([[first_segment[index] + 1 + a for a in range(len(tool.markers))] for index, tool in enumerate(ordered)], arguments, -1),
         keys=[tool.key for tool in ordered],
-        sources=trace_sources(padded_queries, inputs),
+        sources=trace_sources(padded_queries, inputs, tokenizer.first_tool_label),
     )
 
 
@@ -204,25 +204,47 @@ def _own_positions(tools: Sequence[Sequence[int]], starts: np.ndarray) -> Tensor
     return _pad(rows, max(len(row) for row in rows), -1)
 
 
-def trace_sources(query: Tensor, inputs: Tensor) -> Tensor:
+class Place(NamedTuple):
+    """How far an answer has come in copying from its request. Each [B]; -1 is before the request."""
+
+    last: Tensor  # the position that the last token was copied from, or -1
+    furthest: Tensor  # the last position that any token was copied from
+    begin: Tensor  # where the open call begins to copy: behind all that earlier calls copied
+
+    @classmethod
+    def first(cls, tokens: Tensor) -> Place:
+        """Before the first of tokens [B, ...]."""
+        before = torch.full_like(tokens.reshape(len(tokens), -1)[:, 0], -1)
+        return cls(before, before, before + 1)
+
+    def select(self, rows: Tensor) -> Place:
+        return Place(*(part[rows] for part in self))
+
+
+def trace_sources(query: Tensor, inputs: Tensor, first_tool_label: int) -> Tensor:
     """Where each of `inputs` [B, T] was copied from in `query` [B, Q]: [B, T] of positions, -1 for a token not in it."""
-    sources = torch.full_like(inputs, -1)
-    last = torch.full_like(inputs[:, 0], -1)
+    sources, place = torch.full_like(inputs, -1), Place.first(inputs)
     for step in range(inputs.shape[1]):
-        last = sources[:, step] = next_source(query, last, inputs[:, step])
+        place = next_place(query, place, inputs[:, step], first_tool_label)
+        sources[:, step] = place.last
     return sources
 
 
-def next_source(query: Tensor, last: Tensor, tokens: Tensor) -> Tensor:
-    """[B] positions of `tokens` [B]: the one right after `last` if it holds the token, else its first, else -1.
+def next_place(query: Tensor, place: Place, tokens: Tensor, first_tool_label: int) -> Place:
+    """Where `tokens` [B] were copied from: the position right after the last one if it holds the token, else the first that the
+    open call may come to, else the first of all, else -1.
 
-    A function of the tokens alone, so that training and decoding agree on it.
+    A request names what its calls need in their order. A function of the tokens alone, so that training and decoding agree.
     """
-    after = (last + 1).clamp_max(query.shape[1] - 1)
-    follows = (last >= 0) & (query.gather(1, after[:, None])[:, 0] == tokens) & (last + 1 < query.shape[1])
+    opens = (tokens >= first_tool_label) & (tokens < first_tool_label + TOOL_LABELS)
+    begin = torch.where(opens, place.furthest + 1, place.begin)
+    after = (place.last + 1).clamp_max(query.shape[1] - 1)
+    follows = (place.last >= 0) & (query.gather(1, after[:, None])[:, 0] == tokens) & (place.last + 1 < query.shape[1])
     matches = (query == tokens[:, None]) & (tokens != 0)[:, None]
-    first = torch.where(matches.any(1), matches.int().argmax(1), -1)
-    return torch.where(follows, after, first)
+    later = matches & (torch.arange(query.shape[1], device=query.device) >= begin[:, None])
+    matches = torch.where(later.any(1, keepdim=True), later, matches)
+    last = torch.where(follows, after, torch.where(matches.any(1), matches.int().argmax(1), -1))
+    return Place(last, torch.maximum(place.furthest, last), begin)
 
 
 def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int) -> tuple[Tensor, Tensor]:

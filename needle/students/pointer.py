@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from needle.students.base import Dropout, LayerNorm, Rope, Student, Trace, at_positions, init_weights, mean_attention, working_precision
-from needle.students.batch import Batch, Split, next_source
+from needle.students.batch import Batch, Place, Split, next_place
 from needle.students.pointer_parts import BertBlock, DecoderBlock, EncoderBlock, Keys, Memory, PointerConfig, PointerState, by_length
 from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
@@ -293,7 +293,7 @@ class PointerStudent(Student):
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
         cross = [block.cross_keys(memory, memory.projected and memory.projected[index]) for index, block in enumerate(self.decoder)]  # type: ignore[operator]
-        return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), torch.full_like(batch.tool_count, -1))
+        return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), Place.first(batch.tool_count))
 
     def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
         """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
@@ -323,12 +323,11 @@ class PointerStudent(Student):
     def _advance(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> tuple[Tensor, Tensor]:
         """Appends `tokens` [B, n]: the decoder's hidden states [B, n, D], and where the tokens were copied from, [B, n]."""
         split, n = state.memory.split, tokens.shape[1]
-        last, trail = state.source, []
-        for place in range(n):
-            last = next_source(split.query, last, tokens[:, place])
-            trail.append(last)
-        state.source, state.trail = last, trail
-        sources = torch.stack(trail, dim=1)
+        state.trail = []
+        for step in range(n):
+            state.place = next_place(split.query, state.place, tokens[:, step], self.first_label)
+            state.trail.append(state.place)
+        sources = torch.stack([place.last for place in state.trail], dim=1)
         x = self.embed_inputs(tokens, open_tool, sources, state.memory)
         rope = Rope.at(torch.arange(state.position, state.position + n, device=x.device), self.head_width, self.config.rope_theta)
         for index, block in enumerate(self.decoder):
@@ -339,5 +338,5 @@ class PointerStudent(Student):
     def guess(self, state: PointerState, token: int, most: int) -> list[int]:
         """What may follow `token` in the answer of the only row: what follows it in the request, if it was copied from there."""
         query = state.memory.split.query
-        source = int(next_source(query, state.source, torch.tensor([token], device=query.device)))
+        source = int(next_place(query, state.place, torch.tensor([token], device=query.device), self.first_label).last)
         return query[0, source + 1 : source + 1 + most].tolist() if source >= 0 else []

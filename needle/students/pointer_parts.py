@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from needle.students.base import GELU, Dropout, LayerNorm, Rope, SwiGLU, attention
-from needle.students.batch import Split
+from needle.students.batch import Place, Split
 
 
 @dataclass
@@ -78,15 +78,15 @@ class PointerState:
     keys: Keys
     cross: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # keys and values of request and tools, each layer
     cache: list[tuple[Tensor, Tensor] | None]
-    source: Tensor  # [B] the request position that the last token was copied from, or -1
+    place: Place  # in the request, after the last token
     position: int = 0
-    trail: list[Tensor] = field(default_factory=list)  # the sources of the tokens that came last together
+    trail: list[Place] = field(default_factory=list)  # the places of the tokens that came last together
 
     def cut(self, count: int) -> None:
         """Forgets the last `count` tokens of those that came together."""
         if count:
             self.position -= count
-            self.source = self.trail[-1 - count]
+            self.place = self.trail[-1 - count]
             self.cache = [None if kv is None else (kv[0][:, :, :-count], kv[1][:, :, :-count]) for kv in self.cache]
 
     def select(self, rows: Tensor) -> None:
@@ -94,7 +94,7 @@ class PointerState:
         asked = None if memory.asked is None else memory.asked[rows]
         self.memory = Memory(memory.query[rows], memory.tools, memory.segments, asked, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
         self.keys = self.keys.select(rows)
-        self.source = self.source[rows]
+        self.place = self.place.select(rows)
         self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
         self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
 

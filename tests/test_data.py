@@ -8,14 +8,16 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from needle.data.augment import AugmentConfig, expand
+from needle.codecs import build_codec
+from needle.data.augment import AugmentConfig, Pools, expand
 from needle.data.catalogue import load_catalogue
-from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, share
+from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, rename_examples, share
 from needle.data.rename import Strength, rename, synonyms
 from needle.data.sources import DataConfig, load_splits, subset
 from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
@@ -23,6 +25,7 @@ from needle.data.values import Values
 from needle.formats import read_records
 from needle.prompt import Example
 from needle.records import Call, DataError, Record, Tool, canonical_json
+from needle.tokenizer import TextTokenizer
 from needle.toolschema import call_errors
 
 SMALL = SyntheticConfig(train=1500, validation=100, test=200, unseen=80)
@@ -260,6 +263,33 @@ WEATHER = Tool(
         "additionalProperties": False,
     },
 )
+
+
+def test_renamed_examples_are_what_their_renamed_records_would_be(records: list[Record], tokenizer: TextTokenizer, examples: list[Example]) -> None:
+    codec = build_codec("decisions", tokenizer)
+    once, again, other = (rename_examples(examples[:60], records[:60], tokenizer, codec, 2048, seed) for seed in (1, 1, 2))
+    assert once == again
+    asking = [row for row in range(60) if examples[row].tools]
+    assert sum(once[row].tools == examples[row].tools for row in asking) < len(asking) / 5
+    assert sum(once[row].tools == other[row].tools for row in asking) < len(asking) / 5
+    for row, example in enumerate(once):
+        renamed = rename(records[row], 0, 1)
+        assert codec.decode(example.target[:-1], renamed.tools) == list(renamed.answers)
+        assert [tool.name for tool in example.tools] == [tool.name for tool in renamed.tools]
+    weighted = [replace(example, weight=0.25, votes="v") for example in examples[:60]]
+    assert {(example.weight, example.votes) for example in rename_examples(weighted, records[:60], tokenizer, codec, 2048, 1)} == {(0.25, "v")}
+    assert rename_examples(examples[:60], records[:60], tokenizer, codec, 1, 1) == examples[:60]  # too long by another name: as it was
+
+
+def test_two_tools_of_one_name_are_never_joined() -> None:
+    def record(id: str, query: str, description: str) -> Record:
+        tool, other = Tool("find", description, {"type": "object", "properties": {}}), Tool(f"other_{id}", "", {"type": "object", "properties": {}})
+        return Record(id, query, (tool, other), (Call("find", {}),), "s")
+
+    one, same, different = record("1", "a b", "Finds flights."), record("2", "c d", "Finds flights."), record("3", "e f", "Finds hotels.")
+    pools = Pools([one, same, different])
+    assert pools.apart(one, same)
+    assert not pools.apart(one, different)
 
 
 def test_a_renamed_record_asks_the_same_of_the_same_tools() -> None:

@@ -14,10 +14,10 @@ from needle.checkpoint import student_config
 from needle.pretrained import fit_config
 from needle.prompt import Example
 from needle.students.base import Student, count_parameters
-from needle.students.batch import Batch, collate
+from needle.students.batch import Batch, collate, trace_sources
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, LlamaStudent
-from needle.tokenizer import TextTokenizer
+from needle.tokenizer import TOOL_LABELS, TextTokenizer
 
 
 def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: TextTokenizer) -> torch.Tensor:
@@ -152,3 +152,11 @@ def test_llama_weights_load_into_transformers_with_equal_logits(tmp_path: Path) 
     with torch.no_grad():
         hidden, _ = mine.trunk(ids, torch.arange(17).expand(2, -1), None, None)
         torch.testing.assert_close(mine.head(hidden), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_later_call_copies_from_behind_what_earlier_calls_copied() -> None:
+    tool, argument = 100, 100 + TOOL_LABELS
+    request = [5, 6, 7, 8, 5, 9, 7, 5]  # "play 6 7 and play 9 7 play"
+    answer = [tool, argument, 5, 6, tool, argument, 5, 9, argument, 7, tool, argument, 6]
+    sources = trace_sources(torch.tensor([request]), torch.tensor([answer]), tool)[0].tolist()
+    assert sources == [-1, -1, 0, 1, -1, -1, 4, 5, -1, 2, -1, -1, 1]  # the last is nowhere behind, so it's the first of all

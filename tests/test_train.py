@@ -144,14 +144,20 @@ def test_a_batch_larger_than_the_data_trains_on_all_of_it(tmp_path: Path, tokeni
     assert summary["records"] == 15
 
 
-def test_borrowed_tools_train_but_not_beside_stored_signals(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
-    borrow = TrainConfig(steps=3, batch_size=8, micro_batch=3, batch_distractors=4)
-    assert train(job(tmp_path / "a", tokenizer, examples, records, train=borrow))["steps"] == 3
+@pytest.mark.parametrize("change", [{"batch_distractors": 4}, {"rename": 1.0}], ids=lambda change: next(iter(change)))
+def test_tools_that_change_in_the_loop_train_but_not_beside_stored_signals(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], change: dict[str, Any]
+) -> None:
+    changed = TrainConfig(steps=3, batch_size=8, micro_batch=3, **change)
+    for folder, settings in (("plain", TrainConfig(steps=3, batch_size=8, micro_batch=3)), ("a", changed)):
+        train(job(tmp_path / folder, tokenizer, examples, records, train=settings))
+    plain, other = (weights(tmp_path / folder) for folder in ("plain", "a"))
+    assert any(not torch.equal(plain[name], other[name]) for name in plain)
     teacher = LocalTeacher([tmp_path / "a"])
     stored = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", 8, 1.0))
-    with pytest.raises(RunError, match="train.batch_distractors changes what a record offers"):
-        train(job(tmp_path / "b", tokenizer, examples, records, train=borrow, loss=LossConfig(1.0, 0.5, 0.5), signals=stored))
-    train(job(tmp_path / "c", tokenizer, examples, records, train=borrow, loss=LossConfig(1.0, 0.5, 0.5), signals=OnlineSignals(teacher)))
+    with pytest.raises(RunError, match=f"train.{next(iter(change))} changes the tools of a record"):
+        train(job(tmp_path / "b", tokenizer, examples, records, train=changed, loss=LossConfig(1.0, 0.5, 0.5), signals=stored))
+    train(job(tmp_path / "c", tokenizer, examples, records, train=changed, loss=LossConfig(1.0, 0.5, 0.5), signals=OnlineSignals(teacher)))
 
 
 def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:

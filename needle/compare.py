@@ -21,6 +21,7 @@ from needle.metrics import Score
 from needle.records import Record
 
 RESAMPLES = 2000
+PLAIN = "finetune"  # the arm that the others are compared with
 RATES = ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate", "schema_valid")
 
 
@@ -110,6 +111,32 @@ def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
+    """How many records one loss needs (`plain`, at several sizes) for the exact call that `arm` reaches with its own.
+
+    Read off the learning curve of `plain`, straight lines over the logarithm of the size, with a 95% interval from the same
+    bootstrap. A curve isn't drawn further than it was measured: its smallest size stands for that or fewer, None for more
+    than its largest.
+    """
+    curve = sorted(plain, key=lambda other: other.data_size)
+    sizes = [other.data_size for other in curve]
+    drawn = np.stack([_bootstrap(other.rates("exact_call"), seed) for other in curve], axis=1)  # the same records in all of them
+    reached = _bootstrap(arm.rates("exact_call"), seed)
+    needed = [_where(sizes, values, value) for values, value in zip(drawn, reached, strict=True)]
+    low, high = np.percentile(needed, [2.5, 97.5], method="nearest")
+    found = _where(sizes, [other.rates("exact_call")[..., 0].mean() for other in curve], arm.rates("exact_call")[..., 0].mean())
+    records, least, most = (round(value) if np.isfinite(value) else None for value in (found, float(low), float(high)))
+    return {"a": arm.name, "b": curve[0].name, "data_size": arm.data_size, "records": records, "low": least, "high": most, "smallest": sizes[0], "largest": sizes[-1]}
+
+
+def _where(sizes: Sequence[int], values: Sequence[float], value: float) -> float:
+    """The size at which a curve first comes to `value`; infinite where it never does."""
+    highest = np.maximum.accumulate(values)
+    if value > highest[-1]:
+        return np.inf
+    return float(np.exp(np.interp(value, highest, np.log(sizes))))
+
+
 def _common_seeds(a: Arm, b: Arm) -> tuple[Arm, Arm] | None:
     """Both arms with only the seeds that both have, in one order; None when there are none: a sweep may be unfinished."""
     seeds = sorted({run.seed for run in a.runs} & {run.seed for run in b.runs})
@@ -149,14 +176,16 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
     pairs = []
     for size in sizes:
         here = [arm for arm in arms if arm.data_size == size]
-        base = next((arm for arm in here if arm.loss["alpha"] == 0), None)
+        base = next((arm for arm in here if arm.name == PLAIN), next((arm for arm in here if arm.loss["alpha"] == 0), None))
         pairs += [paired(*shared) for arm in here if base is not None and arm is not base and (shared := _common_seeds(arm, base))]
+    plain = [arm for arm in arms if arm.name == PLAIN]
     report: dict[str, Any] = {
         "missing": [],
         **facts,
         "arms": rows,
         "teacher": _teacher_row(teacher, parts),
         "paired": pairs,
+        "worth": [worth(arm, plain) for arm in arms if arm.name != PLAIN] if len(plain) > 1 else [],
         "verdict": verdict(pairs),
         "test_records": len(records),
         "wall_seconds": round(wall_seconds, 1),
@@ -194,7 +223,7 @@ def _teacher_row(teacher: Run | None, parts: Partition) -> dict[str, Any] | None
 
 def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
     """One sentence for each size, in plain words; only an interval that leaves out zero counts as better or worse."""
-    lines = []
+    lines: dict[int, list[str]] = {}
     for pair in pairs:
         points = f"{100 * pair['difference']:+.1f} points ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
         if pair["low"] > 0:
@@ -203,8 +232,8 @@ def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
             text = f"{pair['a']} loses to {pair['b']}: {points}"
         else:
             text = f"no difference between {pair['a']} and {pair['b']} shows: {points}"
-        lines.append(f"With {pair['data_size']:,} records, {text}.")
-    return " ".join(lines)
+        lines.setdefault(pair["data_size"], []).append(text)
+    return " ".join(f"With {size:,} records, {'; '.join(texts)}." for size, texts in lines.items())
 
 
 def _samples(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], count: int) -> list[dict[str, Any]]:

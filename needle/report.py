@@ -15,7 +15,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-COLORS = ("#1f6feb", "#d9822b", "#2da44e", "#8250df", "#bf3989")
+COLORS = ("#1f6feb", "#d9822b", "#2da44e", "#8250df", "#bf3989", "#1b7c83", "#6e7781", "#b35900")
 INK, PALE = "#24292f", "#d0d7de"
 
 
@@ -35,8 +35,16 @@ def _environment(autoescape: bool) -> jinja2.Environment:
     environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
     environment.filters["range"] = lambda row: "–" if row["mean"] is None else f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
     environment.filters["compact"] = lambda value: json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    environment.filters["size"] = _size
     environment.filters["minutes"] = lambda seconds: f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
     return environment
+
+
+def _size(value: int | None, row: Mapping[str, Any]) -> str:
+    """A number of records as `worth` gives it, in words where the curve ends."""
+    if value is None:
+        return f"more than {row['largest']:,}"
+    return f"{value:,} or fewer" if value <= row["smallest"] else f"{value:,}"
 
 
 def _colors(report: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from needle.compare import Arm, Run, build_report, interval, paired, verdict, write_report
+from needle.compare import Arm, Run, build_report, interval, paired, verdict, worth, write_report
 from needle.engine.decode import Answer
 from needle.metrics import Score, score
 from needle.records import Call, Record
@@ -73,6 +73,26 @@ def test_the_verdict_is_plain_and_symmetric() -> None:
     assert "no difference" in verdict([{**row, "difference": 0.01, "low": -0.05, "high": 0.07}])
 
 
+def test_an_arm_is_worth_the_records_at_which_the_plain_curve_meets_it() -> None:
+    curve = [arm("finetune", 0, rate, size, seed=size) for size, rate in ((500, 0.2), (2000, 0.4), (8000, 0.8))]
+    between = worth(arm("distill", 0.7, 0.6, 500, seed=9), curve)
+    assert 2000 < between["low"] < between["records"] < between["high"] < 8000
+    itself = worth(curve[1], curve)
+    assert itself["records"] == itself["low"] == itself["high"] == 2000
+    assert worth(arm("distill", 0.7, 0.99, 500), curve)["records"] is None  # more than was measured
+    assert worth(arm("distill", 0.7, 0.05, 2000), curve)["records"] == 500
+    dip = [arm("finetune", 0, rate, size, seed=size) for size, rate in ((500, 0.5), (2000, 0.3), (8000, 0.8))]
+    assert 2000 < worth(arm("distill", 0.7, 0.65, 500, seed=9), dip)["records"] < 8000
+
+
+def test_every_arm_is_compared_with_fine_tuning_whatever_else_has_no_teacher() -> None:
+    arms = [arm(name, alpha, 0.5, seed=seed) for seed, (name, alpha) in enumerate((("argmax", 0), ("distill", 0.7), ("finetune", 0), ("label_smoothing", 0)))]
+    report = build_report(arms, None, RECORDS, 1.0, {"title": "T", "subtitle": "S", "commands": [], "student": {}}, 0)
+    assert [(pair["a"], pair["b"]) for pair in report["paired"]] == [(name, "finetune") for name in ("argmax", "distill", "label_smoothing")]
+    assert report["verdict"].count("With 500 records") == 1
+    assert report["worth"] == []  # one size is no curve
+
+
 def test_the_report_has_what_it_promises_and_stands_alone(tmp_path: Path) -> None:
     arms = [arm("finetune", 0, 0.4), arm("distill", 0.7, 0.6, seed=1), arm("finetune", 0, 0.5, 2000), arm("distill", 0.7, 0.7, 2000, seed=1)]
     facts = {"title": "T", "subtitle": "S", "commands": ["needle compare"], "student": {}}
@@ -93,3 +113,5 @@ def test_the_report_has_what_it_promises_and_stands_alone(tmp_path: Path) -> Non
     assert "<b>0</b>" not in html  # what users wrote is escaped
     assert "say &lt;b&gt;" in html
     assert "| distill | 2,000 |" in (tmp_path / "report.md").read_text()
+    assert "more than 2,000" in (tmp_path / "report.md").read_text()
+    assert "What its records are worth" in html

@@ -1,0 +1,173 @@
+"""Fine-tuning against everything that a teacher can give, on SNIPS and HWU64: labels, trials, arms, report. See README.md.
+
+    python -m experiments.003_distill_or_finetune.run label  --output outputs/003
+    python -m experiments.003_distill_or_finetune.run tune   --output outputs/003 [--part 1/2]
+    python -m experiments.003_distill_or_finetune.run train  --output outputs/003 [--part 1/2]
+    python -m experiments.003_distill_or_finetune.run report --output outputs/003
+
+`tune` and `train` may run in several processes, each with its part; what is done is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from needle.checkpoint import load_checkpoint, student_config, write_json
+from needle.cli.app import TrainingProgress, compose
+from needle.cli.sweep import arm_folder
+from needle.compare import Arm, Run, build_report, write_report
+from needle.config import build_job, build_splits, released, settings
+from needle.engine.decode import Answer, Engine, Request
+from needle.evaluate import judge, write_predictions
+from needle.formats import read_records
+from needle.metrics import score
+from needle.records import Call, Record, write_jsonl
+from needle.train import SUMMARY, train
+
+EVERY = ("finetune", "label_smoothing", "argmax", "distill", "placebo", "unlabelled", "unlabelled_argmax")
+WITHOUT_REST = ("finetune", "label_smoothing", "argmax", "distill", "placebo")  # with all records there are none left to be unlabelled
+SETS = ("snips", "hwu64")
+ALL = 20_129  # of which those are left that the teacher could answer
+CELLS = [(arm, size) for size in (500, 2000, 10_000) for arm in EVERY] + [(arm, ALL) for arm in WITHOUT_REST]
+RATES = (1.5e-3, 3e-3, 6e-3)
+TRIED = 2000  # records of a trial
+SEEDS = (0, 1, 2)
+
+
+def words_of(output: Path, arm: str, size: int, seed: int, rate: float | None, folder: Path) -> list[str]:
+    words = ["experiment=distill_or_finetune", f"data.train=[{output / 'labelled.jsonl.gz'}]", "hardware.threads=1", f"cache={output / 'cache'}"]
+    words += ["teacher=local", f"teacher.checkpoint={released()}", f"tokenizer.path={released()}", f"arm={arm}"]
+    return [*words, f"data.size={'null' if size == ALL else size}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
+
+
+def label(output: Path, data: Path) -> None:
+    """The teacher's answers beside the gold ones, and its distributions into the cache."""
+    path = output / "labelled.jsonl.gz"
+    if not path.is_file():
+        records = [record for name in SETS for record in read_records(data / name / "train.jsonl.gz")]
+        answers = Engine(load_checkpoint(released())).answer_all([Request(record.query, record.tools, record.id) for record in records])
+        rows = [
+            replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}]})
+            for record, answer in zip(records, answers, strict=True)
+            if answer.calls is not None
+        ]
+        write_jsonl(path, rows)
+        print(f"{len(rows):,} of {len(records):,} records labelled")
+    for arm, size in CELLS:
+        if arm in ("distill", "unlabelled"):
+            build_job(settings(compose(words_of(output, arm, size, 0, None, output / "unused"))), print)
+
+
+def tune(output: Path, part: int, parts: int) -> None:
+    """The same trials for every arm, judged on validation records."""
+    trials = [(arm, rate) for arm in EVERY for rate in RATES]
+    for arm, rate in trials[part::parts]:
+        folder = output / "trials" / f"{arm}-{rate}"
+        train(build_job(settings(compose(words_of(output, arm, TRIED, 0, rate, folder)))), TrainingProgress(f"{arm}, {rate}: "))
+
+
+def trials(output: Path) -> dict[str, dict[float, float]]:
+    """Validation exact call of each arm at each learning rate."""
+    found: dict[str, dict[float, float]] = {}
+    for arm in EVERY:
+        summaries = {rate: json.loads((output / "trials" / f"{arm}-{rate}" / SUMMARY).read_text()) for rate in RATES}
+        found[arm] = {rate: summary["validation_exact_call"] for rate, summary in summaries.items()}
+    return found
+
+
+def folder_of(output: Path, arm: str, size: int, seed: int) -> Path:
+    return arm_folder(output, [f"arm={arm}", f"data.size={size}", f"train.seed={seed}"])
+
+
+def train_all(output: Path, data: Path, part: int, parts: int) -> None:
+    """Every arm at its best learning rate, then its answers to the test requests; seed by seed, so that a stopped run has whole seeds."""
+    best = {arm: max(rates, key=lambda rate: rates[rate]) for arm, rates in trials(output).items()}
+    runs = [(arm, size, seed) for seed in SEEDS for arm, size in CELLS]
+    for arm, size, seed in runs[part::parts]:
+        folder = folder_of(output, arm, size, seed)
+        train(build_job(settings(compose(words_of(output, arm, size, seed, best[arm], folder)))), TrainingProgress(f"{arm}, {size}, {seed}: "))
+        answered(folder, data)
+
+
+def answered(folder: Path, data: Path) -> tuple[list[Record], list[Answer], float]:
+    """The test records and a model's answers to them, asked for once."""
+    records = [record for name in SETS for record in read_records(data / name / "test.jsonl.gz")]
+    path = folder / "answers.jsonl"
+    if not path.is_file():
+        started = time.perf_counter()
+        answers, scores = judge(Engine(load_checkpoint(folder)), records)
+        write_predictions(path, records, answers, scores)
+        write_json(folder / "judged.json", {"seconds": time.perf_counter() - started})
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    calls = [None if row["predicted"] is None else tuple(Call(call["name"], call["arguments"]) for call in row["predicted"]) for row in rows]
+    found = [Answer(own, row["confidence"], row["finish"]) for own, row in zip(calls, rows, strict=True)]
+    return records, found, float(json.loads((folder / "judged.json").read_text())["seconds"])
+
+
+def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
+    records, answers, seconds = answered(folder, data)
+    return Run([score(record, answer.calls) for record, answer in zip(records, answers, strict=True)], answers, seed, summary, seconds, folder)
+
+
+def report(output: Path, data: Path) -> None:
+    """report.html, report.md, report.json and trials.json in `output`."""
+    arms, missing = [], []
+    for arm, size in CELLS:
+        done = [seed for seed in SEEDS if (folder_of(output, arm, size, seed) / "answers.jsonl").is_file()]
+        missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in SEEDS if seed not in done]
+        folders = [(seed, folder_of(output, arm, size, seed)) for seed in done]
+        runs = [run_of(folder, data, seed, json.loads((folder / SUMMARY).read_text())) for seed, folder in folders]
+        loss = settings(compose(words_of(output, arm, size, 0, None, output / "unused"))).loss
+        if runs:
+            arms.append(Arm(arm, {"alpha": loss.alpha, "beta": loss.beta, "temperature": loss.temperature}, size, runs))
+    teacher_folder = output / "teacher"
+    if not (teacher_folder / "answers.jsonl").is_file():
+        teacher_folder.mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (teacher_folder / name).symlink_to(released() / name)
+    untold = {"seconds": 0.0, "training_records": ALL}
+    teacher = run_of(teacher_folder, data, 0, untold)
+    config = settings(compose(words_of(output, "finetune", ALL, 0, None, output / "unused")))
+    records = build_splits(config).test
+    facts = {
+        "title": "Distil or fine-tune?",
+        "subtitle": f"SNIPS and HWU64, {config.train.steps} steps of {config.train.batch_size}; teacher: the released student; {len(arms)} arms under one harness",
+        "commands": [f"python -m experiments.003_distill_or_finetune.run {stage} --output outputs/003" for stage in ("label", "tune", "train", "report")],
+        "student": asdict(student_config(config.student)),
+        "missing": missing,
+    }
+    seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
+    write_report(output, build_report(arms, teacher, records, seconds, facts))
+    write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
+    print((output / "report.md").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage", choices=("label", "tune", "train", "report"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/003"))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument("--part", default="1/1", help="which of how many processes this one is")
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    part, parts = (int(number) for number in arguments.part.split("/"))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "label":
+        label(arguments.output, arguments.data)
+    elif arguments.stage == "tune":
+        tune(arguments.output, part - 1, parts)
+    elif arguments.stage == "train":
+        train_all(arguments.output, arguments.data, part - 1, parts)
+    else:
+        report(arguments.output, arguments.data)
+
+
+if __name__ == "__main__":
+    main()

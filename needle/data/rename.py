@@ -29,9 +29,9 @@ class Strength:
     takes the synonyms that training never uses.
     """
 
-    opaque: float = 0.2
-    other_words: float = 0.3
-    recase: float = 0.3
+    opaque: float = 0.35
+    other_words: float = 0.35
+    recase: float = 0.2
     bare: float = 0.2
     synonym: float = 0.5
     shuffle: float = 0.5

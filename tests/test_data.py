@@ -17,6 +17,7 @@ import pytest
 from needle.codecs import build_codec
 from needle.data.augment import AugmentConfig, Pools, expand
 from needle.data.catalogue import load_catalogue
+from needle.data.choices import change_members
 from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, rename_examples, share
 from needle.data.rename import Strength, rename, synonyms
 from needle.data.sources import DataConfig, load_splits, subset
@@ -273,12 +274,37 @@ def test_renamed_examples_are_what_their_renamed_records_would_be(records: list[
     assert sum(once[row].tools == examples[row].tools for row in asking) < len(asking) / 5
     assert sum(once[row].tools == other[row].tools for row in asking) < len(asking) / 5
     for row, example in enumerate(once):
-        renamed = rename(records[row], 0, 1)
+        renamed = rename(change_members(records[row], 1), 0, 1)
         assert codec.decode(example.target[:-1], renamed.tools) == list(renamed.answers)
         assert [tool.name for tool in example.tools] == [tool.name for tool in renamed.tools]
     weighted = [replace(example, weight=0.25, votes="v") for example in examples[:60]]
     assert {(example.weight, example.votes) for example in rename_examples(weighted, records[:60], tokenizer, codec, 2048, 1)} == {(0.25, "v")}
     assert rename_examples(examples[:60], records[:60], tokenizer, codec, 1, 1) == examples[:60]  # too long by another name: as it was
+
+
+def test_a_request_names_the_new_members_that_its_calls_take() -> None:
+    schema = {"type": "object", "properties": {"genre": {"type": "string", "enum": ["Jazz", "Hard Rock"]}, "loud": {"type": "integer", "enum": [0, 1]}}}
+    play, other = Tool("play", "Plays music", schema), Tool("show", "Shows films", schema)
+    seen = set()
+    for seed in range(20):
+        record = Record("1", "some hard rock, now", (play, other), (Call("play", {"genre": "Hard Rock", "loud": 0}),), "s")
+        changed = change_members(record, seed, 1.0)
+        assert changed == change_members(record, seed, 1.0)
+        (call,) = changed.answers
+        old, new = schema["properties"]["genre"]["enum"], changed.tools[0].parameters["properties"]["genre"]["enum"]
+        assert not set(old) & set(new)
+        assert call.arguments == {"genre": new[1], "loud": 0}
+        assert changed.query == f"some {new[1].lower()}, now"
+        assert new[1][0].isupper()
+        assert changed.tools[1].parameters["properties"]["genre"]["enum"] != old
+        assert changed.tools[0].parameters["properties"]["loud"] == schema["properties"]["loud"]
+        seen.add(new[1])
+        for query in ("something heavy", "hard rock, I said hard rock"):  # not named, or not once: this tool keeps its members
+            unnamed = change_members(replace(record, query=query), seed, 1.0)
+            assert (unnamed.query, unnamed.tools[0], unnamed.answers) == (query, play, record.answers)
+            assert unnamed.tools[1] != other
+        assert change_members(record, seed, 0.0) == record
+    assert len(seen) > 15
 
 
 def test_two_tools_of_one_name_are_never_joined() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from needle.data.choices import change_members
 from needle.data.rename import rename
 from needle.data.votes import votes_key
 from needle.prompt import Codec, Example, PromptError, Renderer, render_record
@@ -207,11 +208,11 @@ def add_distractors(examples: Sequence[Example], most: int, seed: Sequence[int])
 
 
 def rename_examples(examples: Sequence[Example], records: Sequence[Record], tokenizer: TextTokenizer, codec: Codec, max_length: int, seed: int) -> list[Example]:
-    """The examples with all tools under other names, those of `seed`; one whose tools can't be renamed together stays as it is."""
+    """The examples with all tools under other names, some with other enum members, those of `seed`; one whose tools can't be renamed stays as it is."""
     renderer, out = Renderer(tokenizer), []
     for example, record in zip(examples, records, strict=True):
         try:
-            renamed = render_record(renderer, codec, rename(record, 0, seed))
+            renamed = render_record(renderer, codec, rename(change_members(record, seed), 0, seed))
         except PromptError:
             renamed = example
         fits = renamed.length <= max_length

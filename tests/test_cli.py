@@ -74,7 +74,15 @@ def test_a_typo_names_the_nearest_right_key(word: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["loss=distill,finetune", "train.seed=0,1"], ["+loss.new=1"], ["hydra.verbose=true"], ["compare.teacher=['train.steps=3']"], ["student=llama_tiny", "student.kv_heads=1"]],
+    [
+        ["loss=distill,finetune", "train.seed=0,1"],
+        ["+loss.new=1"],
+        ["hydra.verbose=true"],
+        ["compare.teacher=['train.steps=3']"],
+        ["student=llama_tiny", "student.kv_heads=1"],
+        ["data=real", "data.limits={snips: 10}"],
+        ["data.limits.snips=10"],
+    ],
 )
 def test_good_settings_pass(words: list[str]) -> None:
     assert misspelt(words) is None

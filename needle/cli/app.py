@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -35,7 +35,9 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
 
 
 def register() -> None:
-    ConfigStore.instance().store(name="schema", node=Settings)
+    schema = OmegaConf.structured(Settings)
+    OmegaConf.set_struct(schema.data.limits, False)  # its keys are the user's sources
+    ConfigStore.instance().store(name="schema", node=schema)
 
 
 def launch(command: str, run: Callable[[Settings], float | None]) -> None:
@@ -234,6 +236,8 @@ def _missing_key(config: DictConfig, key: str) -> str | None:
     for depth, part in enumerate(parts):
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []
         if isinstance(node, DictConfig) and part not in node:
+            if not OmegaConf.is_struct(node):
+                return None
             where = ".".join(parts[:depth])
             near = difflib.get_close_matches(part, names, 1, 0.5)
             hint = f"did you mean '{'.'.join([*parts[:depth], near[0]])}'?" if near else f"{where or 'the settings'} has: {', '.join(sorted(names))}"

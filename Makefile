@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test collect train compare evaluate serve report slow mutate tune bench lint types layers check clean
+.PHONY: help demo test collect train compare evaluate serve release report slow mutate tune bench lint types layers check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ evaluate: $(READY)  ## judge the released student or CHECKPOINT=DIR: make evalua
 
 serve: $(READY)  ## answer POST /tool-call on port 8000 with the released student or CHECKPOINT=DIR
 	$(BIN)/needle serve $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(ARGS)
+
+release: $(READY)  ## train the released student in its three parts, about four hours of two cores; goes on where it stopped
+	for part in needle_26m needle_26m_more needle_26m_last; do $(BIN)/needle train experiment=$$part $(ARGS) || exit 1; done
 
 report: $(READY)  ## write the demo's report again from its finished arms
 	$(BIN)/needle compare experiment=demo $(ARGS)

@@ -1,6 +1,8 @@
 """Puts a trained checkpoint into models/needle-26m: bfloat16 weights, config, tokenizer, metrics and the model card.
 
-python -m experiments.005_needle_26m.ship outputs/needle_26m --results results.json
+python -m experiments.005_needle_26m.ship outputs/needle_26m outputs/needle_26m_more outputs/needle_26m_last --results results.json
+
+The last folder is shipped; those before it are the runs that it started from.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def share(cell: dict[str, Any]) -> str:
     return "–" if cell["value"] is None else f"{100 * cell['value']:.1f} ({100 * cell['low']:.1f}–{100 * cell['high']:.1f})"
 
 
-def card(checkpoint: Any, results: dict[str, Any], training: dict[str, Any]) -> str:
+def card(checkpoint: Any, results: dict[str, Any], training: list[dict[str, Any]]) -> str:
     rows = [
         f"| {results['split']} set | records | exact call | tool name | argument F1 | false calls, of records without a fitting tool |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -56,8 +58,7 @@ needle evaluate data=jsonl data.path=yours.jsonl
 ```
 
 Weights in bfloat16 (`{WEIGHTS}`), Apache-2.0. A pointer student: encoder of six layers that starts from all-MiniLM-L6-v2 (Apache-2.0), decoder of two layers, byte-level vocabulary of
-{checkpoint.tokenizer.size:,}. Trained by `needle train experiment=needle_26m`: {training["records"]:,} records in {training["steps"]:,} steps, {training["seconds"] / 3600:.1f} hours of two CPU cores that were also
-busy with other work.
+{checkpoint.tokenizer.size:,}. Trained by `make release` in {len(training)} parts: {sum(part["records"] for part in training):,} records in {sum(part["steps"] for part in training):,} steps, {sum(part["seconds"] for part in training) / 3600:.1f} hours of two CPU cores.
 
 ## How good it is
 
@@ -83,7 +84,7 @@ SGD is share-alike: whoever must not depend on CC BY-SA data should train withou
 
 - Values that have to be worked out (dates, sums, unit conversions, codes) are mostly wrong; it copies from the request or from the declared members.
 - It knows nothing of earlier turns, of the state of a home or an account, or of facts.
-- It leans on the names of arguments more than on their descriptions, and learned too few other names: see SNIPS renamed above.
+- It leans on the names of arguments more than on their descriptions: see SNIPS renamed above.
 - `confidence` is the product of its own probabilities; it isn't calibrated.
 - Unseen tools cost accuracy (see above); so do languages other than English and requests unlike short commands.
 
@@ -93,12 +94,12 @@ Not for calls that can't be undone without asking back: payments, messages, lock
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--results", type=Path, required=True, help="what experiments.005_needle_26m.judge wrote")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
-    training = json.loads((arguments.checkpoint / "train.json").read_text(encoding="utf-8"))
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    training = [json.loads((run / "train.json").read_text(encoding="utf-8")) for run in arguments.runs]
+    checkpoint = load_checkpoint(arguments.runs[-1])
     checkpoint.student.to(torch.bfloat16)
     save_checkpoint(TARGET, checkpoint)
     write_json(TARGET / "metrics.json", {"training": training, **results})

@@ -17,7 +17,7 @@ from needle.data.rename import synonyms
 from needle.records import Call, Record, Tool
 from needle.toolschema import call_errors
 
-SHARE = 0.3  # of tools with enums
+SHARE = 0.3  # of enums
 
 
 def change_members(record: Record, seed: int, share: float = SHARE) -> Record:

@@ -213,8 +213,8 @@ class Place(NamedTuple):
 
     @classmethod
     def first(cls, tokens: Tensor) -> Place:
-        """Before the first of tokens [B, ...]."""
-        before = torch.full_like(tokens.reshape(len(tokens), -1)[:, 0], -1)
+        """Before the first of some tokens [B]."""
+        before = torch.full_like(tokens, -1)
         return cls(before, before, before + 1)
 
     def select(self, rows: Tensor) -> Place:
@@ -223,7 +223,7 @@ class Place(NamedTuple):
 
 def trace_sources(query: Tensor, inputs: Tensor, first_tool_label: int) -> Tensor:
     """Where each of `inputs` [B, T] was copied from in `query` [B, Q]: [B, T] of positions, -1 for a token not in it."""
-    sources, place = torch.full_like(inputs, -1), Place.first(inputs)
+    sources, place = torch.full_like(inputs, -1), Place.first(inputs[:, 0])
     for step in range(inputs.shape[1]):
         place = next_place(query, place, inputs[:, step], first_tool_label)
         sources[:, step] = place.last

@@ -70,7 +70,7 @@ With changed tools (exact call; the synonyms are ones that training never uses):
 
 {chr(10).join(changed)}
 
-`metrics.json` holds all figures. What the remaining errors are is told in [experiments/005_needle_26m](../../experiments/005_needle_26m/README.md), beside the Berkeley leaderboard's figures.
+`metrics.json` holds all figures. What the remaining errors are is told in [experiments/005_needle_26m](../../experiments/005_needle_26m/README.md).
 
 ## What it learned from
 

@@ -17,16 +17,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 
 from needle.checkpoint import load_checkpoint, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.config import build_job, settings
+from needle.data.encoding import encode_records
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.formats import read_records
 from needle.metrics import interval, summarise
 from needle.records import Record
+from needle.teachers.local import LocalTeacher
 from needle.train import train
 
 matplotlib.use("Agg")
@@ -45,7 +48,8 @@ ARMS: dict[str, list[str]] = {
     "pointer, pretrained, untrusted": ["student=pointer_pretrained_26m", "student.pool=false", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
     "pointer, pretrained": ["student=pointer_pretrained_26m", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
 }
-COMMON = ["data=real", "hardware=cpu_bf16", "hardware.threads=1", "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000", "data.max_length=1024"]
+LONGEST, NATS = 1024, 250  # the tokens of a record, as in training; records of each of two sets
+COMMON = ["data=real", "hardware=cpu_bf16", "hardware.threads=1", "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000", f"data.max_length={LONGEST}"]
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 WARM, MEASURED = 6, 10
 
@@ -80,9 +84,22 @@ def test_sets(data: Path, split: str, most: int | None) -> dict[str, list[Record
     return sets
 
 
+def nats(folder: Path, records: list[Record]) -> dict[str, float | None]:
+    """How unlikely a student finds a whole gold answer, -ln p, over what one codec or another writes: it tells apart students that answer nothing right yet."""
+    student = LocalTeacher([folder])
+    found = student.checkpoints[0]
+    examples = encode_records(records, found.renderer, found.codec, LONGEST).examples
+    costs = []
+    for start in range(0, len(examples), 16):
+        batch = examples[start : start + 16]
+        for own, example in zip(student.log_probs(batch, torch.device("cpu")), batch, strict=True):
+            costs.append(-float(own[torch.arange(len(example.target)), torch.tensor(example.target)].sum()))
+    return interval([(cost, 1.0) for cost in costs], 0)
+
+
 def judged(folder: Path, sets: dict[str, list[Record]]) -> dict[str, Any]:
     engine = Engine(load_checkpoint(folder))
-    out: dict[str, Any] = {"sets": {}}
+    out: dict[str, Any] = {"sets": {}, "nats": nats(folder, [*sets["snips"][:NATS], *sets["hwu64"][:NATS]])}
     every = []
     for name, records in sets.items():
         _, scores = judge(engine, records, max_tokens=100, batch_size=32)
@@ -108,14 +125,18 @@ def table(rows: dict[str, Any]) -> str:
         return "–" if cell["value"] is None else f"{100 * cell['value']:.1f}"
 
     columns = [*SETS, "synthetic, unseen tools"]
-    lines = ["| student | parameters | minutes | records seen | " + " | ".join(columns) + " | unseen tools | several calls | tool name | argument F1 | false calls | a call, ms |"]
-    lines.append("| --- " + "| ---: " * (len(columns) + 9) + "|")
+    lines = [
+        "| student | parameters | minutes | records seen | "
+        + " | ".join(columns)
+        + " | unseen tools | several calls | tool name | argument F1 | false calls | -ln p of the answer | a call, ms |"
+    ]
+    lines.append("| --- " + "| ---: " * (len(columns) + 10) + "|")
     for arm, row in rows.items():
         found, summary = row["judged"], row["training"]
         cells = [arm, f"{summary['parameters'] / 1e6:.1f}M", f"{summary['seconds'] / 60:.1f}", f"{summary['records']:,}"]
         cells += [share(found["sets"][name]["exact_call"]) for name in columns]
         cells += [share(found["unseen tools"]), share(found["several calls"]), *(share(found["all"][metric]) for metric in ("tool_name", "argument_f1", "false_call_rate"))]
-        lines.append("| " + " | ".join([*cells, f"{found['latency_ms']:.0f}"]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{found['nats']['value']:.1f}", f"{found['latency_ms']:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 
 

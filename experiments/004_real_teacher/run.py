@@ -1,4 +1,6 @@
-"""Students of gold calls, of Gemini's recorded calls, and of both, judged on gold calls and on Gemini's. Writes results.json and table.md.
+"""Students of gold calls, of Gemini's recorded calls, of those that the verifier keeps, and of both, judged on gold calls and on Gemini's.
+
+Writes results.json and table.md.
 
 python -m experiments.004_real_teacher.run --output outputs/004
 """
@@ -16,18 +18,29 @@ import numpy as np
 
 from needle.checkpoint import load_checkpoint, write_json
 from needle.cli.app import TrainingProgress, compose
+from needle.collect.pipeline import judge_traffic
 from needle.config import build_job, released, settings
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.formats import read_records
 from needle.metrics import Score, interval
+from needle.records import write_jsonl
 from needle.train import train
 
-ARMS = {"gold": ["ha_intents"], "Gemini": ["ha_gemini"], "gold and Gemini": ["ha_intents", "ha_gemini"]}
+VERIFIED = "ha_gemini_verified"
+ARMS = {"gold": ["ha_intents"], "Gemini": ["ha_gemini"], "Gemini, verified": [VERIFIED], "gold and Gemini": ["ha_intents", "ha_gemini"]}
 TESTS = {"gold": "ha_intents", "Gemini": "ha_gemini"}
 SMALL = ["student=pointer_tiny", "student.lexical=true", "tokenizer.size=4096", "optim.lr=2e-3", "optim.warmup=30", "train.steps=300", "data.augment.copies=3"]
 RELEASED = ["student=pointer_pretrained_26m", "optim.lr=2e-4", "optim.pretrained=0.5", "optim.warmup=20", "train.steps=120", "data.augment.copies=1", "hardware=cpu_bf16"]
 COMMON = ["train.batch_size=64", "train.micro_batch=64", "train.eval_every=100000", "train.save_every=100000"]
+
+
+def verify(data: Path, folder: Path) -> None:
+    """Gemini's calls that the rules of `needle collect` keep, as a set of its own."""
+    for split in ("train", "validation"):
+        kept = [found.verdict.record for found in judge_traffic(read_records(data / "ha_gemini" / f"{split}.jsonl.gz"), "en") if found.verdict.record]
+        write_jsonl(folder / f"{split}.jsonl.gz", kept)
+        print(f"verified, {split}: {len(kept)} kept")
 
 
 def scores_of(engine: Engine, data: Path, split: str) -> dict[str, list[Score]]:
@@ -50,6 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     start = released()
+    verify(arguments.data, arguments.output / VERIFIED)
     results: dict[str, Any] = {}
     plain = scores_of(Engine(load_checkpoint(start)), arguments.data, arguments.split)
     results["the released student as it is"] = {name: {metric: row([found], metric) for metric in ("exact_call", "tool_name")} for name, found in plain.items()}
@@ -61,7 +75,8 @@ def main() -> None:
             runs: dict[str, list[list[Score]]] = {name: [] for name in TESTS}
             for seed in range(seeds):
                 folder = arguments.output / f"{kind}-{arm}-{seed}".replace(" ", "_").replace(",", "")
-                files = ["data=jsonl", *(f"data.{part}=[{','.join(str(arguments.data / name / f'{part}.jsonl.gz') for name in sets)}]" for part in ("train", "validation"))]
+                folders = [(arguments.output if name == VERIFIED else arguments.data) / name for name in sets]
+                files = ["data=jsonl", *(f"data.{part}=[{','.join(str(own / f'{part}.jsonl.gz') for own in folders)}]" for part in ("train", "validation"))]
                 job = build_job(settings(compose([*words, *COMMON, *files, f"hardware.threads={arguments.threads}", f"train.seed={seed}", f"output={folder}"])))
                 train(job, TrainingProgress(f"{kind}, {arm}, seed {seed}: "))
                 for name, found in scores_of(Engine(load_checkpoint(folder)), arguments.data, arguments.split).items():

@@ -31,13 +31,13 @@ from needle.metrics import score
 from needle.records import Call, Record, write_jsonl
 from needle.train import SUMMARY, train
 
-EVERY = ("finetune", "label_smoothing", "argmax", "distill", "placebo", "unlabelled", "unlabelled_argmax")
-WITHOUT_REST = ("finetune", "label_smoothing", "argmax", "distill", "placebo")  # with all records there are none left to be unlabelled
+EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")
 SETS = ("snips", "hwu64")
 ALL = 20_129  # of which those are left that the teacher could answer
-CELLS = [(arm, size) for size in (500, 2000, 10_000) for arm in EVERY] + [(arm, ALL) for arm in WITHOUT_REST]
+ARMS = {500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"), 2000: EVERY, 10_000: ("finetune", "distill", "unlabelled"), ALL: ("finetune", "distill")}
+CELLS = [(arm, size) for size, arms in ARMS.items() for arm in arms]
 RATES = (1.5e-3, 3e-3, 6e-3)
-TRIED = 2000  # records of a trial
+TRIED, TRIAL_STEPS = 2000, 400  # records and steps of a trial
 SEEDS = (0, 1, 2)
 
 
@@ -70,7 +70,8 @@ def tune(output: Path, part: int, parts: int) -> None:
     trials = [(arm, rate) for arm in EVERY for rate in RATES]
     for arm, rate in trials[part::parts]:
         folder = output / "trials" / f"{arm}-{rate}"
-        train(build_job(settings(compose(words_of(output, arm, TRIED, 0, rate, folder)))), TrainingProgress(f"{arm}, {rate}: "))
+        words = [*words_of(output, arm, TRIED, 0, rate, folder), f"train.steps={TRIAL_STEPS}", f"train.eval_every={TRIAL_STEPS}"]
+        train(build_job(settings(compose(words))), TrainingProgress(f"{arm}, {rate}: "))
 
 
 def trials(output: Path) -> dict[str, dict[float, float]]:

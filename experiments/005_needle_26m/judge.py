@@ -45,6 +45,12 @@ def changes(data: Path) -> dict[str, Callable[[Record], Record]]:
     train = [record for name in (*SETS, "seal_tools") for record in records_of(data, name, "train")]
     pools = Pools(train)
 
+    def renamed(record: Record) -> Record:
+        new = rename(record, 0, 0, replace(NOTHING, other_words=1))
+        names = {tool.name: other.name for tool, other in zip(record.tools, new.tools, strict=True)}
+        answers = tuple(replace(call, name=names[call.name]) for call in record.answers)
+        return replace(record, tools=tuple(replace(tool, name=names[tool.name]) for tool in record.tools), answers=answers)
+
     def turned(record: Record) -> Record:
         tools = list(rename(record, 0, 0, replace(NOTHING, shuffle=1)).tools)
         random.Random(record.id).shuffle(tools)
@@ -55,7 +61,8 @@ def changes(data: Path) -> dict[str, Callable[[Record], Record]]:
         return add_strangers(record, source.sample(pools.every, 200), 20, pools, source)
 
     return {
-        "renamed": lambda record: rename(record, 0, 0, replace(NOTHING, other_words=1)),
+        "renamed": renamed,
+        "renamed, arguments too": lambda record: rename(record, 0, 0, replace(NOTHING, other_words=1)),
         "reordered": turned,
         "described in other words": lambda record: rename(record, 0, 0, replace(NOTHING, synonym=1)),
         "without descriptions": lambda record: rename(record, 0, 0, replace(NOTHING, bare=1)),

@@ -48,7 +48,7 @@ def judged(folder: Path, data: Path, most: int) -> dict[str, Any]:
         scores = judge(engine, released.records_of(data, name, "validation")[:most])[1]
         out[name] = summarise(scores)["exact_call"]
         every += scores
-    renamed = released.changes(data)["renamed"]
+    renamed = released.changes(data)["renamed, arguments too"]
     scores = [score for name in released.CHANGED for score in judge(engine, [renamed(record) for record in released.records_of(data, name, "validation")[:most]])[1]]
     out["renamed"] = interval([score.rates["exact_call"] for score in scores], 0)
     out["all"] = summarise(every)

@@ -10,7 +10,7 @@ import torch
 from needle.checkpoint import Checkpoint
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine, Request
-from needle.engine.retrieve import EncoderRetriever, recall_at
+from needle.engine.retrieve import EncoderRetriever, MergedRetriever, recall_at
 from needle.prompt import Example, Renderer
 from needle.records import Call, Record, Tool
 from needle.students.base import Rope
@@ -56,6 +56,17 @@ def test_bm25_ranks_by_the_words_that_request_and_tool_share() -> None:
     assert ranked.rank("some music, please", TOOLS)[0] == 1
     assert ranked.rank("nothing known", TOOLS) == [0, 1, 2]
     assert ranked.rank("anything", []) == []
+
+
+def test_two_rankings_take_turns(pointer: PointerStudent, tokenizer: TextTokenizer) -> None:
+    encoder, words = EncoderRetriever(pointer, Renderer(tokenizer)), Bm25Retriever()
+    merged = MergedRetriever(encoder, words)
+    for query in ("some music", "wake me", ""):
+        mine, theirs, ranked = encoder.rank(query, TOOLS), words.rank(query, TOOLS), merged.rank(query, TOOLS)
+        assert sorted(ranked) == [0, 1, 2]
+        assert ranked[0] == mine[0]
+        assert theirs[0] in ranked[:2]
+    assert merged.rank("anything", []) == []
 
 
 def test_recall_counts_a_record_when_all_its_tools_are_among_the_first() -> None:

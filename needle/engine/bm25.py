@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 from needle.data.rename import WORD
 from needle.records import Tool
@@ -17,15 +18,16 @@ class Bm25Retriever:
 
     def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
         """Indices of `tools`, the best first; equal ones keep their order."""
-        documents = [Counter(_words([tool.name, tool.description, *_members(tool)])) for tool in tools]
-        mean = sum(sum(document.values()) for document in documents) / max(len(documents), 1)
-        seen = Counter(word for document in documents for word in document)
+        documents = [_counted("\n".join((tool.name, tool.description, *_members(tool)))) for tool in tools]
+        lengths = [document.total() for document in documents]
+        mean = sum(lengths) / max(len(documents), 1)
         scores = [0.0] * len(documents)
-        for word in set(_words([query])):
-            weight = math.log(1 + (len(documents) - seen[word] + 0.5) / (seen[word] + 0.5))
-            for index, document in enumerate(documents):
-                length = sum(document.values()) / max(mean, 1e-9)
-                scores[index] += weight * document[word] * (K1 + 1) / (document[word] + K1 * (1 - B + B * length))
+        for word in set(_words(query)):
+            found = [index for index, document in enumerate(documents) if word in document]
+            weight = math.log(1 + (len(documents) - len(found) + 0.5) / (len(found) + 0.5))
+            for index in found:
+                count = documents[index][word]
+                scores[index] += weight * count * (K1 + 1) / (count + K1 * (1 - B + B * lengths[index] / max(mean, 1e-9)))
         return descending(scores)
 
 
@@ -34,8 +36,13 @@ def descending(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda index: -scores[index])
 
 
-def _words(texts: Iterable[str]) -> list[str]:
-    return [word.lower() for text in texts for word in WORD.findall(text)]
+@lru_cache(maxsize=100_000)
+def _counted(text: str) -> Counter[str]:
+    return Counter(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(text)]
 
 
 def _members(tool: Tool) -> list[str]:

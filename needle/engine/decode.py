@@ -18,7 +18,7 @@ from torch import Tensor
 from needle.checkpoint import Checkpoint
 from needle.codecs import DecodeError
 from needle.engine.bm25 import Bm25Retriever
-from needle.engine.retrieve import EncoderRetriever
+from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever
 from needle.grammar import Grammar, Matcher
 from needle.prompt import Example, PromptError
 from needle.records import Call, Tool
@@ -83,7 +83,7 @@ class Engine:
     """Answers requests with one checkpoint. Encodings of tools are kept between calls.
 
     Of more than `most_tools` tools, if that isn't 0, the student is shown only the `most_tools` that fit the request best:
-    by its own encoder's scores where it has some, else by BM25.
+    by its own encoder and BM25 in turn where it has one, else by BM25.
     """
 
     def __init__(self, checkpoint: Checkpoint, decoding: str = "constrained", most_tools: int = 0) -> None:
@@ -96,7 +96,9 @@ class Engine:
         self.renderer = checkpoint.renderer
         self.grammar = Grammar(self.tokenizer, checkpoint.codec_name) if decoding == "constrained" else None
         self.most_tools = most_tools
-        self.retriever = EncoderRetriever(self.student, self.renderer) if isinstance(self.student, PointerStudent) else Bm25Retriever()
+        self.retriever: Retriever = Bm25Retriever()
+        if isinstance(self.student, PointerStudent):
+            self.retriever = MergedRetriever(EncoderRetriever(self.student, self.renderer), self.retriever)
         self._tools: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:

@@ -1,7 +1,8 @@
-"""Choosing a few tools among many before a student answers: by the student's own encoder, or by words alone (BM25).
+"""Choosing a few tools among many before a student answers: by the student's own encoder, by words alone (BM25), or by both.
 
 A pointer student scores each tool by itself against the request; the scores are those that its answer's first token is
-made of, so that choosing needs no other network. A tool's key is computed once and kept.
+made of, so that choosing needs no other network. A tool's key is computed once and kept. Those scores are about the first
+call of an answer; words also find the tools of later ones.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class EncoderRetriever:
     @torch.inference_mode()
     def scores(self, query: str, tools: Sequence[RenderedTool]) -> Tensor:
         """[n] in float32; products of keys, not probabilities."""
+        if not tools:
+            return torch.zeros(0)
         missing = {tool.key: tool for tool in tools if tool.key not in self._keys}
         if missing:
             keys = self.student.tool_keys([tool.ids for tool in missing.values()])
@@ -50,7 +53,22 @@ class EncoderRetriever:
         return (mine @ request).float().cpu()
 
 
-def recall_at(retriever: EncoderRetriever | Bm25Retriever, records: Iterable[Record], tools: Sequence[Tool], ks: Sequence[int]) -> dict[int, float]:
+class MergedRetriever:
+    """Takes turns between two rankings: the first of each, then the second of each, and so on."""
+
+    def __init__(self, encoder: EncoderRetriever, words: Bm25Retriever) -> None:
+        self.encoder, self.words = encoder, words
+
+    def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
+        """Indices of `tools`, the best first."""
+        pairs = zip(self.encoder.rank(query, tools), self.words.rank(query, tools), strict=True)
+        return list(dict.fromkeys(index for pair in pairs for index in pair))
+
+
+Retriever = EncoderRetriever | Bm25Retriever | MergedRetriever
+
+
+def recall_at(retriever: Retriever, records: Iterable[Record], tools: Sequence[Tool], ks: Sequence[int]) -> dict[int, float]:
     """The share of records all of whose called tools are among the first k of `tools`, for each k. Records without a call don't count."""
     hits, count = dict.fromkeys(ks, 0), 0
     index = {tool.name: number for number, tool in enumerate(tools)}

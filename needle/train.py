@@ -7,7 +7,6 @@ tokens divided by their number (or summed weight), over all micro-batches and pr
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import time
@@ -35,6 +34,7 @@ from needle.optim import Average, OptimConfig, build_optimizers, learning_rate
 from needle.pretrained import start_from
 from needle.prompt import Example
 from needle.records import Record
+from needle.runidentity import RUN, SUMMARY, RunError, check_processes, finished_run, identity_of
 from needle.runstate import HardwareConfig, State, build_accelerator, keep_memory
 from needle.signals import OnlineSignals, Signals
 from needle.students.base import Student, Trace, count_parameters
@@ -44,8 +44,6 @@ from needle.tokenizer import TextTokenizer
 from needle.tracking import Tracker, TrackerConfig
 
 STATE = "state"
-SUMMARY = "train.json"
-RUN = "run.json"
 RESUME = ("auto", "never")
 GROUPS = ("length", "source")
 
@@ -136,10 +134,6 @@ class Progress:
     stopped: bool = False
 
 
-class RunError(ValueError):
-    """A run that can't start or go on in its output folder; the message says what to change."""
-
-
 def train(job: Job, report: Report | None = None) -> dict[str, Any]:
     """Trains one student into `job.output` and returns its summary; a finished run is returned as it stands.
 
@@ -153,61 +147,21 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
     for name in ("batch_distractors", "rename"):
         if getattr(job.train, name) and job.loss.wants_teacher and not isinstance(job.signals, OnlineSignals):
             raise RunError(f"train.{name} changes the tools of a record, and stored signals don't know the new ones; set teacher.online=true, or leave train.{name} out")
-    identity = _identity(job)
-    finished = _check_output(job, identity)
+    identity = identity_of(job.config, _content(job))
+    finished = finished_run(job.output, identity, job.train.resume)
     if finished is not None:
         return finished
     return _Loop(job, identity, report or (lambda values: None)).run()
 
 
-def _check_output(job: Job, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Refuses a folder of another run; returns the summary of this very run when it is done."""
-    path = job.output / RUN
-    if not path.exists():
-        return None
-    if job.train.resume == "never":
-        raise RunError(f"{job.output} holds a run already; choose another output=, or go on with it by train.resume=auto")
-    different = _differences(json.loads(path.read_text(encoding="utf-8")), identity)
-    if different:
-        raise RunError(f"{job.output} holds another run ({'; '.join(different[:4])}); choose another output=, or give the same settings and data to resume it")
-    summary = job.output / SUMMARY
-    if not summary.exists():
-        return None
-    return {**json.loads(summary.read_text(encoding="utf-8")), "resumed": "finished"}
-
-
-def _identity(job: Job) -> dict[str, Any]:
-    """What makes a run this run: its settings, and what the files and the teacher that they name held."""
-    content = {
+def _content(job: Job) -> dict[str, Any]:
+    """What the files and the teacher that a run's settings name held."""
+    return {
         "training_data": data_fingerprint(job.data.records),
         "validation_data": data_fingerprint(job.validation),
         "tokenizer": job.tokenizer.fingerprint,
         "teacher": job.signals.identity if job.signals else None,
     }
-    identity: dict[str, Any] = json.loads(json.dumps({**_comparable(job.config), "content": content}))
-    return identity
-
-
-def _check_processes(identities: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `RunError` unless all processes train the same: gradients for different data or tokenizers can't be averaged."""
-    for rank, identity in enumerate(identities):
-        different = _differences(identities[0], identity)
-        if different:
-            raise RunError(f"process {rank} of {len(identities)} has another run than process 0 ({'; '.join(different[:4])}); do the files change while they are read?")
-
-
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without what may change between a run and its resumption."""
-    kept = {key: value for key, value in config.items() if key not in ("output", "tracker", "cache")}
-    kept["train"] = {key: value for key, value in config.get("train", {}).items() if key not in ("resume", "log_every", "save_every")}
-    return kept
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))]
-    return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
 class _Loop:
@@ -221,7 +175,7 @@ class _Loop:
         self.accelerator = build_accelerator(job.hardware)
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        _check_processes(gather_object([identity]))  # waits too until every process has looked into the folder
+        check_processes(gather_object([identity]))  # waits too until every process has looked into the folder
         if self.main:
             job.output.mkdir(parents=True, exist_ok=True)
             write_json(job.output / RUN, identity)

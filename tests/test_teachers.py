@@ -18,6 +18,7 @@ from needle.losses import LossConfig, distillation_loss
 from needle.matching import Matching, layer_pairs
 from needle.prompt import Example, Renderer, render_record
 from needle.records import Call, DataError, Record, write_jsonl
+from needle.runidentity import RunError
 from needle.signals import OnlineSignals, SignalCache
 from needle.students.base import Student, Trace
 from needle.students.batch import collate
@@ -27,7 +28,7 @@ from needle.teachers.replay import ValueSignals
 from needle.tokenizer import TextTokenizer
 from needle.toolschema import normalise_tools
 from needle.tracking import read_metrics
-from needle.train import RunError, TrainConfig, train
+from needle.train import TrainConfig, train
 from tests.conftest import TINY
 from tests.test_train import job, trained
 

@@ -24,6 +24,7 @@ from needle.losses import LossConfig
 from needle.optim import OptimConfig, learning_rate
 from needle.prompt import Example
 from needle.records import Record
+from needle.runidentity import RunError
 from needle.runstate import HardwareConfig
 from needle.signals import OnlineSignals, SignalCache, example_key
 from needle.students.batch import collate
@@ -31,7 +32,7 @@ from needle.students.pointer import PointerConfig
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.tokenizer import TextTokenizer
 from needle.tracking import TrackerConfig, read_metrics
-from needle.train import Job, RunError, TrainConfig, train
+from needle.train import Job, TrainConfig, train
 from tests.conftest import TINY
 
 CPU = HardwareConfig(device="cpu")

@@ -29,7 +29,8 @@ from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
 from needle.metrics import score
 from needle.records import Call, Record, write_jsonl
-from needle.train import SUMMARY, train
+from needle.runidentity import SUMMARY
+from needle.train import train
 
 EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")
 SETS = ("snips", "hwu64")

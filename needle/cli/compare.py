@@ -18,7 +18,8 @@ from needle.config import Settings, build_job, build_splits, run_folder, setting
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.records import Record
-from needle.train import SUMMARY, train
+from needle.runidentity import SUMMARY
+from needle.train import train
 
 UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0}  # of a teacher without a training summary
 

@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from needle.cli.app import TrainingProgress, console, launch
 from needle.cli.sweep import launch_processes
 from needle.config import Settings, build_job, run_folder
-from needle.train import SUMMARY, leave_processes, train
+from needle.runidentity import SUMMARY
+from needle.train import leave_processes, train
 
 
 def run(config: Settings) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from needle.students.pointer import PointerStudent
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 CHANGED = ("snips", "hwu64")
+JOINT = re.compile(r" and then | and also |, then |; |\. Also, | and ")  # how mixed_calls joins requests
 NOTHING = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
 
 
@@ -87,6 +89,18 @@ def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
     others = [str(value) for call in predicted for value in call.arguments.values()]
     pairs = [(a, b) for a, b in zip(sorted(set(values) - set(others)), sorted(set(others) - set(values)), strict=False)]
     return "longer or shorter value" if pairs and all(a in b or b in a for a, b in pairs) else "other value"
+
+
+def pieces(engine: Engine, records: Sequence[Record]) -> dict[str, Any]:
+    """Requests for several calls cut at their joints: exact calls of the pieces, of the requests whose pieces are all right, and of the same requests asked whole."""
+    cut = [(record, JOINT.split(record.query)) for record in records if record.answers]
+    cut = [(record, found) for record, found in cut if len(found) == len(record.answers)]
+    asked = [replace(record, query=text, answers=(call,)) for record, found in cut for text, call in zip(found, record.answers, strict=True)]
+    exact = iter([score.exact for score in judge(engine, asked)[1]])
+    parts = [[next(exact) for _ in found] for _, found in cut]
+    whole = [score.exact for score in judge(engine, [record for record, _ in cut])[1]]
+    shares = {"pieces": [one for own in parts for one in own], "requests": [all(own) for own in parts], "asked whole": whole}
+    return {"records": len(cut), **{name: interval([(float(one), 1.0) for one in found], 0) for name, found in shares.items()}}
 
 
 def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--predictions", type=Path)
     parser.add_argument("--records", type=int, help="at most so many of each set")
-    parser.add_argument("--parts", default="sets,changes,latency")
+    parser.add_argument("--parts", default="sets,changes,pieces,latency")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="auto", help="as `needle serve` has it")
     arguments = parser.parse_args()
@@ -194,6 +208,9 @@ def main() -> None:
                 print(
                     name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True
                 )
+    if "pieces" in arguments.parts:
+        out["pieces"] = pieces(engine, records_of(arguments.data, "mixed_calls", arguments.split)[: arguments.records])
+        print(out["pieces"], flush=True)
     if "latency" in arguments.parts:
         out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}
         print(out["latency"])

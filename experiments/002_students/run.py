@@ -98,7 +98,9 @@ def nats(folder: Path, records: list[Record]) -> dict[str, float | None]:
 
 
 def judged(folder: Path, sets: dict[str, list[Record]]) -> dict[str, Any]:
-    engine = Engine(load_checkpoint(folder))
+    checkpoint = load_checkpoint(folder)
+    checkpoint.student.to(torch.bfloat16)
+    engine = Engine(checkpoint)
     out: dict[str, Any] = {"sets": {}, "nats": nats(folder, [*sets["snips"][:NATS], *sets["hwu64"][:NATS]])}
     every = []
     for name, records in sets.items():

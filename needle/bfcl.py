@@ -14,11 +14,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from needle.engine.decode import Answer, Engine, Request
+from needle.engine.decode import Answer, Engine, Report, Request
 from needle.metrics import interval
 from needle.records import DataError
 from needle.toolschema import ToolSchemaError, normalise_tools
@@ -34,11 +35,13 @@ GROUPS = {"all": CATEGORIES, "non_live": NON_LIVE, "live": LIVE}
 INSTALL = "pip install --no-deps bfcl-eval (its checker and data need none of its dependencies)"
 
 
-def evaluate_bfcl(engine: Engine, category: str = "all", predictions: Path | None = None, max_tokens: int = 150, batch_size: int = 32) -> dict[str, Any]:
+def evaluate_bfcl(
+    engine: Engine, category: str = "all", predictions: Path | None = None, max_tokens: int = 150, batch_size: int = 32, report: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
     """`{"categories": {name: {"records", "accuracy": {"value", "low", "high"}, "errors": {kind: n}}}, "means": {...}, "seconds"}`.
 
     `category` is one of `CATEGORIES`, or `all`, `live`, `non_live`. A tool that can't be read, or an answer that isn't one,
-    counts as wrong. Raises `DataError` for an unknown category or a missing package.
+    counts as wrong. `report` hears a category, how many of it are answered, and of how many. Raises `DataError` for an unknown category or a missing package.
     """
     names = GROUPS.get(category, (category,) if category in CATEGORIES else ())
     if not names:
@@ -49,7 +52,7 @@ def evaluate_bfcl(engine: Engine, category: str = "all", predictions: Path | Non
     lines: list[dict[str, Any]] = []
     for name in names:
         rows = _rows(folder, name)
-        answers = _answer(engine, rows, name, max_tokens, batch_size)
+        answers = _answer(engine, rows, name, max_tokens, batch_size, partial(report, name) if report else None)
         reasons = [_judge(row, answer, name, check) for row, answer in zip(rows, answers, strict=True)]
         wrong = [reason for reason in reasons if reason]
         accuracy = interval([(float(not reason), 1.0) for reason in reasons], 0)
@@ -112,7 +115,7 @@ def _rows(folder: Path, category: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _answer(engine: Engine, rows: Sequence[Mapping[str, Any]], category: str, max_tokens: int, batch_size: int) -> list[Answer]:
+def _answer(engine: Engine, rows: Sequence[Mapping[str, Any]], category: str, max_tokens: int, batch_size: int, report: Report | None) -> list[Answer]:
     """Answers in the order of `rows`; one whose tools can't be read is `refused`."""
     requests: list[Request] = []
     answers: dict[int, Answer] = {}
@@ -122,7 +125,7 @@ def _answer(engine: Engine, rows: Sequence[Mapping[str, Any]], category: str, ma
             requests.append(Request("\n".join(words), normalise_tools([_in_words(function, category) for function in row["function"]]), str(index)))
         except ToolSchemaError as error:
             answers[index] = Answer(None, 0.0, "refused", error=str(error))
-    for request, answer in zip(requests, engine.answer_all(requests, max_tokens, batch_size), strict=True):
+    for request, answer in zip(requests, engine.answer_all(requests, max_tokens, batch_size, report=report), strict=True):
         answers[int(request.id)] = answer
     return [answers[index] for index in range(len(rows))]
 

@@ -8,25 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from needle.engine.decode import MAX_TOKENS, Answer, Engine, Request
+from needle.engine.decode import MAX_TOKENS, Answer, Engine, Report, Request
 from needle.metrics import Score, score, summarise
 from needle.records import Record
 
 
-def judge(engine: Engine, records: Sequence[Record], max_tokens: int = MAX_TOKENS, batch_size: int = 64) -> tuple[list[Answer], list[Score]]:
+def judge(engine: Engine, records: Sequence[Record], max_tokens: int = MAX_TOKENS, batch_size: int = 64, report: Report | None = None) -> tuple[list[Answer], list[Score]]:
     """Answers every record and scores each answer, in order. A request that can't be read counts as a wrong answer."""
     requests = [Request(record.query, record.tools, record.id) for record in records]
-    answers = engine.answer_all(requests, max_tokens, batch_size)
+    answers = engine.answer_all(requests, max_tokens, batch_size, report=report)
     seen = engine.checkpoint.seen_tools or None
     return answers, [score(record, answer.calls, seen) for record, answer in zip(records, answers, strict=True)]
 
 
-def evaluate(engine: Engine, records: Sequence[Record], predictions: Path | None = None, max_tokens: int = MAX_TOKENS, batch_size: int = 64) -> dict[str, Any]:
+def evaluate(
+    engine: Engine, records: Sequence[Record], predictions: Path | None = None, max_tokens: int = MAX_TOKENS, batch_size: int = 64, report: Report | None = None
+) -> dict[str, Any]:
     """The summary of `metrics.summarise`, with finish counts and seconds; `predictions` gets every answer beside its gold."""
     if not records:
         raise ValueError("there are no records to evaluate; check data.path and data.test_size")
     start = time.perf_counter()
-    answers, scores = judge(engine, records, max_tokens, batch_size)
+    answers, scores = judge(engine, records, max_tokens, batch_size, report)
     seconds = time.perf_counter() - start
     if predictions:
         write_predictions(predictions, records, answers, scores)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from needle.checkpoint import Checkpoint
+from needle.cli.app import AnsweringProgress
 from needle.engine.decode import Engine, Request, working_dtype
 from needle.evaluate import evaluate, judge
 from needle.prompt import PromptError
@@ -43,6 +44,21 @@ def test_answers_are_the_same_alone_in_a_batch_and_after_other_requests(tokenize
     for request, answer in zip(reversed(requests), reversed(together), strict=True):
         alone = engine.answer(request.query, request.tools, max_tokens=12)
         assert (alone.calls, alone.finish, alone.tokens) == (answer.calls, answer.finish, answer.tokens)
+
+
+def test_progress_is_heard_after_each_batch_and_ends_with_all(tokenizer: TextTokenizer, records: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[tuple[int, int]] = []
+    printed = AnsweringProgress("simple: ", every=0.0)
+
+    def report(done: int, requests: int) -> None:
+        heard.append((done, requests))
+        printed(done, requests)
+
+    evaluate(Engine(random_checkpoint(tokenizer)), records[:7], max_tokens=3, batch_size=3, report=report)
+    assert heard == [(3, 7), (6, 7), (7, 7)]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("answered")[0] for line in lines] == ["simple: 3 of 7 ", "simple: 6 of 7 ", "simple: 7 of 7 "]
+    assert lines[-1].endswith("0:00 left")
 
 
 def test_free_decoding_may_break_and_is_then_counted_invalid(tokenizer: TextTokenizer, records: list[Record]) -> None:

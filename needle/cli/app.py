@@ -278,6 +278,22 @@ class TrainingProgress:
         )
 
 
+class AnsweringProgress:
+    """Prints how many requests are answered, at most every few seconds; nothing for what is done before that."""
+
+    def __init__(self, name: str = "", every: float = 5.0) -> None:
+        self.name, self.every = name, every
+        self.started = self.last = time.perf_counter()
+
+    def __call__(self, done: int, requests: int) -> None:
+        now = time.perf_counter()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        rate = done / (now - self.started)
+        console.print(f"{self.name}{done:,} of {requests:,} answered  {rate:.0f}/s  {_clock((requests - done) / rate)} left", markup=False)
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from needle.bfcl import evaluate_bfcl
 from needle.checkpoint import write_json
-from needle.cli.app import console, launch
+from needle.cli.app import AnsweringProgress, console, launch
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Engine
 from needle.evaluate import evaluate
@@ -25,7 +25,7 @@ def run(config: Settings) -> None:
     for message in skipped:
         console.print(f"skipped: {message}", markup=False)
     predictions = Path(config.predictions) if config.predictions else None
-    summary = evaluate(engine, records, predictions, config.max_tokens)
+    summary = evaluate(engine, records, predictions, config.max_tokens, report=AnsweringProgress())
     summary["skipped"] = len(skipped)
     _store(summary, engine, config)
     _print(summary)
@@ -39,7 +39,12 @@ def _store(summary: dict[str, Any], engine: Engine, config: Settings) -> None:
 
 
 def _leaderboard(engine: Engine, config: Settings) -> None:
-    summary = evaluate_bfcl(engine, config.category, Path(config.predictions) if config.predictions else None, config.max_tokens)
+    progress: dict[str, AnsweringProgress] = {}
+
+    def report(category: str, done: int, every: int) -> None:
+        progress.setdefault(category, AnsweringProgress(f"{category}: "))(done, every)
+
+    summary = evaluate_bfcl(engine, config.category, Path(config.predictions) if config.predictions else None, config.max_tokens, report=report)
     _store(summary, engine, config)
     table = Table(title=f"Berkeley Function Calling Leaderboard, single turn, {config.decoding} decoding, {summary['seconds']:.1f} s", title_justify="left")
     for name in ("category", "records", "accuracy", "95% interval", "commonest error"):

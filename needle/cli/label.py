@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from needle.cli.app import console, launch
+from needle.cli.app import AnsweringProgress, console, launch
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Request
 from needle.records import write_jsonl
-
-PIECE = 512
 
 
 def run(config: Settings) -> None:
@@ -21,16 +19,12 @@ def run(config: Settings) -> None:
     records, skipped = records_to_evaluate(config)
     for message in skipped:
         console.print(f"skipped: {message}", markup=False)
-    labelled = []
-    for start in range(0, len(records), PIECE):
-        piece = records[start : start + PIECE]
-        answers = engine.answer_all([Request(record.query, record.tools, record.id) for record in piece], config.max_tokens)
-        labelled += [
-            replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}], "confidence": [round(answer.confidence, 6)]})
-            for record, answer in zip(piece, answers, strict=True)
-            if answer.calls is not None
-        ]
-        console.print(f"{start + len(piece):,} of {len(records):,} records")
+    answers = engine.answer_all([Request(record.query, record.tools, record.id) for record in records], config.max_tokens, report=AnsweringProgress())
+    labelled = [
+        replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}], "confidence": [round(answer.confidence, 6)]})
+        for record, answer in zip(records, answers, strict=True)
+        if answer.calls is not None
+    ]
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(Path(config.output), labelled)
     console.print(f"[bold]{config.output}[/]: {len(labelled):,} records, {len(records) - len(labelled)} without an answer left out")

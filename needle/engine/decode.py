@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 MAX_TOKENS = 150
 GUESSES = 4  # tokens of a value that are proposed at once
 CACHED_TOOLS = 1024  # of about half a megabyte each
+
+Report = Callable[[int, int], None]
 
 
 def working_dtype(precision: str) -> torch.dtype:
@@ -108,10 +110,11 @@ class Engine:
         matcher = self.grammar.matcher(request.tools) if self.grammar else None
         return self._decode([_Row(0, request, matcher)], [example], max_tokens)[0]
 
-    def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64, sample: int | None = None) -> list[Answer]:
+    def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64, sample: int | None = None, report: Report | None = None) -> list[Answer]:
         """Answers in the order of the requests; one that can't be read gets finish `refused`, and the rest go on.
 
         `sample` is a seed: answers are then drawn from the student's own distribution instead of taking the likeliest token.
+        `report` hears after each batch how many are answered, of how many.
         """
         answers: list[Answer | None] = [None] * len(requests)
         ready: list[tuple[_Row, Example]] = []
@@ -129,6 +132,8 @@ class Engine:
             random = None if sample is None else torch.Generator().manual_seed(sample * 1_000_003 + start)
             for row, answer in zip(rows, self._decode(list(rows), list(examples), max_tokens, random), strict=True):
                 answers[row.index] = answer
+            if report:
+                report(start + len(rows), len(ready))
         return [answer for answer in answers if answer is not None]
 
     def _choose_tools(self, request: Request) -> Request:

@@ -1,6 +1,6 @@
 """One change at a time to the released recipe, the same minutes of one core each, on validation. Writes table.md and results.json.
 
-python -m experiments.006_ablations.run --minutes 8 --output outputs/006 [--arms "as released;no renamed tools"]
+python -m experiments.006_ablations.run --minutes 8 --output outputs/006 [--arms "the recipe;no renamed tools"]
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from needle.metrics import interval, summarise
 students = importlib.import_module("experiments.002_students.run")
 released = importlib.import_module("experiments.005_needle_26m.judge")
 
-BASE = ["experiment=needle_26m", "data.augment.copies=2", "hardware.threads=1", "train.batch_size=64", "train.micro_batch=32", "optim.schedule=linear", "optim.ema=0",
-        "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000"]  # fmt: skip
+SHORT = ["hardware.threads=1", "train.batch_size=64", "train.micro_batch=32", "optim.schedule=linear", "optim.ema=0", "optim.warmup=30"]
+NEVER = ["train.eval_every=100000", "train.save_every=100000"]
+BASE = ["experiment=needle_26m", "data.augment={copies: 2, join: 0.35, strangers: 0.25, rename: 0, shuffle: 0}", "train.rename=0.6", *SHORT, *NEVER]
 ARMS: dict[str, list[str]] = {
-    "as released": [],
-    "no renamed tools": ["data.augment.rename=0"],
+    "the recipe": [],
+    "no renamed tools": ["train.rename=0"],
+    "one renaming for each copy": ["train.rename=0", "data.augment.rename=0.5"],
     "no joined requests": ["data.augment.join=0"],
     "no strangers": ["data.augment.strangers=0"],
     "no copies at all": ["data.augment.copies=0"],

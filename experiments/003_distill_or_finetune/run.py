@@ -1,11 +1,13 @@
-"""Fine-tuning against everything that a teacher can give, on SNIPS and HWU64: labels, trials, arms, report. See README.md.
+"""Fine-tuning against everything that a teacher can give, on SNIPS and HWU64: teacher, labels, trials, arms, report. See README.md.
 
-    python -m experiments.003_distill_or_finetune.run label  --output outputs/003
-    python -m experiments.003_distill_or_finetune.run tune   --output outputs/003 [--part 1/2]
-    python -m experiments.003_distill_or_finetune.run train  --output outputs/003 [--part 1/2]
-    python -m experiments.003_distill_or_finetune.run report --output outputs/003
+    python -m experiments.003_distill_or_finetune.run teacher --output outputs/003
+    python -m experiments.003_distill_or_finetune.run label   --output outputs/003
+    python -m experiments.003_distill_or_finetune.run tune    --output outputs/003 [--part 1/2]
+    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2]
+    python -m experiments.003_distill_or_finetune.run report  --output outputs/003
 
-`tune` and `train` may run in several processes, each with its part; what is done is kept.
+The training records are cut in two: the teacher learns from one half, and every arm draws its records from the other, whose
+gold answers the teacher never saw. `tune` and `train` may run in several processes, each with its part; what is done is kept.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from needle.cli.app import TrainingProgress, compose
 from needle.cli.sweep import arm_folder
 from needle.compare import Arm, Run, build_report, write_report
 from needle.config import build_job, build_splits, released, settings
+from needle.data.sources import subset
 from needle.engine.decode import Answer, Engine, Request
 from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
@@ -34,9 +37,12 @@ from needle.train import train
 
 EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")
 SETS = ("snips", "hwu64")
-ALL = 20_129  # of which those are left that the teacher could answer
-ARMS = {500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"), 2000: EVERY, 10_000: ("finetune", "distill", "unlabelled"), ALL: ("finetune", "distill")}
+POOL = 10_065  # the half that the arms draw from
+ARMS = {500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"), 2000: EVERY, POOL: ("finetune", "argmax", "distill")}
 CELLS = [(arm, size) for size, arms in ARMS.items() for arm in arms]
+TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cpu_bf16", "hardware.threads=1", "train.batch_size=96", "train.micro_batch=48", "train.group=source",
+           "optim.lr=6e-4", "optim.pretrained=0.3", "optim.warmup=50", "optim.schedule=wsd", "optim.decay=0.4", "optim.ema=0.995", "train.save_every=100",
+           "data.augment={copies: 1, rename: 0, join: 0, strangers: 0, shuffle: 1}"]  # fmt: skip
 RATES = (1.5e-3, 3e-3, 6e-3)
 TRIED, TRIAL_STEPS = 2000, 400  # records and steps of a trial
 SEEDS = (0, 1, 2)
@@ -46,6 +52,22 @@ def words_of(output: Path, arm: str, size: int, seed: int, rate: float | None, f
     words = ["experiment=distill_or_finetune", f"data.train=[{output / 'labelled.jsonl.gz'}]", "hardware.threads=1", f"cache={output / 'cache'}"]
     words += ["teacher=local", f"teacher.checkpoint={released()}", f"tokenizer.path={released()}", f"arm={arm}"]
     return [*words, f"data.size={'null' if size == ALL else size}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
+
+
+def halves(output: Path, data: Path) -> None:
+    """teacher.jsonl.gz and pool.jsonl.gz: a seeded half of the training records each."""
+    records = [record for name in SETS for record in read_records(data / name / "train.jsonl.gz")]
+    pool = {record.id for record in subset(records, POOL, 0)}
+    write_jsonl(output / "pool.jsonl.gz", [record for record in records if record.id in pool])
+    write_jsonl(output / "teacher.jsonl.gz", [record for record in records if record.id not in pool])
+
+
+def teach(output: Path, data: Path, steps: int) -> None:
+    """The teacher: a pretrained encoder of 26M parameters, trained on its half."""
+    halves(output, data)
+    files = [f"data.train=[{output / 'teacher.jsonl.gz'}]", f"data.validation=[{','.join(str(data / name / 'validation.jsonl.gz') for name in SETS)}]"]
+    words = ["data=jsonl", *TEACHER, *files, f"train.steps={steps}", "train.eval_every=250", "train.eval_records=400", f"cache={output / 'cache'}", f"output={output / 'teacher'}"]
+    train(build_job(settings(compose(words))), TrainingProgress("teacher: "))
 
 
 def label(output: Path, data: Path) -> None:
@@ -153,15 +175,18 @@ def report(output: Path, data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=("label", "tune", "train", "report"))
+    parser.add_argument("stage", choices=("teacher", "label", "tune", "train", "report"))
     parser.add_argument("--output", type=Path, default=Path("outputs/003"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument("--steps", type=int, default=1000, help="of the teacher")
     parser.add_argument("--part", default="1/1", help="which of how many processes this one is")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     part, parts = (int(number) for number in arguments.part.split("/"))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.stage == "label":
+    if arguments.stage == "teacher":
+        teach(arguments.output, arguments.data, arguments.steps)
+    elif arguments.stage == "label":
         label(arguments.output, arguments.data)
     elif arguments.stage == "tune":
         tune(arguments.output, part - 1, parts)

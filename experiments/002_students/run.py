@@ -2,7 +2,8 @@
 
     python -m experiments.002_students.run --minutes 12 --output outputs/002 [--arms "pointer;llama"] [--split validation]
 
-How many steps fit the minutes is measured first (`steps.json` of each arm, kept: with it a second run makes the same steps).
+How many steps fit the minutes is measured first, in the process's own time, which waiting for other processes isn't part of
+(`steps.json` of each arm, kept: with it a second run makes the same steps).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from needle.checkpoint import load_checkpoint, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.config import build_job, settings
 from needle.data.encoding import encode_records
+from needle.data.sources import subset
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.engine.decode import Engine
 from needle.evaluate import judge
@@ -43,7 +45,7 @@ ARMS: dict[str, list[str]] = {
     "llama": ["student=llama_26m", *FLAT],
     "san": ["student=san_26m", *FLAT],
     "san with feed-forward": ["student=san_mlp_26m", *FLAT],
-    "pointer, JSON": ["student=pointer_26m", "codec=json", *SPLIT],
+    "pointer, JSON": ["student=pointer_26m", "codec=json", "student.tool_gradient=0.25", *SPLIT],
     "pointer": ["student=pointer_26m", "student.tool_gradient=0.25", *SPLIT],
     "pointer, pretrained, untrusted": ["student=pointer_pretrained_26m", "student.pool=false", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
     "pointer, pretrained": ["student=pointer_pretrained_26m", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
@@ -51,7 +53,7 @@ ARMS: dict[str, list[str]] = {
 LONGEST, NATS = 1024, 250  # the tokens of a record, as in training; records of each of two sets
 COMMON = ["data=real", "hardware=cpu_bf16", "hardware.threads=1", "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000", f"data.max_length={LONGEST}"]
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
-WARM, MEASURED = 6, 10
+WARM, MEASURED = 6, 20
 
 
 def folder_of(output: Path, arm: str) -> Path:
@@ -61,15 +63,21 @@ def folder_of(output: Path, arm: str) -> Path:
 def steps_within(minutes: float, words: list[str], folder: Path) -> int:
     """How many optimiser steps of an arm fit: timed once on a short run, the first steps left out, and kept in its folder."""
     path = folder / "steps.json"
-    if not path.is_file():
+    if (known := kept(path, {"minutes": minutes})) is None:
         job = build_job(settings(compose([*words, f"train.steps={WARM + MEASURED}", f"output={folder / 'trial'}"])))
         job.train.log_every = 1
-        train(job)
-        rows = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
-        seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
-        each = (seconds[WARM + MEASURED] - seconds[WARM]) / MEASURED
-        write_json(path, {"seconds": each, "steps": max(int(60 * minutes / each), 1)})
-    return int(json.loads(path.read_text())["steps"])
+        spent: dict[int, float] = {}
+        train(job, lambda values: spent.setdefault(values.get("step", 0), time.process_time()) and None)
+        each = (spent[WARM + MEASURED] - spent[WARM]) / MEASURED
+        known = {"minutes": minutes, "seconds": each, "steps": max(int(60 * minutes / each), 1)}
+        write_json(path, known)
+    return int(known["steps"])
+
+
+def kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file of an earlier run holds, if that run was asked for the same."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found if found and all(found.get(name) == value for name, value in asked.items()) else None
 
 
 def trained(arm: str, words: list[str], minutes: float, folder: Path) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def trained(arm: str, words: list[str], minutes: float, folder: Path) -> dict[st
 
 
 def test_sets(data: Path, split: str, most: int | None) -> dict[str, list[Record]]:
-    sets = {name: list(read_records(data / name / f"{split}.jsonl.gz"))[:most] for name in SETS}
+    sets = {name: subset(list(read_records(data / name / f"{split}.jsonl.gz")), most, 0) for name in SETS}
     sets["synthetic, unseen tools"] = list(generate(SyntheticConfig(train=0, validation=0, test=0, unseen=300))[2])[:most]
     return sets
 
@@ -171,9 +179,10 @@ def main() -> None:
     sets = test_sets(arguments.data, arguments.split, arguments.records)
     for arm in arguments.arms.split(";"):
         folder = folder_of(arguments.output, arm)
-        if not (folder / "judged.json").is_file():
+        asked = {"split": arguments.split, "records": arguments.records, "minutes": arguments.minutes}
+        if kept(folder / "judged.json", asked) is None:
             summary = trained(arm, [*COMMON, *ARMS[arm]], arguments.minutes, folder)
-            write_json(folder / "judged.json", {"training": summary, "judged": judged(folder / "run", sets)})
+            write_json(folder / "judged.json", {**asked, "training": summary, "judged": judged(folder / "run", sets)})
     rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := folder_of(arguments.output, arm) / "judged.json").is_file()}
     write_json(arguments.output / "results.json", rows)
     (arguments.output / "table.md").write_text(table(rows))

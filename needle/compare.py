@@ -21,6 +21,7 @@ from needle.metrics import Score
 from needle.records import Record
 
 RESAMPLES = 2000
+LEVEL, SEEDS = 0.05, 3  # of the corrected p, and of the seeds, without which no arm is called better
 PLAIN = "finetune"  # the arm that the others are compared with
 RATES = ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate", "schema_valid")
 
@@ -80,12 +81,13 @@ def interval(rates: NDArray[np.float64], seed: int = 0) -> dict[str, float | Non
 
 
 def _bootstrap(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    random = np.random.default_rng(seed)
+    """[RESAMPLES] rates of drawn seeds and records. The records that are drawn depend on their number and `seed` alone, so that two calls share them."""
+    which_records, which_seeds = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     seeds, records, _ = rates.shape
     out = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
-        drawn = random.integers(0, seeds, seeds)
-        total = rates[drawn].sum(0)[random.integers(0, records, records)].sum(0)
+        drawn = which_seeds.integers(0, seeds, seeds)
+        total = rates[drawn].sum(0)[which_records.integers(0, records, records)].sum(0)
         out[index] = total[0] / total[1] if total[1] else 0.0
     return out
 
@@ -106,9 +108,19 @@ def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
     low, high = np.percentile(drawn, [2.5, 97.5])
     tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
     return {
-        "a": a.name, "b": b.name, "data_size": a.data_size, "difference": float(difference.mean()), "low": float(low), "high": float(high),
+        "a": a.name, "b": b.name, "data_size": a.data_size, "seeds": len(a.runs), "difference": float(difference.mean()), "low": float(low), "high": float(high),
         "p": float(min(1.0, max(2 * tail, 1 / RESAMPLES))),
     }  # fmt: skip
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p-values of several tests, corrected for their number (Holm 1979): one below 0.05 is then found by chance in 5% of reports, not of tests."""
+    order = sorted(range(len(p)), key=lambda index: p[index])
+    out, highest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, p[index] * (len(p) - rank)))
+        out[index] = highest
+    return out
 
 
 def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
@@ -116,9 +128,12 @@ def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
 
     Read off the learning curve of `plain`, straight lines over the logarithm of the size, with a 95% interval from the same
     bootstrap. A curve isn't drawn further than it was measured: its smallest size stands for that or fewer, None for more
-    than its largest.
+    than its largest. Only seeds that all of them have count.
+
+    Raises:
+        ValueError: there is no such seed.
     """
-    curve = sorted(plain, key=lambda other: other.data_size)
+    arm, *curve = _common_seeds(arm, *sorted(plain, key=lambda other: other.data_size))
     sizes = [other.data_size for other in curve]
     drawn = np.stack([_bootstrap(other.rates("exact_call"), seed) for other in curve], axis=1)  # the same records in all of them
     reached = _bootstrap(arm.rates("exact_call"), seed)
@@ -126,7 +141,17 @@ def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
     low, high = np.percentile(needed, [2.5, 97.5], method="nearest")
     found = _where(sizes, [other.rates("exact_call")[..., 0].mean() for other in curve], arm.rates("exact_call")[..., 0].mean())
     records, least, most = (round(value) if np.isfinite(value) else None for value in (found, float(low), float(high)))
-    return {"a": arm.name, "b": curve[0].name, "data_size": arm.data_size, "records": records, "low": least, "high": most, "smallest": sizes[0], "largest": sizes[-1]}
+    return {
+        "a": arm.name,
+        "b": curve[0].name,
+        "data_size": arm.data_size,
+        "seeds": len(arm.runs),
+        "records": records,
+        "low": least,
+        "high": most,
+        "smallest": sizes[0],
+        "largest": sizes[-1],
+    }
 
 
 def _where(sizes: Sequence[int], values: Sequence[float], value: float) -> float:
@@ -137,17 +162,44 @@ def _where(sizes: Sequence[int], values: Sequence[float], value: float) -> float
     return float(np.exp(np.interp(value, highest, np.log(sizes))))
 
 
-def _common_seeds(a: Arm, b: Arm) -> tuple[Arm, Arm] | None:
-    """Both arms with only the seeds that both have, in one order; None when there are none: a sweep may be unfinished."""
-    seeds = sorted({run.seed for run in a.runs} & {run.seed for run in b.runs})
+def _common_seeds(*arms: Arm) -> list[Arm]:
+    """The arms with only the seeds that all have, in one order: a sweep may be unfinished."""
+    seeds = sorted(set.intersection(*({run.seed for run in arm.runs} for arm in arms)))
     if not seeds:
-        return None
-    one, two = (replace(arm, runs=[next(run for run in arm.runs if run.seed == seed) for seed in seeds]) for arm in (a, b))
-    return one, two
+        raise ValueError(f"{', '.join(f'{arm.name} at {arm.data_size}' for arm in arms)} have no seed in common")
+    return [replace(arm, runs=[next(run for run in arm.runs if run.seed == seed) for seed in seeds]) for arm in arms]
 
 
-def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], wall_seconds: float, facts: Mapping[str, Any], samples: int = 12) -> dict[str, Any]:
-    """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students' settings."""
+def _share_seeds(*arms: Arm) -> bool:
+    return bool(set.intersection(*({run.seed for run in arm.runs} for arm in arms)))
+
+
+def _contrasts(arms: Sequence[Arm], named: Sequence[tuple[str, str]]) -> list[tuple[Arm, Arm]]:
+    """Every arm with the one that stands for no teacher at its size, and the pairs that were named."""
+    out = []
+    fallback = None if any(arm.name == PLAIN for arm in arms) else next((arm.name for arm in arms if arm.loss["alpha"] == 0), None)
+    for size in sorted({arm.data_size for arm in arms}):
+        here = {arm.name: arm for arm in arms if arm.data_size == size}
+        wanted = [*((name, fallback or PLAIN) for name in here), *named]
+        out += [(here[a], here[b]) for a, b in wanted if a != b and a in here and b in here and _share_seeds(here[a], here[b])]
+    return out
+
+
+def build_report(
+    arms: Sequence[Arm],
+    teacher: Run | None,
+    records: Sequence[Record],
+    wall_seconds: float,
+    facts: Mapping[str, Any],
+    samples: int = 12,
+    contrasts: Sequence[tuple[str, str]] = (),
+) -> dict[str, Any]:
+    """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students' settings.
+
+    Every arm is compared with fine-tuning; `contrasts` names further pairs of arms to compare, at each size that has both.
+    """
+    if not arms:
+        raise ValueError("no arm is trained and judged yet; there is nothing to report")
     parts = _partition(teacher or arms[0].runs[0])
     rows = []
     for arm in arms:
@@ -172,12 +224,9 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
                 },
             }
         )
-    sizes = sorted({arm.data_size for arm in arms})
-    pairs = []
-    for size in sizes:
-        here = [arm for arm in arms if arm.data_size == size]
-        base = next((arm for arm in here if arm.name == PLAIN), next((arm for arm in here if arm.loss["alpha"] == 0), None))
-        pairs += [paired(*shared) for arm in here if base is not None and arm is not base and (shared := _common_seeds(arm, base))]
+    shared = [_common_seeds(*pair) for pair in _contrasts(arms, contrasts)]
+    pairs = [paired(a, b) for a, b in shared]
+    pairs = [{**pair, "p_holm": p} for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True)]
     plain = [arm for arm in arms if arm.name == PLAIN]
     report: dict[str, Any] = {
         "missing": [],
@@ -185,7 +234,7 @@ def build_report(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Rec
         "arms": rows,
         "teacher": _teacher_row(teacher, parts),
         "paired": pairs,
-        "worth": [worth(arm, plain) for arm in arms if arm.name != PLAIN] if len(plain) > 1 else [],
+        "worth": [worth(arm, plain) for arm in arms if arm.name != PLAIN and _share_seeds(arm, *plain)] if len(plain) > 1 else [],
         "verdict": verdict(pairs),
         "test_records": len(records),
         "wall_seconds": round(wall_seconds, 1),
@@ -199,13 +248,13 @@ Partition = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 def _partition(run: Run) -> Partition:
-    """Test records by number of calls, seen and unseen tools, and kind of phrasing, as one run sees them, so that all arms share the parts."""
+    """Test records by source, number of calls, seen and unseen tools, and kind of phrasing, as one run sees them, so that all arms share the parts."""
     out: dict[str, dict[str, list[int]]] = {}
     for index, score in enumerate(run.scores):
-        for group in ("calls", "seen", "phrasing"):
+        for group in ("source", "calls", "seen", "phrasing"):
             if group in score.groups:
                 out.setdefault(group, {}).setdefault(score.groups[group], []).append(index)
-    return {group: dict(sorted(members.items())) for group, members in out.items()}
+    return {group: dict(sorted(members.items())) for group, members in out.items() if group != "source" or len(members) > 1}
 
 
 def _groups(arm: Arm, parts: Partition) -> dict[str, dict[str, dict[str, Any]]]:
@@ -222,13 +271,19 @@ def _teacher_row(teacher: Run | None, parts: Partition) -> dict[str, Any] | None
 
 
 def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for each size, in plain words; only an interval that leaves out zero counts as better or worse."""
+    """One sentence for each size, in plain words.
+
+    Better or worse is what has an interval without zero and, corrected for the number of comparisons, p < 0.05; with
+    fewer than three seeds nothing is, as their own luck can't be told.
+    """
     lines: dict[int, list[str]] = {}
     for pair in pairs:
         points = f"{100 * pair['difference']:+.1f} points ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
-        if pair["low"] > 0:
+        if pair["seeds"] < SEEDS:
+            text = f"{pair['a']} and {pair['b']} differ by {points} with {pair['seeds']} seed{'s' if pair['seeds'] > 1 else ''}, too few to tell"
+        elif pair["low"] > 0 and pair["p_holm"] < LEVEL:
             text = f"{pair['a']} beats {pair['b']} by {points}"
-        elif pair["high"] < 0:
+        elif pair["high"] < 0 and pair["p_holm"] < LEVEL:
             text = f"{pair['a']} loses to {pair['b']}: {points}"
         else:
             text = f"no difference between {pair['a']} and {pair['b']} shows: {points}"

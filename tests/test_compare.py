@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from needle.compare import Arm, Run, build_report, interval, paired, verdict, worth, write_report
+from needle.compare import Arm, Run, build_report, holm, interval, paired, verdict, worth, write_report
 from needle.engine.decode import Answer
 from needle.metrics import Score, score
 from needle.records import Call, Record
@@ -67,10 +68,36 @@ def test_an_arm_with_one_seed_twice_is_refused() -> None:
 
 
 def test_the_verdict_is_plain_and_symmetric() -> None:
-    row = {"a": "distill", "b": "finetune", "data_size": 500}
+    row = {"a": "distill", "b": "finetune", "data_size": 500, "seeds": 3, "p_holm": 0.01}
     assert "beats" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15}])
     assert "loses to" in verdict([{**row, "difference": -0.1, "low": -0.15, "high": -0.05}])
     assert "no difference" in verdict([{**row, "difference": 0.01, "low": -0.05, "high": 0.07}])
+    assert "no difference" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15, "p_holm": 0.06}])
+    assert "with 1 seed, too few to tell" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15, "seeds": 1}])
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_named_pairs_are_compared_too_and_unfinished_arms_share_their_seeds() -> None:
+    arms = [arm("finetune", 0, 0.5), arm("distill", 0.7, 0.6, seeds=2), arm("placebo", 0.7, 0.4), arm("argmax", 0, 0.5, size=2000), arm("finetune", 0, 0.6, size=8000, seeds=1)]
+    facts = {"title": "T", "subtitle": "S", "commands": [], "student": {}}
+    report = build_report(arms, None, RECORDS, 1.0, facts, 0, [("distill", "placebo"), ("distill", "label_smoothing")])
+    assert [(pair["a"], pair["b"], pair["seeds"]) for pair in report["paired"]] == [("distill", "finetune", 2), ("placebo", "finetune", 3), ("distill", "placebo", 2)]
+    assert all(pair["p"] <= pair["p_holm"] <= 1 for pair in report["paired"])
+    assert [row["seeds"] for row in report["worth"]] == [1, 1, 1]
+    with pytest.raises(ValueError, match="nothing to report"):
+        build_report([], None, RECORDS, 1.0, facts, 0)
+
+
+def test_parts_of_several_sources_are_shown_apart() -> None:
+    other = [replace(record, source="t" if index % 3 else "s") for index, record in enumerate(RECORDS)]
+    run = Run([score(record, record.answers) for record in other], [], 0, {}, 1.0, Path())
+    report = build_report([Arm("finetune", {"alpha": 0}, 500, [run])], None, other, 1.0, {}, 0)
+    assert {member: row["records"] for member, row in report["arms"][0]["groups"]["source"].items()} == {"s": 20, "t": 40}
 
 
 def test_an_arm_is_worth_the_records_at_which_the_plain_curve_meets_it() -> None:
@@ -106,7 +133,7 @@ def test_the_report_has_what_it_promises_and_stands_alone(tmp_path: Path) -> Non
         assert row["seeds"] == [0, 1, 2]
         for metric in ("exact_call", "tool_name", "false_call_rate"):
             assert set(row["metrics"][metric]) == {"mean", "low", "high"}
-    assert {tuple(sorted(row)) for row in stored["paired"]} == {("a", "b", "data_size", "difference", "high", "low", "p")}
+    assert {tuple(sorted(row)) for row in stored["paired"]} == {("a", "b", "data_size", "difference", "high", "low", "p", "p_holm", "seeds")}
     html = (tmp_path / "report.html").read_text()
     assert "<svg" in html
     assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")

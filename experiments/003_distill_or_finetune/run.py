@@ -25,7 +25,7 @@ from needle.checkpoint import load_checkpoint, student_config, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.cli.sweep import arm_folder
 from needle.compare import Arm, Run, build_report, write_report
-from needle.config import build_job, build_splits, released, settings
+from needle.config import build_job, settings
 from needle.data.sources import subset
 from needle.engine.decode import Answer, Engine, Request
 from needle.evaluate import judge, write_predictions
@@ -35,6 +35,7 @@ from needle.records import Call, Record, write_jsonl
 from needle.runidentity import SUMMARY
 from needle.train import train
 
+STAGES = ("teacher", "label", "tune", "train", "report")
 EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")
 SETS = ("snips", "hwu64")
 POOL = 10_065  # the half that the arms draw from
@@ -43,15 +44,18 @@ CELLS = [(arm, size) for size, arms in ARMS.items() for arm in arms]
 TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cpu_bf16", "hardware.threads=1", "train.batch_size=96", "train.micro_batch=48", "train.group=source",
            "optim.lr=6e-4", "optim.pretrained=0.3", "optim.warmup=50", "optim.schedule=wsd", "optim.decay=0.4", "optim.ema=0.995", "train.save_every=100",
            "data.augment={copies: 1, rename: 0, join: 0, strangers: 0, shuffle: 1}"]  # fmt: skip
-RATES = (1.5e-3, 3e-3, 6e-3)
+CONTRASTS = [("distill", "label_smoothing"), ("distill", "placebo"), ("unlabelled", "distill"), ("unlabelled", "unlabelled_argmax")]
+RATES = (2e-3, 4e-3)
 TRIED, TRIAL_STEPS = 2000, 400  # records and steps of a trial
 SEEDS = (0, 1, 2)
+JUDGED = "judged.json"
 
 
 def words_of(output: Path, arm: str, size: int, seed: int, rate: float | None, folder: Path) -> list[str]:
-    words = ["experiment=distill_or_finetune", f"data.train=[{output / 'labelled.jsonl.gz'}]", "hardware.threads=1", f"cache={output / 'cache'}"]
-    words += ["teacher=local", f"teacher.checkpoint={released()}", f"tokenizer.path={released()}", f"arm={arm}"]
-    return [*words, f"data.size={'null' if size == ALL else size}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
+    """The settings of a run; its seed draws the records as well."""
+    words = ["experiment=distill_or_finetune", f"data.train=[{output / 'labelled.jsonl.gz'}]", "hardware.threads=1", f"cache={output / 'cache'}", f"arm={arm}"]
+    words += ["teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}"]
+    return [*words, f"data.size={size}", f"data.seed={seed}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
 
 
 def halves(output: Path, data: Path) -> None:
@@ -70,22 +74,24 @@ def teach(output: Path, data: Path, steps: int) -> None:
     train(build_job(settings(compose(words))), TrainingProgress("teacher: "))
 
 
-def label(output: Path, data: Path) -> None:
+def label(output: Path) -> None:
     """The teacher's answers beside the gold ones, and its distributions into the cache."""
     path = output / "labelled.jsonl.gz"
     if not path.is_file():
-        records = [record for name in SETS for record in read_records(data / name / "train.jsonl.gz")]
-        answers = Engine(load_checkpoint(released())).answer_all([Request(record.query, record.tools, record.id) for record in records])
+        records = list(read_records(output / "pool.jsonl.gz"))
+        answers = Engine(load_checkpoint(output / "teacher")).answer_all([Request(record.query, record.tools, record.id) for record in records])
         rows = [
             replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}]})
             for record, answer in zip(records, answers, strict=True)
             if answer.calls is not None
         ]
         write_jsonl(path, rows)
-        print(f"{len(rows):,} of {len(records):,} records labelled")
-    for arm, size in CELLS:
-        if arm in ("distill", "unlabelled"):
-            build_job(settings(compose(words_of(output, arm, size, 0, None, output / "unused"))), print)
+        right = sum(score(record, answer.calls).exact for record, answer in zip(records, answers, strict=True))
+        print(f"{len(rows):,} of {len(records):,} records labelled; {100 * right / len(records):.1f}% as gold has them")
+    for seed in SEEDS:
+        for arm, size in CELLS:
+            if arm in ("distill", "unlabelled"):
+                build_job(settings(compose(words_of(output, arm, size, seed, None, output / "unused"))), print)
 
 
 def tune(output: Path, part: int, parts: int) -> None:
@@ -121,18 +127,18 @@ def train_all(output: Path, data: Path, part: int, parts: int) -> None:
 
 
 def answered(folder: Path, data: Path) -> tuple[list[Record], list[Answer], float]:
-    """The test records and a model's answers to them, asked for once."""
+    """The test records and a model's answers to them, asked for once; `JUDGED` is written last."""
     records = [record for name in SETS for record in read_records(data / name / "test.jsonl.gz")]
     path = folder / "answers.jsonl"
-    if not path.is_file():
+    if not (folder / JUDGED).is_file():
         started = time.perf_counter()
         answers, scores = judge(Engine(load_checkpoint(folder)), records)
         write_predictions(path, records, answers, scores)
-        write_json(folder / "judged.json", {"seconds": time.perf_counter() - started})
+        write_json(folder / JUDGED, {"seconds": time.perf_counter() - started})
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     calls = [None if row["predicted"] is None else tuple(Call(call["name"], call["arguments"]) for call in row["predicted"]) for row in rows]
     found = [Answer(own, row["confidence"], row["finish"]) for own, row in zip(calls, rows, strict=True)]
-    return records, found, float(json.loads((folder / "judged.json").read_text())["seconds"])
+    return records, found, float(json.loads((folder / JUDGED).read_text())["seconds"])
 
 
 def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
@@ -144,38 +150,32 @@ def report(output: Path, data: Path) -> None:
     """report.html, report.md, report.json and trials.json in `output`."""
     arms, missing = [], []
     for arm, size in CELLS:
-        done = [seed for seed in SEEDS if (folder_of(output, arm, size, seed) / "answers.jsonl").is_file()]
+        done = [seed for seed in SEEDS if (folder_of(output, arm, size, seed) / JUDGED).is_file()]
         missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in SEEDS if seed not in done]
         folders = [(seed, folder_of(output, arm, size, seed)) for seed in done]
         runs = [run_of(folder, data, seed, json.loads((folder / SUMMARY).read_text())) for seed, folder in folders]
         loss = settings(compose(words_of(output, arm, size, 0, None, output / "unused"))).loss
         if runs:
             arms.append(Arm(arm, {"alpha": loss.alpha, "beta": loss.beta, "temperature": loss.temperature}, size, runs))
-    teacher_folder = output / "teacher"
-    if not (teacher_folder / "answers.jsonl").is_file():
-        teacher_folder.mkdir(exist_ok=True)
-        for name in ("config.json", "model.safetensors", "tokenizer.json"):
-            (teacher_folder / name).symlink_to(released() / name)
-    untold = {"seconds": 0.0, "training_records": ALL}
-    teacher = run_of(teacher_folder, data, 0, untold)
-    config = settings(compose(words_of(output, "finetune", ALL, 0, None, output / "unused")))
-    records = build_splits(config).test
+    teacher = run_of(output / "teacher", data, 0, json.loads((output / "teacher" / SUMMARY).read_text()))
+    config = settings(compose(words_of(output, "finetune", POOL, 0, None, output / "unused")))
+    records = answered(output / "teacher", data)[0]
     facts = {
         "title": "Distil or fine-tune?",
-        "subtitle": f"SNIPS and HWU64, {config.train.steps} steps of {config.train.batch_size}; teacher: the released student; {len(arms)} arms under one harness",
-        "commands": [f"python -m experiments.003_distill_or_finetune.run {stage} --output outputs/003" for stage in ("label", "tune", "train", "report")],
+        "subtitle": f"SNIPS and HWU64, {config.train.steps} steps of {config.train.batch_size}; the teacher never saw their gold answers; {len(arms)} arms under one harness",
+        "commands": [f"python -m experiments.003_distill_or_finetune.run {stage} --output outputs/003" for stage in STAGES],
         "student": asdict(student_config(config.student)),
         "missing": missing,
     }
     seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
-    write_report(output, build_report(arms, teacher, records, seconds, facts))
+    write_report(output, build_report(arms, teacher, records, seconds, facts, contrasts=CONTRASTS))
     write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
     print((output / "report.md").read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=("teacher", "label", "tune", "train", "report"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, default=Path("outputs/003"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
     parser.add_argument("--steps", type=int, default=1000, help="of the teacher")
@@ -187,7 +187,7 @@ def main() -> None:
     if arguments.stage == "teacher":
         teach(arguments.output, arguments.data, arguments.steps)
     elif arguments.stage == "label":
-        label(arguments.output, arguments.data)
+        label(arguments.output)
     elif arguments.stage == "tune":
         tune(arguments.output, part - 1, parts)
     elif arguments.stage == "train":

@@ -1,8 +1,8 @@
 """Students of gold calls, of Gemini's recorded calls, of those that the verifier keeps, and of both, judged on gold calls and on Gemini's.
 
-Writes results.json and table.md.
+    python -m experiments.004_real_teacher.run --output outputs/004
 
-python -m experiments.004_real_teacher.run --output outputs/004
+Writes results.json and table.md.
 """
 
 from __future__ import annotations
@@ -11,46 +11,80 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from needle.checkpoint import load_checkpoint, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.collect.pipeline import judge_traffic
+from needle.compare import Arm, Run, holm, interval, paired
 from needle.config import build_job, released, settings
+from needle.data.sources import subset
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.formats import read_records
-from needle.metrics import Score, interval
-from needle.records import write_jsonl
+from needle.records import Record, write_jsonl
 from needle.train import train
 
-VERIFIED = "ha_gemini_verified"
-ARMS = {"gold": ["ha_intents"], "Gemini": ["ha_gemini"], "Gemini, verified": [VERIFIED], "gold and Gemini": ["ha_intents", "ha_gemini"]}
+VERIFIED, AS_MANY = "ha_gemini_verified", "ha_gemini_as_many"
+ARMS = {"gold": ["ha_intents"], "Gemini": ["ha_gemini"], "Gemini, verified": [VERIFIED], "Gemini, as many": [AS_MANY], "gold and Gemini": ["ha_intents", "ha_gemini"]}
+CONTRASTS = (("Gemini", "gold"), ("Gemini, verified", "Gemini, as many"), ("gold and Gemini", "gold"))
 TESTS = {"gold": "ha_intents", "Gemini": "ha_gemini"}
-SMALL = ["student=pointer_tiny", "student.lexical=true", "tokenizer.size=4096", "optim.lr=2e-3", "optim.warmup=30", "train.steps=300", "data.augment.copies=3"]
+SMALL = ["student=pointer_tiny", "student.lexical=true", "optim.lr=2e-3", "optim.warmup=30", "train.steps=300", "data.augment.copies=3"]
 RELEASED = ["student=pointer_pretrained_26m", "optim.lr=2e-4", "optim.pretrained=0.5", "optim.warmup=20", "train.steps=120", "data.augment.copies=1", "hardware=cpu_bf16"]
-COMMON = ["train.batch_size=64", "train.micro_batch=64", "train.eval_every=100000", "train.save_every=100000"]
+COMMON = ["data=jsonl", "train.batch_size=64", "train.micro_batch=64", "train.eval_every=100000", "train.save_every=100000"]
 
 
-def verify(data: Path, folder: Path) -> None:
-    """Gemini's calls that the rules of `needle collect` keep, as a set of its own."""
+def write_sets(data: Path, folder: Path) -> None:
+    """Gemini's calls that the rules of `needle collect` keep, and as many drawn from all of them."""
     for split in ("train", "validation"):
-        kept = [found.verdict.record for found in judge_traffic(read_records(data / "ha_gemini" / f"{split}.jsonl.gz"), "en") if found.verdict.record]
-        write_jsonl(folder / f"{split}.jsonl.gz", kept)
-        print(f"verified, {split}: {len(kept)} kept")
+        every = list(read_records(data / "ha_gemini" / f"{split}.jsonl.gz"))
+        kept = [found.verdict.record for found in judge_traffic(every, "en") if found.verdict.record]
+        write_jsonl(folder / VERIFIED / f"{split}.jsonl.gz", kept)
+        write_jsonl(folder / AS_MANY / f"{split}.jsonl.gz", subset(every, len(kept), 0))
+        print(f"{split}: {len(kept)} of {len(every)} verified")
 
 
-def scores_of(engine: Engine, data: Path, split: str) -> dict[str, list[Score]]:
-    return {name: judge(engine, list(read_records(data / folder / f"{split}.jsonl.gz")))[1] for name, folder in TESTS.items()}
+def arms_of(kind: str, words: list[str], seeds: int, tests: Mapping[str, list[Record]], arguments: argparse.Namespace) -> dict[str, dict[str, Arm]]:
+    """Every arm's students, trained and judged: by test set and name."""
+    out: dict[str, dict[str, Arm]] = {test: {} for test in tests}
+    for name, sets in ARMS.items():
+        folders = [(arguments.output if own in (VERIFIED, AS_MANY) else arguments.data) / own for own in sets]
+        files = [f"data.{split}=[{','.join(str(folder / f'{split}.jsonl.gz') for folder in folders)}]" for split in ("train", "validation")]
+        size = sum(1 for folder in folders for _ in read_records(folder / "train.jsonl.gz"))
+        for seed in range(seeds):
+            folder = arguments.output / f"{kind}-{name}-{seed}".replace(" ", "_").replace(",", "")
+            job = build_job(settings(compose([*COMMON, *words, *files, f"hardware.threads={arguments.threads}", f"train.seed={seed}", f"output={folder}"])))
+            summary = train(job, TrainingProgress(f"{kind}, {name}, seed {seed}: "))
+            engine = Engine(load_checkpoint(folder))
+            for test, records in tests.items():
+                answers, scores = judge(engine, records)
+                out[test].setdefault(name, Arm(name, {}, size, [])).runs.append(Run(scores, answers, seed, summary, 0.0, folder))
+    return out
 
 
-def row(runs: list[list[Score]], metric: str) -> dict[str, Any]:
-    """The mean over seeds, with an interval over records (each record's mean over seeds)."""
-    means = np.asarray([[score.rates[metric] for score in scores] for scores in runs]).mean(0)
-    return interval([(float(hits), float(cases)) for hits, cases in means], 0)
+def rows_of(kind: str, arms: Mapping[str, Mapping[str, Arm]]) -> list[dict[str, Any]]:
+    def found(name: str) -> dict[str, Any]:
+        return {test: {metric: interval(own[name].rates(metric)) for metric in ("exact_call", "tool_name")} for test, own in arms.items()}
+
+    names = next(iter(arms.values()))
+    return [{"kind": kind, "arm": name, "records": arm.data_size, "seeds": len(arm.runs), **found(name)} for name, arm in names.items()]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    def cell(value: Mapping[str, float]) -> str:
+        return f"{100 * value['mean']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})"
+
+    lines = ["| student | trained on | records | seeds | exact call, gold test | tool, gold test | same call as Gemini | same tool as Gemini |", "| --- | --- |" + " ---: |" * 6]
+    for row in results["rows"]:
+        cells = [cell(row[test][metric]) for test in TESTS for metric in ("exact_call", "tool_name")]
+        lines.append(f"| {row['kind']} | {row['arm']} | {row['records'] or '–'} | {row['seeds']} | " + " | ".join(cells) + " |")
+    lines += ["", "| student | difference in exact call | test | points | p, corrected |", "| --- | --- | --- | ---: | ---: |"]
+    for pair in results["paired"]:
+        points = f"{100 * pair['difference']:+.1f} ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
+        lines.append(f"| {pair['kind']} | {pair['a']} − {pair['b']} | {pair['test']} | {points} | {pair['p_holm']:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -63,32 +97,22 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     start = released()
-    verify(arguments.data, arguments.output / VERIFIED)
-    results: dict[str, Any] = {}
-    plain = scores_of(Engine(load_checkpoint(start)), arguments.data, arguments.split)
-    results["the released student as it is"] = {name: {metric: row([found], metric) for metric in ("exact_call", "tool_name")} for name, found in plain.items()}
-    for kind, words, seeds in (
-        ("small, from random weights", SMALL, arguments.seeds),
-        ("the released student, trained on", [*RELEASED, f"train.start={start}", f"tokenizer.path={start}"], 1),
-    ):
-        for arm, sets in ARMS.items():
-            runs: dict[str, list[list[Score]]] = {name: [] for name in TESTS}
-            for seed in range(seeds):
-                folder = arguments.output / f"{kind}-{arm}-{seed}".replace(" ", "_").replace(",", "")
-                folders = [(arguments.output if name == VERIFIED else arguments.data) / name for name in sets]
-                files = ["data=jsonl", *(f"data.{part}=[{','.join(str(own / f'{part}.jsonl.gz') for own in folders)}]" for part in ("train", "validation"))]
-                job = build_job(settings(compose([*words, *COMMON, *files, f"hardware.threads={arguments.threads}", f"train.seed={seed}", f"output={folder}"])))
-                train(job, TrainingProgress(f"{kind}, {arm}, seed {seed}: "))
-                for name, found in scores_of(Engine(load_checkpoint(folder)), arguments.data, arguments.split).items():
-                    runs[name].append(found)
-            results[f"{kind}: {arm}"] = {name: {metric: row(found, metric) for metric in ("exact_call", "tool_name")} for name, found in runs.items()}
-            write_json(arguments.output / "results.json", results)
-    lines = ["| trained on | exact call, gold test | tool, gold test | same call as Gemini | same tool as Gemini |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name, found in results.items():
-        cells = [found[test][metric] for test in TESTS for metric in ("exact_call", "tool_name")]
-        lines.append(f"| {name} | " + " | ".join(f"{100 * cell['value']:.1f} ({100 * cell['low']:.1f}–{100 * cell['high']:.1f})" for cell in cells) + " |")
-    (arguments.output / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), json.dumps({"split": arguments.split}))
+    write_sets(arguments.data, arguments.output)
+    tests = {test: list(read_records(arguments.data / folder / f"{arguments.split}.jsonl.gz")) for test, folder in TESTS.items()}
+    engine = Engine(load_checkpoint(start))
+    plain = {test: {"as it is": Arm("as it is", {}, 0, [Run(judge(engine, records)[1], [], 0, {}, 0.0, start)])} for test, records in tests.items()}
+    rows, pairs = rows_of("released", plain), []
+    tokenizer = f"tokenizer.path={start}"
+    kinds = {"small": ([*SMALL, tokenizer], arguments.seeds), "released, trained on": ([*RELEASED, tokenizer, f"train.start={start}"], 1)}
+    for kind, (words, seeds) in kinds.items():
+        arms = arms_of(kind, words, seeds, tests, arguments)
+        rows += rows_of(kind, arms)
+        pairs += [{"kind": kind, "test": test, **paired(own[a], own[b])} for test, own in arms.items() for a, b in CONTRASTS]
+    pairs = [{**pair, "p_holm": p} for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True)]
+    results = {"split": arguments.split, "rows": rows, "paired": pairs}
+    write_json(arguments.output / "results.json", results)
+    (arguments.output / "table.md").write_text(table(results), encoding="utf-8")
+    print(table(results), json.dumps({"split": arguments.split}))
 
 
 if __name__ == "__main__":

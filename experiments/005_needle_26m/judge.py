@@ -24,6 +24,7 @@ import torch
 from needle.checkpoint import load_checkpoint, write_json
 from needle.data.augment import Pools, add_strangers
 from needle.data.rename import Strength, rename
+from needle.data.sources import subset
 from needle.engine.decode import Engine, working_dtype
 from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
@@ -105,7 +106,7 @@ def pieces(engine: Engine, records: Sequence[Record]) -> dict[str, Any]:
 
 def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, Any]:
     """Milliseconds of one call with five tools that the engine has met before."""
-    chosen = [record for record in records if len(record.tools) == 5 and record.answers][:calls]
+    chosen = subset([record for record in records if len(record.tools) == 5 and record.answers], calls, 0)
     for record in chosen[:20]:
         engine.answer(record.query, record.tools)
     whole, tokens = [], []
@@ -175,7 +176,7 @@ def main() -> None:
     if "sets" in arguments.parts:
         out["sets"] = {}
         for name in SETS:
-            records = records_of(arguments.data, name, arguments.split)[: arguments.records]
+            records = subset(records_of(arguments.data, name, arguments.split), arguments.records, 0)
             answers, scores = judge(engine, records, batch_size=64)
             if arguments.predictions:
                 write_predictions(arguments.predictions / f"{name}.jsonl", records, answers, scores)
@@ -198,7 +199,7 @@ def main() -> None:
     if "changes" in arguments.parts:
         out["changes"] = {}
         for name in CHANGED:
-            records = records_of(arguments.data, name, arguments.split)[: arguments.records]
+            records = subset(records_of(arguments.data, name, arguments.split), arguments.records, 0)
             plain = [s.exact for s in judge(engine, records)[1]]
             out["changes"][name] = {"as they are": sum(plain) / len(plain)}
             for change, make in changes(arguments.data).items():
@@ -209,7 +210,7 @@ def main() -> None:
                     name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True
                 )
     if "pieces" in arguments.parts:
-        out["pieces"] = pieces(engine, records_of(arguments.data, "mixed_calls", arguments.split)[: arguments.records])
+        out["pieces"] = pieces(engine, subset(records_of(arguments.data, "mixed_calls", arguments.split), arguments.records, 0))
         print(out["pieces"], flush=True)
     if "latency" in arguments.parts:
         out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from needle.checkpoint import load_checkpoint, write_json
+from needle.data.sources import subset
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.metrics import interval, summarise
@@ -47,11 +48,11 @@ def judged(folder: Path, data: Path, most: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     every = []
     for name in released.SETS:
-        scores = judge(engine, released.records_of(data, name, "validation")[:most])[1]
+        scores = judge(engine, subset(released.records_of(data, name, "validation"), most, 0))[1]
         out[name] = summarise(scores)["exact_call"]
         every += scores
     renamed = released.changes(data)["renamed, arguments too"]
-    scores = [score for name in released.CHANGED for score in judge(engine, [renamed(record) for record in released.records_of(data, name, "validation")[:most]])[1]]
+    scores = [score for name in released.CHANGED for score in judge(engine, [renamed(record) for record in subset(released.records_of(data, name, "validation"), most, 0)])[1]]
     out["renamed"] = interval([score.rates["exact_call"] for score in scores], 0)
     out["all"] = summarise(every)
     return out

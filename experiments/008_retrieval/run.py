@@ -16,6 +16,7 @@ from typing import Any
 
 from needle.checkpoint import load_checkpoint, write_json
 from needle.config import released
+from needle.data.sources import subset
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever, recall_at
@@ -74,7 +75,8 @@ def main() -> None:
     every = [tool for pool in pools.values() for tool in pool.values()]
     recall: list[dict[str, Any]] = []
     asked = {
-        name: [record for record in records if record.answers and all(call.name in pools[name] for call in record.answers)][: arguments.records] for name, records in sets.items()
+        name: subset([record for record in records if record.answers and all(call.name in pools[name] for call in record.answers)], arguments.records, 0)
+        for name, records in sets.items()
     }
     for name, records in asked.items():
         for tools in (list(pools[name].values()), every):

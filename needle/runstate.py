@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ def build_accelerator(hardware: HardwareConfig) -> Accelerator:
         if hardware.device == "cpu" or not torch.cuda.is_available():
             raise ValueError("hardware.strategy=fsdp shares a student out over GPUs, and there are none; on a CPU use hardware=cpu_2")
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True)
+    AcceleratorState._reset_state()  # an earlier run of this process, an arm of a sweep, may have had another precision
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
     return Accelerator(mixed_precision=hardware.precision, cpu=hardware.device == "cpu", kwargs_handlers=handlers, fsdp_plugin=plugin)
 

@@ -85,6 +85,16 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, tokenizer: TextTok
     assert all(torch.equal(value, weights(tmp_path / "b")[name]) for name, value in weights(tmp_path / "a").items())
 
 
+def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+    learn = TrainConfig(steps=2, batch_size=8, micro_batch=8, eval_every=100)
+    for precision in ("no", "bf16", "no"):
+        summary = train(job(tmp_path / f"{precision}-{len(list(tmp_path.iterdir()))}", tokenizer, examples, records, train=learn, hardware=HardwareConfig("cpu", precision)))
+        assert summary["steps"] == 2
+    first, half, again = (weights(tmp_path / name) for name in ("no-0", "bf16-1", "no-2"))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, half[name]) for name, value in first.items())
+
+
 def run(words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=300, env=environment, **kwargs)

@@ -161,7 +161,7 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     axes.set_yticks(np.arange(len(names)), names)
     axes.set_xlabel("exact call, % (95% intervals)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=130)
 
 

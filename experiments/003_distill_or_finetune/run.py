@@ -38,7 +38,7 @@ from needle.train import train
 STAGES = ("teacher", "label", "tune", "train", "report")
 EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")
 SETS = ("snips", "hwu64")
-POOL = 10_065  # the half that the arms draw from
+POOL = 10_065  # the half that the arms draw from; less what the teacher couldn't answer
 ARMS = {500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"), 2000: EVERY, POOL: ("finetune", "argmax", "distill")}
 CELLS = [(arm, size) for size, arms in ARMS.items() for arm in arms]
 TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cpu_bf16", "hardware.threads=1", "train.batch_size=96", "train.micro_batch=48", "train.group=source",
@@ -55,7 +55,7 @@ def words_of(output: Path, arm: str, size: int, seed: int, rate: float | None, f
     """The settings of a run; its seed draws the records as well."""
     words = ["experiment=distill_or_finetune", f"data.train=[{output / 'labelled.jsonl.gz'}]", "hardware.threads=1", f"cache={output / 'cache'}", f"arm={arm}"]
     words += ["teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}"]
-    return [*words, f"data.size={size}", f"data.seed={seed}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
+    return [*words, f"data.size={'null' if size == POOL else size}", f"data.seed={seed}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
 
 
 def halves(output: Path, data: Path) -> None:

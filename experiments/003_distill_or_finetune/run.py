@@ -157,7 +157,8 @@ def report(output: Path, data: Path) -> None:
         loss = settings(compose(words_of(output, arm, size, 0, None, output / "unused"))).loss
         if runs:
             arms.append(Arm(arm, {"alpha": loss.alpha, "beta": loss.beta, "temperature": loss.temperature}, size, runs))
-    teacher = run_of(output / "teacher", data, 0, json.loads((output / "teacher" / SUMMARY).read_text()))
+    known = json.loads((output / "teacher" / SUMMARY).read_text())
+    teacher = run_of(output / "teacher", data, 0, {**known, "training_records": sum(1 for _ in read_records(output / "teacher.jsonl.gz"))})
     config = settings(compose(words_of(output, "finetune", POOL, 0, None, output / "unused")))
     records = answered(output / "teacher", data)[0]
     facts = {

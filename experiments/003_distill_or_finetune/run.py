@@ -67,7 +67,7 @@ def halves(output: Path, data: Path) -> None:
 
 
 def teach(output: Path, data: Path, steps: int) -> None:
-    """The teacher: a pretrained encoder of 26M parameters, trained on its half."""
+    """The teacher: a student from a pretrained encoder, 21M parameters, trained on its half."""
     halves(output, data)
     files = [f"data.train=[{output / 'teacher.jsonl.gz'}]", f"data.validation=[{','.join(str(data / name / 'validation.jsonl.gz') for name in SETS)}]"]
     words = ["data=jsonl", *TEACHER, *files, f"train.steps={steps}", "train.eval_every=250", "train.eval_records=400", f"cache={output / 'cache'}", f"output={output / 'teacher'}"]

@@ -133,7 +133,7 @@ def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
     Raises:
         ValueError: there is no such seed.
     """
-    arm, *curve = _common_seeds(arm, *sorted(plain, key=lambda other: other.data_size))
+    arm, *curve = _with_common_seeds(arm, *sorted(plain, key=lambda other: other.data_size))
     sizes = [other.data_size for other in curve]
     drawn = np.stack([_bootstrap(other.rates("exact_call"), seed) for other in curve], axis=1)  # the same records in all of them
     reached = _bootstrap(arm.rates("exact_call"), seed)
@@ -162,16 +162,16 @@ def _where(sizes: Sequence[int], values: Sequence[float], value: float) -> float
     return float(np.exp(np.interp(value, highest, np.log(sizes))))
 
 
-def _common_seeds(*arms: Arm) -> list[Arm]:
-    """The arms with only the seeds that all have, in one order: a sweep may be unfinished."""
-    seeds = sorted(set.intersection(*({run.seed for run in arm.runs} for arm in arms)))
+def _seeds(*arms: Arm) -> list[int]:
+    """The seeds that all arms have, in order: a sweep may be unfinished."""
+    return sorted(set.intersection(*({run.seed for run in arm.runs} for arm in arms)))
+
+
+def _with_common_seeds(*arms: Arm) -> list[Arm]:
+    seeds = _seeds(*arms)
     if not seeds:
         raise ValueError(f"{', '.join(f'{arm.name} at {arm.data_size}' for arm in arms)} have no seed in common")
     return [replace(arm, runs=[next(run for run in arm.runs if run.seed == seed) for seed in seeds]) for arm in arms]
-
-
-def _share_seeds(*arms: Arm) -> bool:
-    return bool(set.intersection(*({run.seed for run in arm.runs} for arm in arms)))
 
 
 def _contrasts(arms: Sequence[Arm], named: Sequence[tuple[str, str]]) -> list[tuple[Arm, Arm]]:
@@ -181,7 +181,7 @@ def _contrasts(arms: Sequence[Arm], named: Sequence[tuple[str, str]]) -> list[tu
     for size in sorted({arm.data_size for arm in arms}):
         here = {arm.name: arm for arm in arms if arm.data_size == size}
         wanted = [*((name, fallback or PLAIN) for name in here), *named]
-        out += [(here[a], here[b]) for a, b in wanted if a != b and a in here and b in here and _share_seeds(here[a], here[b])]
+        out += [(here[a], here[b]) for a, b in wanted if a != b and a in here and b in here and _seeds(here[a], here[b])]
     return out
 
 
@@ -224,7 +224,7 @@ def build_report(
                 },
             }
         )
-    shared = [_common_seeds(*pair) for pair in _contrasts(arms, contrasts)]
+    shared = [_with_common_seeds(*pair) for pair in _contrasts(arms, contrasts)]
     pairs = [paired(a, b) for a, b in shared]
     pairs = [{**pair, "p_holm": p} for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True)]
     plain = [arm for arm in arms if arm.name == PLAIN]
@@ -234,7 +234,7 @@ def build_report(
         "arms": rows,
         "teacher": _teacher_row(teacher, parts),
         "paired": pairs,
-        "worth": [worth(arm, plain) for arm in arms if arm.name != PLAIN and _share_seeds(arm, *plain)] if len(plain) > 1 else [],
+        "worth": [worth(arm, plain) for arm in arms if arm.name != PLAIN and _seeds(arm, *plain)] if len(plain) > 1 else [],
         "verdict": verdict(pairs),
         "test_records": len(records),
         "wall_seconds": round(wall_seconds, 1),

@@ -29,7 +29,7 @@ from needle.data.synthetic import SyntheticConfig, generate
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.formats import read_records
-from needle.metrics import interval, summarise
+from needle.metrics import METRICS, interval, summarise
 from needle.records import Record
 from needle.teachers.local import LocalTeacher
 from needle.train import train
@@ -113,12 +113,12 @@ def judged(folder: Path, sets: dict[str, list[Record]]) -> dict[str, Any]:
     every = []
     for name, records in sets.items():
         _, scores = judge(engine, records, max_tokens=100, batch_size=32)
-        out["sets"][name] = summarise(scores)
+        out["sets"][name] = {metric: value for metric, value in summarise(scores).items() if metric in METRICS}
         every += [(record, score) for record, score in zip(records, scores, strict=True)]
     unseen = [s.rates["exact_call"] for r, s in every if s.groups.get("seen") == "unseen"]
     several = [s.rates["exact_call"] for r, s in every if len(r.answers) > 1]
     out["unseen tools"], out["several calls"] = interval(unseen, 0), interval(several, 0)
-    out["all"] = summarise([s for _, s in every])
+    out["all"] = {metric: value for metric, value in summarise([s for _, s in every]).items() if metric in METRICS}
     five = [r for r in sets["snips"] if len(r.tools) == 5 and r.answers][:30]
     times = []
     for record in five:

@@ -22,7 +22,7 @@ class Bm25Retriever:
         lengths = [document.total() for document in documents]
         mean = sum(lengths) / max(len(documents), 1)
         scores = [0.0] * len(documents)
-        for word in set(_words(query)):
+        for word in dict.fromkeys(_words(query)):  # in one order: sums of floats depend on it
             found = [index for index, document in enumerate(documents) if word in document]
             weight = math.log(1 + (len(documents) - len(found) + 0.5) / (len(found) + 0.5))
             for index in found:

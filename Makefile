@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 CHECKPOINT ?=
-LOSSES ?= finetune distill
+LOSSES ?= finetune label_smoothing
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -59,7 +59,7 @@ slow: $(READY)  ## the tests that take minutes: twenty kills at random moments
 mutate: $(READY)  ## break the loss seventeen times and see that a test notices each
 	$(BIN)/python -m tests.mutate
 
-tune: $(READY)  ## the same number of trials for each loss: make tune LOSSES="finetune label_smoothing" ARGS="data=snips"
+tune: $(READY)  ## the same number of trials for each loss: make tune LOSSES=finetune ARGS="data=snips"
 	for loss in $(LOSSES); do $(BIN)/needle train -m sweep=tune loss=$$loss $(ARGS) || exit 1; done
 
 bench: $(READY)  ## training steps beside other trainers: make bench DATA=train.jsonl.gz

@@ -41,7 +41,7 @@ def evaluate_bfcl(
     """`{"categories": {name: {"records", "accuracy": {"value", "low", "high"}, "errors": {kind: n}}}, "means": {...}, "seconds"}`.
 
     `category` is one of `CATEGORIES`, or `all`, `live`, `non_live`. A tool that can't be read, or an answer that isn't one,
-    counts as wrong. `report` hears a category, how many of it are answered, and of how many. Raises `DataError` for an unknown category or a missing package.
+    counts as no call: wrong where one is due, right where none is, as the leaderboard counts what it can't decode. `report` hears a category, how many of it are answered, and of how many. Raises `DataError` for an unknown category or a missing package.
     """
     names = GROUPS.get(category, (category,) if category in CATEGORIES else ())
     if not names:

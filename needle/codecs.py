@@ -4,7 +4,9 @@ json        [{"name":"set_alarm","arguments":{"time":"7 am"}}]
 decisions   <tool_0> <arg_0> 7 am          (the program renders the JSON)
 
 In `decisions` a label points at a tool of the record or at an argument of the tool named last. A string is written raw;
-other values as JSON; a list of scalars as `<item>` before each; null as `<null>`. One space before a value isn't part of it.
+a number as the request has it (`10,000`), else as JSON; other values as JSON; a list of scalars as `<item>` before each; null as
+`<null>`. One space before a value isn't part of it. Of an object that is opened (`needle.prompt.opens`) only the members are
+written: one that is required and has none is `{}`, or null if it may be.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from needle.prompt import KINDS, Codec, Leaf, PromptError, leaves
+from needle.prompt import KINDS, Codec, Leaf, PromptError, leaves, opens
 from needle.records import Call, Tool
 from needle.tokenizer import TextTokenizer
 
@@ -62,6 +64,18 @@ def value_form(schema: Mapping[str, Any]) -> str:
     if (kind == "string" or (kind is None and "enum" in schema)) and all(isinstance(value, str) for value in values):
         return "raw"
     return "json"
+
+
+def is_number(schema: Mapping[str, Any]) -> bool:
+    """Whether a value is a number that may be written as people do, with commas between thousands."""
+    kind = schema.get("type")
+    return (kind[0] if isinstance(kind, list) else kind) in ("integer", "number") and "enum" not in schema
+
+
+def read_number(text: str) -> int | float:
+    """`10,000`, `.5` and `007` as well as JSON numbers. Raises `ValueError`."""
+    plain = text.replace(",", "")
+    return float(plain) if any(mark in plain for mark in ".e") else int(plain)
 
 
 def nullable(schema: Mapping[str, Any]) -> bool:
@@ -180,6 +194,7 @@ class DecisionsCodec(Codec):
                 ids.extend(self._encode_value(value, leaf.schema, query))
         if left:
             raise PromptError(f"the answer gives '{next(iter(left))}', which isn't an argument of '{tool.name}'")
+        _check_empty(call.arguments, tool.parameters)
 
     def _encode_value(self, value: Any, schema: Mapping[str, Any], query: Sequence[int]) -> list[int]:
         form = value_form(schema)
@@ -194,6 +209,9 @@ class DecisionsCodec(Codec):
             if not isinstance(value, str):
                 raise PromptError(f"expected a string for a string argument, got {dump(value)[:40]}")
             return self._text(value, query)
+        if is_number(schema) and not isinstance(value, bool):
+            forms = [self._text(text, query) for text in (dump(value), f"{value:,}")]
+            return next((ids for ids in forms if _contains(query, ids)), forms[0])
         return self._text(dump(in_schema_order(value, schema)), query)
 
     def _text(self, text: str, query: Sequence[int]) -> list[int]:
@@ -225,6 +243,7 @@ class DecisionsCodec(Codec):
                     raise DecodeError(f"'{tool.name}' has no argument number {index}")
                 _set(arguments, found[index], self._decode_value(ids[position + 1 : end], found[index].schema))
                 position = end
+            _complete(arguments, tool.parameters)
             calls.append(Call(tool.name, arguments))
         return calls
 
@@ -245,9 +264,9 @@ class DecisionsCodec(Codec):
         if value_form(schema) == "raw":
             return text
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            value = read_number(text) if is_number(schema) else json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise DecodeError(f"not JSON: {text[:80]!r}") from error
+            raise DecodeError(f"not {'a number' if is_number(schema) else 'JSON'}: {text[:80]!r}") from error
         if isinstance(value, float) and not math.isfinite(value):
             raise DecodeError(f"not a finite number: {text[:80]}")
         return value
@@ -271,6 +290,34 @@ def _get(arguments: Mapping[str, Any], path: tuple[str, ...]) -> tuple[bool, Any
             return False, None
         value = value[name]
     return True, value
+
+
+def _opened(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """The members that are opened objects: name, schema, whether one without members is there all the same."""
+    return [(name, sub, name in schema.get("required", ())) for name, sub in schema.get("properties", {}).items() if opens(sub)]
+
+
+def _complete(arguments: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    """Adds the required objects of which no member was named."""
+    for name, sub, required in _opened(schema):
+        if name not in arguments and required:
+            arguments[name] = None if nullable(sub) else {}
+        if isinstance(arguments.get(name), dict):
+            _complete(arguments[name], sub)
+
+
+def _check_empty(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """Refuses what reads back as something else: null or `{}` for an object that may be left out, `{}` for one that may be null."""
+    for name, sub, required in _opened(schema):
+        if name not in arguments:
+            continue
+        value = arguments[name]
+        if value is None or value == {}:
+            written = required and (value is None) == nullable(sub)
+            if not written:
+                raise PromptError(f"the answer gives '{name}' as {dump(value)}, which can't be told from {'null' if required else 'leaving it out'}")
+        elif isinstance(value, Mapping):
+            _check_empty(value, sub)
 
 
 def _set(arguments: dict[str, Any], leaf: Leaf, value: Any) -> None:

@@ -271,24 +271,53 @@ def _teacher_row(teacher: Run | None, parts: Partition) -> dict[str, Any] | None
 
 
 def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for each size, in plain words.
+    """One sentence for each size, in plain words; of more than two comparisons those with `finetune`, sorted by what came out.
 
     Better or worse is what has an interval without zero and, corrected for the number of comparisons, p < 0.05; with
     fewer than three seeds nothing is, as their own luck can't be told.
     """
-    lines: dict[int, list[str]] = {}
+    sizes: dict[int, list[Mapping[str, Any]]] = {}
     for pair in pairs:
-        points = f"{100 * pair['difference']:+.1f} points ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
-        if pair["seeds"] < SEEDS:
-            text = f"{pair['a']} and {pair['b']} differ by {points} with {pair['seeds']} seed{'s' if pair['seeds'] > 1 else ''}, too few to tell"
-        elif pair["low"] > 0 and pair["p_holm"] < LEVEL:
-            text = f"{pair['a']} beats {pair['b']} by {points}"
-        elif pair["high"] < 0 and pair["p_holm"] < LEVEL:
-            text = f"{pair['a']} loses to {pair['b']}: {points}"
-        else:
-            text = f"no difference between {pair['a']} and {pair['b']} shows: {points}"
-        lines.setdefault(pair["data_size"], []).append(text)
-    return " ".join(f"With {size:,} records, {'; '.join(texts)}." for size, texts in lines.items())
+        sizes.setdefault(pair["data_size"], []).append(pair)
+    lines = []
+    for size, found in sizes.items():
+        plain = [pair for pair in found if pair["b"] == PLAIN]
+        many = len(found) > 2 and bool(plain)
+        lines.append(f"With {size:,} records, {_against_plain(plain) if many else '; '.join(_in_words(pair) for pair in found)}.")
+    return " ".join(lines)
+
+
+def _outcome(pair: Mapping[str, Any]) -> str:
+    if pair["seeds"] < SEEDS:
+        return "too few seeds to tell"
+    if pair["p_holm"] < LEVEL and (pair["low"] > 0 or pair["high"] < 0):
+        return "better" if pair["low"] > 0 else "worse"
+    return "no difference shows"
+
+
+def _points(pair: Mapping[str, Any]) -> str:
+    return f"{100 * pair['difference']:+.1f} points ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
+
+
+def _in_words(pair: Mapping[str, Any]) -> str:
+    return {
+        "better": f"{pair['a']} beats {pair['b']} by {_points(pair)}",
+        "worse": f"{pair['a']} loses to {pair['b']}: {_points(pair)}",
+        "no difference shows": f"no difference between {pair['a']} and {pair['b']} shows: {_points(pair)}",
+        "too few seeds to tell": f"{pair['a']} and {pair['b']} differ by {_points(pair)} with {pair['seeds']} seed{'s' if pair['seeds'] > 1 else ''}, too few to tell",
+    }[_outcome(pair)]
+
+
+def _against_plain(pairs: Sequence[Mapping[str, Any]]) -> str:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for pair in sorted(pairs, key=lambda pair: -pair["difference"]):
+        found.setdefault(_outcome(pair), []).append(pair)
+    order = ("better", "no difference shows", "worse", "too few seeds to tell")
+    return f"against {PLAIN}: " + "; ".join(f"{outcome}: {_list(found[outcome])}" for outcome in order if outcome in found)
+
+
+def _list(pairs: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{pair['a']} {_points(pair)}" for pair in pairs)
 
 
 def _samples(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], count: int) -> list[dict[str, Any]]:

@@ -193,6 +193,8 @@ def secret(path: str | None, names: Sequence[str]) -> str | None:
 
 def build_targets(config: Settings, records: list[Record]) -> tuple[list[Record], list[float] | None]:
     """The records to train on and their weights: the given ones, or a replayed teacher's answers in place of the gold ones."""
+    if config.teacher.kind == "replay" and config.data.augment.copies:
+        raise ValueError(f"data.augment.copies={config.data.augment.copies} can't be combined with teacher=replay: nobody recorded what the teacher says to the changed copies")
     if config.teacher.kind != "replay" or config.teacher.rung not in ("sequence", "argmax"):
         return records, None
     replayed, weights = as_targets(records, config.teacher.rung)

@@ -1,6 +1,6 @@
 """The W&B workspace of a project, defined in code: the charts that one looks at when arms are compared.
 
-Needs the extra `needle[wandb]`, and an account only for saving it: `needle dashboard tracker.project=needle`.
+Needs the extra `wandb`, and an account only for saving it: `needle dashboard tracker.project=needle`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build_workspace(project: str, entity: str) -> Any:
     try:
         panels, workspaces, expr = (import_module(f"wandb_workspaces.{name}") for name in ("reports.v2", "workspaces", "expr"))
     except ImportError as error:
-        raise ValueError("a dashboard needs the package wandb-workspaces: pip install needle[wandb]") from error
+        raise ValueError("a dashboard needs the package wandb-workspaces: pip install '.[wandb]' in the clone") from error
     sections = [
         workspaces.Section(name=name, is_open=True, panels=[panels.LinePlot(title=title, x="Step", y=list(metrics)) for title, metrics in charts.items()])
         for name, charts in SECTIONS.items()

@@ -18,7 +18,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from needle.codecs import dump, nullable, value_form
+from needle.codecs import dump, is_number, nullable, value_form
 from needle.prompt import by_name, leaves, opens
 from needle.records import Tool
 from needle.tokenizer import TextTokenizer, argument_label, tool_label
@@ -26,6 +26,16 @@ from needle.toolschema import ToolSchemaError
 
 SPACE = '" "?'
 READY = 128  # sets of tools whose matcher is kept, to be copied for each answer
+MANY = 50  # enum members beyond which they are one terminal: a parser's row holds 2,000 items
+ANY = r"(.|\n)*"
+SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}/]")
+THOUSANDS = "[1-9][0-9]{0,2}(,[0-9]{3})+"
+BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+UNCHECKED = {"description", "default", "uniqueItems", "minProperties", "maxProperties"}  # the last three are checked on the finished answer
+
+
+class GrammarError(RuntimeError):
+    """A grammar that can't go on in mid-answer, being too large; the answer can't be finished."""
 
 
 class Grammar:
@@ -63,13 +73,18 @@ class Matcher:
 
     def allowed(self) -> NDArray[np.bool_]:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        if self._matcher.is_error():
-            raise RuntimeError(f"the grammar failed in mid-answer: {self._matcher.get_error()}")
+        self._check()
         return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].astype(np.bool_)
 
     def consume(self, token: int) -> None:
+        """Raises `GrammarError` for a grammar that gives up."""
         accepted = self._matcher.consume_token(token)
+        self._check()
         assert accepted, f"token {token} was chosen though the grammar forbids it"
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar failed in mid-answer: {self._matcher.get_error().splitlines()[0][:200]}")
 
     def accepts(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` the grammar allows from here; nothing is consumed."""
@@ -148,7 +163,8 @@ def _object(rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], pos
             part = f"({_object(rules, sub, here, position)})"
         else:
             part = f"(<{argument_label(position[here])[1:-1]}> {_value(rules, sub)})"
-        parts.append(part if name in schema.get("required", ()) else part + "?")
+        needed = name in schema.get("required", ()) and not (opens(sub) and nullable(sub))
+        parts.append(part if needed else part + "?")
     return " ".join(parts)
 
 
@@ -163,29 +179,75 @@ def _solid_value(rules: _Rules, schema: Mapping[str, Any]) -> str:
         item = f"(<item> {_value(rules, schema['items'])})"
         low, high = schema.get("minItems", 0), schema.get("maxItems")
         return f"{item}{{{low},{'' if high is None else high}}}"
+    if is_number(schema):
+        return _number(rules, schema)
     if form == "json":
         solid = {**schema, "type": schema["type"][0]} if isinstance(schema.get("type"), list) else dict(schema)
         if None in solid.get("enum", []) and nullable(schema):
             solid["enum"] = [value for value in solid["enum"] if value is not None]
         return f"{SPACE} {rules.add(_embedded(solid))}"
     if "enum" in schema:
-        choices = [_literal(value) for value in schema["enum"] if value is not None]
-        return f"{SPACE} ({' | '.join(choices)})"
+        members = [value for value in schema["enum"] if value is not None]
+        if len(members) > MANY:
+            return rules.add(f"/ ?({'|'.join(_exactly(member) for member in members)})/", terminal=True)
+        return f"{SPACE} ({' | '.join(_literal(member) for member in members)})"
     return rules.add(_string_terminal(schema), terminal=True)
 
 
+def _number(rules: _Rules, schema: Mapping[str, Any]) -> str:
+    """As `read_number` reads it. What bounds say of a number with commas is checked on the finished answer."""
+    kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
+    if BOUNDS & set(schema):
+        plain, spaced = rules.add(_embedded({**schema, "type": kind})), rules.add(f"/-?{THOUSANDS}/", terminal=True)
+        return f"{SPACE} ({plain} | {spaced})"
+    whole = f"-?([0-9]+|{THOUSANDS})"
+    return rules.add(f"/ ?{whole}/" if kind == "integer" else rf"/ ?({whole}(\.[0-9]+)?(e[+-][0-9]+)?|-?\.[0-9]+)/", terminal=True)
+
+
 def _string_terminal(schema: Mapping[str, Any]) -> str:
+    """One space before the value isn't part of it, and doesn't count for its length."""
     low, high = schema.get("minLength", 0), schema.get("maxLength")
     if "pattern" in schema:
-        pattern = schema["pattern"]
-        body = pattern[1:] if pattern.startswith("^") else "(.|\\n)*" + pattern
-        body = body[:-1] if body.endswith("$") and not body.endswith("\\$") else body + "(.|\\n)*"
-    elif low or high is not None:
-        body = f"(.|\\n){{{low},{'' if high is None else high}}}"
-    else:
-        body = "(.|\\n)*"
-    escaped = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", body)
-    return f"/ ?({escaped})/"
+        pattern = _ascii(schema["pattern"])
+        open_start, open_end = not pattern.startswith("^"), not pattern.endswith("$") or pattern.endswith("\\$")
+        core = pattern[0 if open_start else 1 : None if open_end else -1]
+        body = open_start * ANY + f"({core})" + open_end * ANY
+        return f"/ ?({_escaped(body)})/"
+    if not low and high is None:
+        return f"/ ?({ANY})/"
+    most = "" if high is None else high
+    if high == 0:
+        return "/ ?/"
+    first = f"[^ ](.|\\n){{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
+    return f"/ (.|\\n){{{low},{most}}}|{first if low else f'({first})?'}/"
+
+
+def _ascii(pattern: str) -> str:
+    """`\\d` and `\\w` as the validator reads them, which knows no other digits and letters than ASCII's."""
+    out, inside, position = "", False, 0
+    while position < len(pattern):
+        char = pattern[position]
+        pair = pattern[position : position + 2]
+        if pair in ("\\d", "\\w"):
+            members = "0-9" if pair == "\\d" else "A-Za-z0-9_"
+            out += members if inside else f"[{members}]"
+        elif char == "\\":
+            out += pair
+        else:
+            inside = (inside or char == "[") and char != "]"
+            out += char
+        position += 2 if char == "\\" else 1
+    return out
+
+
+def _exactly(text: str) -> str:
+    """A regular expression, between slashes, for this text alone."""
+    return SPECIAL.sub(r"\\\g<0>", text).replace("\n", r"\n").replace("\r", r"\r").replace("\x7f", r"\x7f")
+
+
+def _escaped(body: str) -> str:
+    """A regular expression between slashes."""
+    return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", body)
 
 
 def _embedded(schema: Mapping[str, Any]) -> str:
@@ -196,7 +258,7 @@ def _embedded(schema: Mapping[str, Any]) -> str:
 def _closed(schema: Any) -> Any:
     """Drops the words that have no say in what is valid, so that equal shapes share one rule."""
     if isinstance(schema, Mapping):
-        return {key: _closed_member(key, value) for key, value in schema.items() if key not in ("description", "default")}
+        return {key: _closed_member(key, value) for key, value in schema.items() if key not in UNCHECKED}
     return schema
 
 
@@ -209,4 +271,4 @@ def _closed_member(key: str, value: Any) -> Any:
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

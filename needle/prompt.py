@@ -4,8 +4,8 @@ A tool is rendered by itself, whatever stands beside it:
 
     <tool> name: description <arg> name* type: description = member | member <arg> …
 
-`*` marks a required argument. An argument that is an object with required members is written out member by member
-(`address.street`), so that every `<arg>` marks one value. Values begin with a space, as words in a request do.
+`*` marks a required argument. An argument that is a closed object is written out member by member (`address.street`), so
+that every `<arg>` marks one value. Values begin with a space, as words in a request do.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from needle.records import Call, Record, Tool
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
 
 KINDS = ("syntax", "name", "key", "value")
+KEPT_TOKENS = 5_000_000  # of rendered tools
 
 
 class PromptError(ValueError):
@@ -82,7 +83,7 @@ class Example:
 
 
 def leaves(tool: Tool) -> tuple[Leaf, ...]:
-    """The arguments of a tool by name, objects with required members opened: declared in any order, a tool reads the same."""
+    """The arguments of a tool by name, closed objects opened: declared in any order, a tool reads the same."""
     return _leaves_cached(json.dumps(tool.parameters))
 
 
@@ -109,11 +110,8 @@ def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def opens(schema: Mapping[str, Any]) -> bool:
-    """Whether an object is written member by member: if it is closed and a required member shows its presence."""
-    if schema.get("type") != "object" or schema.get("additionalProperties") is not False:
-        return False
-    required = [schema["properties"][name] for name in schema["required"]]
-    return any(sub.get("type") != "object" or opens(sub) for sub in required)
+    """Whether an object is written member by member: if it is closed and has members. It may be null: then none is named."""
+    return schema.get("type") in ("object", ["object", "null"]) and schema.get("additionalProperties") is False and bool(schema.get("properties"))
 
 
 def type_word(schema: Mapping[str, Any]) -> str:
@@ -137,6 +135,7 @@ class Renderer:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
         self._tools: dict[str, RenderedTool] = {}
+        self._kept = 0
 
     def query(self, text: str) -> tuple[int, ...]:
         return self.tokenizer.encode(" " + text)
@@ -146,9 +145,13 @@ class Renderer:
         key = json.dumps(tool.to_json(), sort_keys=True)
         rendered = self._tools.get(key)
         if rendered is None:
-            if len(self._tools) >= 50_000:  # a server must not grow with every schema it ever saw
+            rendered = self._render(tool, key)
+            self._kept += len(rendered.ids)
+            if self._kept > KEPT_TOKENS:  # a server must not grow with every schema it ever saw
                 self._tools.clear()
-            rendered = self._tools[key] = self._render(tool, key)
+                self._kept = len(rendered.ids)
+            if len(rendered.ids) < KEPT_TOKENS // 100:
+                self._tools[key] = rendered
         return rendered
 
     def prompt(self, id: str, query: str, tools: Sequence[Tool]) -> Example:
@@ -189,7 +192,7 @@ class Renderer:
 
 def members(schema: Mapping[str, Any]) -> list[str]:
     """The enum members of a value, or of the items of a list, as text."""
-    if schema.get("type") == "array" and isinstance(schema.get("items"), Mapping):
+    if schema.get("type") in ("array", ["array", "null"]) and isinstance(schema.get("items"), Mapping):
         schema = schema["items"]
     return [value if isinstance(value, str) else json.dumps(value) for value in schema.get("enum", [])]
 

@@ -78,7 +78,7 @@ def curves(report: Mapping[str, Any]) -> str:
     axes.set_xlabel("training records")
     axes.set_ylabel("exact call, %")
     _tidy(axes)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=len(colors) + 1)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4)
     return _svg(figure)
 
 

@@ -27,9 +27,15 @@ TYPE_NAMES = {
     "short": "integer",
     "byte": "integer",
     "bigint": "integer",
+    "int32": "integer",
+    "int64": "integer",
+    "uint": "integer",
     "number": "number",
     "float": "number",
     "double": "number",
+    "decimal": "number",
+    "float32": "number",
+    "float64": "number",
     "boolean": "boolean",
     "bool": "boolean",
     "array": "array",
@@ -49,7 +55,7 @@ TYPE_NAMES = {
 KEPT = {
     "description": str, "default": object, "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int, float),
     "exclusiveMaximum": (int, float), "multipleOf": (int, float), "pattern": str, "minLength": int, "maxLength": int,
-    "minItems": int, "maxItems": int,
+    "minItems": int, "maxItems": int, "uniqueItems": bool, "minProperties": int, "maxProperties": int,
 }  # fmt: skip
 IGNORED = {
     "title", "examples", "example", "format", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly",
@@ -152,6 +158,11 @@ class _Normaliser:
         unknown = sorted(key for key in node if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-"))
         if unknown:
             raise ToolSchemaError(f"{pointer}/{unknown[0]}", f"the keyword '{unknown[0]}' isn't supported")
+        for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+            if isinstance(node.get(bound), bool):  # OpenAPI 3.0: a flag beside the limit
+                strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
+                if strict and limit in node:
+                    node = {**{key: value for key, value in node.items() if key != limit}, bound: node[limit]}
         for keyword in ("anyOf", "oneOf", "allOf"):
             if keyword in node:
                 return self.union(node, keyword, pointer, refs)
@@ -196,7 +207,7 @@ class _Normaliser:
             value = node[key]
             if key in ("minLength", "maxLength", "minItems", "maxItems") and isinstance(value, str) and value.isdigit():
                 value = int(value)  # Gemini writes int64 as strings
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):  # type: ignore[arg-type]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (object, bool)):  # type: ignore[arg-type]
                 raise ToolSchemaError(f"{pointer}/{key}", f"expected {getattr(kind, '__name__', 'a number')}, got {value!r}")
             out[key] = value
         return out
@@ -225,7 +236,14 @@ class _Normaliser:
         if not isinstance(values, list) or not values:
             raise ToolSchemaError(f"{pointer}/enum", "expected an array of at least one allowed value")
         types, nullable = self.types(node, pointer)
-        values = [_coerce(value, types) for value in values]
+        if types == ["array"] and not any(isinstance(value, list) for value in values):  # what the items may be
+            items = node["items"] if isinstance(node.get("items"), Mapping) else {}
+            return self.schema({**{key: value for key, value in node.items() if key != "enum"}, "items": {**items, "enum": values}}, pointer, ())
+        if len(types) == 1:
+            try:
+                values = [None if value is None else _coerce(value, types[0]) for value in values]
+            except ValueError:
+                types = ["any"]  # what is listed wins over a type that it hasn't
         if nullable and None not in values:
             values.append(None)
         unique = {json.dumps(value, sort_keys=True): value for value in values}
@@ -270,6 +288,8 @@ class _Normaliser:
         if not isinstance(branches, list) or not branches:
             raise ToolSchemaError(f"{pointer}/{keyword}", "expected an array of at least one schema")
         rest = {key: value for key, value in node.items() if key in ("description", "default", "nullable", "title")}
+        beside = {key: value for key, value in node.items() if key not in rest and key not in IGNORED and key != keyword}
+        branches = [_merged(beside, branch) for branch in branches]
         solid = [(i, b) for i, b in enumerate(branches) if not (isinstance(b, Mapping) and b.get("type") in ("null", "NULL"))]
         nullable = len(solid) < len(branches) or bool(node.get("nullable"))
         if keyword == "allOf" and len(branches) > 1:
@@ -282,16 +302,37 @@ class _Normaliser:
             return self.schema(inner, f"{pointer}/{keyword}/{index}", refs)
         out = self.kept(rest, pointer)
         out["anyOf"] = [self.schema(branch, f"{pointer}/{keyword}/{index}", refs) for index, branch in solid]
+        kinds = {json.dumps(branch.get("type")) for branch in out["anyOf"]}
+        if len(kinds) == 1 and all("enum" in branch for branch in out["anyOf"]):  # constants, each with a schema of its own
+            shared = {"type": out["anyOf"][0]["type"]} if "type" in out["anyOf"][0] else {}
+            members = [value for branch in out["anyOf"] for value in branch["enum"]]
+            return self.enumeration({**shared, "enum": members, "nullable": nullable}, {key: value for key, value in out.items() if key != "anyOf"}, pointer)
         if nullable:
             out["anyOf"].append({"type": "null"})
         return out
 
 
-def _coerce(value: Any, types: list[str]) -> Any:
-    """Gemini writes every enum member as a string; an integer enum gets its integers back."""
-    if types == ["integer"] and isinstance(value, str) and value.lstrip("-").isdigit():
-        return int(value)
+def _coerce(value: Any, kind: str) -> Any:
+    """Gemini writes every enum member as a string; an enum of numbers gets its numbers back. Raises `ValueError` for what isn't of this type."""
+    if isinstance(value, str) and kind == "boolean" and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, str) and kind in ("integer", "number"):
+        return int(value) if kind == "integer" or value.lstrip("-").isdigit() else float(value)
+    fitting = {"string": str, "integer": int, "number": (int, float), "boolean": bool}.get(kind, object)
+    if not isinstance(value, fitting) or (isinstance(value, bool) and kind in ("integer", "number")):  # type: ignore[arg-type]
+        raise ValueError(f"{value!r} isn't {kind}")
     return value
+
+
+def _merged(beside: Mapping[str, Any], branch: Any) -> Any:
+    """A branch of a union with what stands beside the union, which holds for every branch."""
+    if not isinstance(branch, Mapping) or not beside or branch.get("type") in ("null", "NULL"):
+        return branch
+    out = {**beside, **branch}
+    for key in ("properties", "required"):
+        if isinstance(beside.get(key), Mapping | list) and isinstance(branch.get(key), Mapping | list):
+            out[key] = {**beside[key], **branch[key]} if key == "properties" else list(dict.fromkeys([*beside[key], *branch[key]]))
+    return out
 
 
 def _compile(pointer: str, schema: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import functools
 import json
 import os
@@ -33,6 +34,19 @@ SHORT = [
 def needle(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140"}
     return subprocess.run([sys.executable, "-m", "needle.cli", *words], capture_output=True, text=True, timeout=280, cwd=folder, env=environment)
+
+
+def test_every_package_is_installed() -> None:
+    root = Path(__file__).parents[1]
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    found = {".".join(path.parent.relative_to(root).parts) for path in (root / "needle").rglob("__init__.py")}
+    assert set(config["options"]["packages"].split()) == found | {"needle_conf", "needle_models"}
+    carried = {
+        file for package, patterns in config["options.package_data"].items() for pattern in patterns.split(", ") for file in root.glob(f"{package.replace('.', '/')}/{pattern}")
+    }
+    lying = {path for path in (root / "needle").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert lying <= carried
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -221,7 +235,7 @@ def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_pa
 def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Path, name: str) -> None:
     os.environ["NEEDLE_DATA"] = str(real_data)
     words = [w for w in SHORT if not w.startswith("data.")] + ([f"train.start={released()}"] if name.startswith("needle_26m_") else [])  # parts that train on
-    result = needle("train", f"experiment={name}", "data.size=100", *words, "train.eval_records=10", "output=run", folder=tmp_path)
+    result = needle("train", f"experiment={name}", "data.size=100", "data.invented=20", *words, "train.eval_records=10", "output=run", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 2
 

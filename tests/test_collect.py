@@ -65,7 +65,7 @@ def nanodollars(folder: Path) -> int:
 
 def test_every_fault_is_counted_and_the_records_are_right(tmp_path: Path) -> None:
     server = Server(FAULTS, seed=1)
-    stopped, manifest = against(server, tmp_path, CollectConfig(records=300, concurrency=32), timeout=1.0)
+    stopped, manifest = against(server, tmp_path, CollectConfig(records=300, concurrency=32), timeout=8.0)  # long enough for a busy machine: only what hangs may run out
     assert stopped is None
     seen, events = server.seen, manifest["events"]
     assert events["rate"] == seen["rate"] + seen["rate_hint"]

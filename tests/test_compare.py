@@ -76,6 +76,21 @@ def test_the_verdict_is_plain_and_symmetric() -> None:
     assert "with 1 seed, too few to tell" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15, "seeds": 1}])
 
 
+def test_the_verdict_on_many_arms_sorts_them_by_what_came_out() -> None:
+    row = {"b": "finetune", "data_size": 2000, "seeds": 3, "p_holm": 0.01}
+    pairs = [
+        {**row, "a": "argmax", "difference": 0.01, "low": -0.05, "high": 0.07},
+        {**row, "a": "placebo", "difference": -0.2, "low": -0.3, "high": -0.1},
+        {**row, "a": "distill", "difference": 0.03, "low": 0.01, "high": 0.05},
+        {**row, "a": "unlabelled", "difference": 0.1, "low": 0.05, "high": 0.15},
+        {**row, "a": "unlabelled", "b": "distill", "difference": 0.07, "low": 0.05, "high": 0.1},
+    ]
+    assert verdict(pairs) == (
+        "With 2,000 records, against finetune: better: unlabelled +10.0 points (+5.0 to +15.0), distill +3.0 points (+1.0 to +5.0); "
+        "no difference shows: argmax +1.0 points (-5.0 to +7.0); worse: placebo -20.0 points (-30.0 to -10.0)."
+    )
+
+
 def test_p_values_are_corrected_for_their_number() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

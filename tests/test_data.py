@@ -318,6 +318,28 @@ def test_two_tools_of_one_name_are_never_joined() -> None:
     assert not pools.apart(one, different)
 
 
+def test_no_argument_takes_the_name_of_another_and_forms_stay_described() -> None:
+    about = "Day of travel, in the format YYYY-MM-DD"
+    properties = {"movie": {"type": "string"}, "film": {"type": "string"}, "date": {"type": "string", "description": about}}
+    record = Record("1", "Up and Brazil", (Tool("compare", "", {"type": "object", "properties": properties}),), (Call("compare", {"movie": "Up", "film": "Brazil"}),), "s")
+    for variant in range(200):
+        (tool,) = rename(record, variant, 0).tools
+        names = {name.lower(): schema for name, schema in tool.parameters["properties"].items()}
+        (call,) = rename(record, variant, 0).answers
+        told = {value: name.lower() for name, value in call.arguments.items()}
+        assert told["Up"] != "film"
+        assert told["Brazil"] != "movie"
+        assert about in [schema.get("description") for schema in names.values()]
+
+
+def test_members_that_a_description_tells_stay() -> None:
+    schema = {"type": "string", "enum": ["asc", "desc"], "description": "Order: asc or desc"}
+    record = Record("1", "asc", (Tool("sort", "", {"type": "object", "properties": {"order": schema}}),), (Call("sort", {"order": "asc"}),), "s")
+    assert all(change_members(record, seed, share=1.0) == record for seed in range(10))
+    plain = replace(record, tools=(Tool("sort", "", {"type": "object", "properties": {"order": {**schema, "description": "The order"}}}),))
+    assert change_members(plain, 1, share=1.0) != plain
+
+
 def test_a_renamed_record_asks_the_same_of_the_same_tools() -> None:
     other = Tool("play_music", "Play music")
     record = Record("1", "weather in Rome in C", (WEATHER, other), (Call("get_weather", {"city": "Rome", "unit": "C"}),), "s")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from needle.checkpoint import Checkpoint
 from needle.cli.app import AnsweringProgress
-from needle.engine.decode import Engine, Request, working_dtype
+from needle.engine.decode import Answer, Engine, Request, _Row, working_dtype
 from needle.evaluate import evaluate, judge
+from needle.grammar import Grammar, GrammarError, Matcher
 from needle.prompt import PromptError
-from needle.records import Record
+from needle.records import Call, Record, Tool
 from needle.students.build import build_student
 from needle.tokenizer import TextTokenizer
-from needle.toolschema import call_errors, normalise_tool
+from needle.toolschema import ToolSchemaError, call_errors, normalise_tool
 from tests.conftest import TINY
 
 
@@ -151,3 +155,107 @@ def test_a_student_held_in_bfloat16_answers_as_well(tokenizer: TextTokenizer, re
     assert working_dtype("auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="precision is 'half'; expected one of auto, float32, bfloat16"):
         working_dtype("half")
+
+
+def amount(schema: dict[str, object]) -> Tool:
+    return normalise_tool({"name": "send", "parameters": {"type": "object", "properties": {"amount": schema}, "required": ["amount"]}})
+
+
+class Scripted:
+    """A student's place taken by a script: the tokens that it wants, one after the other, each with this log-probability."""
+
+    def __init__(self, engine: Engine, wanted: list[int], log_prob: float = -0.1) -> None:
+        self.engine, self.wanted, self.log_prob = engine, wanted, log_prob
+
+    def run(self, tools: tuple[Tool, ...], max_tokens: int = 20) -> Answer:
+        engine = self.engine
+        assert engine.grammar
+        row, answers = _Row(0, Request("", tools), engine.grammar.matcher(tools)), {}
+        for token in self.wanted:
+            scores = torch.full((1, engine.tokenizer.size), -20.0)
+            scores[0, token] = 0.0
+            (chosen,) = engine._choose(scores, [row], None)
+            if engine._advance(row, chosen, max_tokens, answers):
+                return answers[0]
+        raise AssertionError("the answer isn't finished")
+
+
+def test_an_answer_may_be_as_long_as_its_limit(tokenizer: TextTokenizer) -> None:
+    engine = Engine(random_checkpoint(tokenizer))
+    wanted = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" 7"), tokenizer.eos]
+    assert Scripted(engine, wanted).run((amount({"type": "integer"}),), len(wanted) - 1).finish == "stop"
+    assert Scripted(engine, wanted).run((amount({"type": "integer"}),), len(wanted) - 2).finish == "length"
+
+
+def test_a_value_that_the_grammar_cut_off_has_no_confidence(tokenizer: TextTokenizer) -> None:
+    engine = Engine(random_checkpoint(tokenizer))
+    start = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" eco")]
+    tool = amount({"type": "string", "enum": ["eco", "boost"]})
+    meant = Scripted(engine, [*start, tokenizer.eos]).run((tool,))
+    cut = Scripted(engine, [*start, *tokenizer.encode("nomy")]).run((tool,))
+    assert meant.calls == cut.calls == (Call("send", {"amount": "eco"}),)
+    assert meant.confidence > 0.9
+    assert cut.confidence < 1e-6
+
+
+def test_a_grammar_that_gives_up_costs_its_own_answer_alone(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(random_checkpoint(tokenizer))
+    tools = (amount({"type": "integer"}),)
+    plain = engine.answer_all([Request(record.query, record.tools) for record in records[:4]], max_tokens=12)
+    allowed = Matcher.allowed
+
+    def failing(matcher: Matcher) -> NDArray[np.bool_]:
+        if matcher in broken:
+            raise GrammarError("the grammar failed in mid-answer: too many items")
+        return allowed(matcher)
+
+    broken: list[Matcher] = []
+    made = Grammar.matcher
+
+    def remembered(grammar: Grammar, own: Sequence[Tool]) -> Matcher:
+        matcher = made(grammar, own)
+        if tuple(own) == tools:
+            broken.append(matcher)
+        return matcher
+
+    monkeypatch.setattr(Matcher, "allowed", failing)
+    monkeypatch.setattr(Grammar, "matcher", remembered)
+    *others, failed = engine.answer_all([*(Request(record.query, record.tools) for record in records[:4]), Request("x", tools)], max_tokens=12)
+    assert [(answer.calls, answer.finish) for answer in others] == [(answer.calls, answer.finish) for answer in plain]
+    assert (failed.calls, failed.finish) == (None, "invalid")
+    assert "too many items" in failed.error
+
+
+def test_of_many_tools_those_too_long_are_never_chosen_and_a_long_request_is_refused_at_once(
+    tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(replace(random_checkpoint(tokenizer), max_length=200), most_tools=2)
+    tools = [amount({"type": "integer"}), *({tool.name: tool for record in records[:20] for tool in record.tools}.values())]
+    long = Tool("long", "word " * 300)
+    assert engine.answer("send 5", [long, *tools], max_tokens=5).finish in ("stop", "length")
+    monkeypatch.setattr(engine.retriever, "rank", lambda *_: pytest.fail("the request was ranked before its length was known"))
+    with pytest.raises(PromptError, match="tokens long"):
+        engine.answer("word " * 300, tools)
+
+
+def test_the_fault_of_a_schema_is_found_among_all_tools(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(random_checkpoint(tokenizer), most_tools=1)
+    bad = Tool("bad", "", {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["a"], "additionalProperties": False})
+    monkeypatch.setattr(engine.retriever, "rank", lambda query, tools: [len(tools) - 1])
+    with pytest.raises(ToolSchemaError, match="'bad'") as error:
+        engine.answer("x", [*records[0].tools[:1], *records[1].tools[:1], bad])
+    assert error.value.pointer == "/2/parameters"
+
+
+def test_encoded_tools_are_kept_up_to_a_number_of_bytes(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(random_checkpoint(tokenizer))
+    engine.answer(records[0].query, records[0].tools, max_tokens=2)
+    before = len(engine._tools)
+    size = sum(engine._sizes.values())
+    assert size > 1000
+    monkeypatch.setattr("needle.engine.decode.CACHED_BYTES", size)
+    for record in records[1:12]:
+        engine.answer(record.query, record.tools, max_tokens=2)
+    assert 0 < sum(engine._sizes.values()) <= size
+    assert engine._sizes.keys() == engine._tools.keys()
+    assert before > 0

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from needle.engine.decode import Engine
+from needle.engine.decode import Answer, Engine
 from needle.evaluate import judge
 from needle.records import Record
 from needle.serve.app import ServeConfig, create_app
@@ -141,3 +144,25 @@ def test_the_server_answers_as_the_evaluator_does(client: TestClient, tokenizer:
         served = client.post("/tool-call", json=body).json()
         assert served["calls"] == [call.to_json() for call in answer.calls or ()]
         assert served["finish"] == answer.finish
+
+
+def test_health_answers_while_others_wait_and_a_full_queue_is_a_503(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = Engine(random_checkpoint(tokenizer)), threading.Event()
+    answer = engine.answer
+
+    def slow(*arguments: Any) -> Answer:
+        assert gate.wait(30)
+        return answer(*arguments)
+
+    async def scenario() -> tuple[int, list[int]]:
+        transport = httpx.ASGITransport(create_app(engine, ServeConfig(most_waiting=4)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://needle") as client:
+            tasks = [asyncio.create_task(client.post("/tool-call", json=ARTICLE)) for _ in range(8)]
+            while sum(task.done() for task in tasks) < 3:
+                await asyncio.sleep(0.01)
+            health = await client.get("/health")
+            gate.set()
+            return health.status_code, sorted(response.status_code for response in await asyncio.gather(*tasks))
+
+    monkeypatch.setattr(engine, "answer", slow)
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) == (200, [200] * 5 + [503] * 3)

@@ -12,6 +12,7 @@ import torch
 from needle.cli.app import compose
 from needle.codecs import build_codec
 from needle.config import build_job, settings
+from needle.data.augment import AugmentConfig, expand
 from needle.data.encoding import Encoded, TokenizerConfig, encode_records, fit_tokenizer
 from needle.data.votes import as_targets, votes
 from needle.losses import LossConfig, distillation_loss
@@ -150,6 +151,24 @@ def test_a_run_learns_from_recorded_answers(tmp_path: Path, rung: str, records: 
     assert ("soft" in rows[0]) == (rung == "value")
     with pytest.raises(ValueError, match="set loss=finetune, or teacher.rung=value" if rung != "value" else "expected one of value, sequence, argmax"):
         build_job(settings(compose([*words, "loss.alpha=0.5" if rung != "value" else "teacher.rung=span", f"cache={tmp_path}/c"])))
+
+
+def test_copies_carry_no_recorded_answers_and_replay_refuses_them(records: list[Record], tmp_path: Path) -> None:
+    taught = [replace(record, teacher={"answers": [{"calls": [call.to_json() for call in record.answers]}]}) for record in records[:20]]
+    assert [record.teacher is None for record in expand(taught, AugmentConfig(copies=1), 0)] == [False] * 20 + [True] * 20
+    write_jsonl(tmp_path / "train.jsonl", taught)
+    words = [
+        "data=jsonl",
+        f"data.train=[{tmp_path}/train.jsonl]",
+        "teacher=replay",
+        "teacher.rung=argmax",
+        "loss=finetune",
+        "data.augment.copies=1",
+        f"cache={tmp_path}",
+        "tokenizer.size=900",
+    ]
+    with pytest.raises(ValueError, match=r"data\.augment\.copies=1 can't be combined with teacher=replay"):
+        build_job(settings(compose(words)))
 
 
 def test_replay_without_recorded_answers_is_an_error(tmp_path: Path) -> None:

@@ -46,6 +46,32 @@ def test_normalising_twice_changes_nothing() -> None:
         ({"type": "tuple", "items": {"type": "int"}}, {"type": "array", "items": {"type": "integer"}}),
         ({"type": "string", "minLength": "2"}, {"type": "string", "minLength": 2}),
         ({"type": ["string", "integer"]}, {"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+        ({"type": "int32"}, {"type": "integer"}),
+        ({"type": "number", "minimum": 0, "exclusiveMinimum": True}, {"type": "number", "exclusiveMinimum": 0}),
+        ({"type": "number", "maximum": 9, "exclusiveMaximum": False}, {"type": "number", "maximum": 9}),
+        ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, {"type": "array", "items": {"type": "string"}, "uniqueItems": True}),
+        ({"type": "boolean", "enum": ["true", "False"]}, {"type": "boolean", "enum": [True, False]}),
+        ({"type": "boolean", "enum": ["True", "dontcare"]}, {"enum": ["True", "dontcare"]}),
+        ({"type": "integer", "enum": ["1", "2", "dontcare"]}, {"enum": ["1", "2", "dontcare"]}),
+        ({"type": "number", "enum": ["1.5", "2"]}, {"type": "number", "enum": [1.5, 2]}),
+        ({"type": "string", "enum": [1, 2]}, {"enum": [1, 2]}),
+        ({"type": "string", "enum": ["a"], "nullable": True}, {"type": ["string", "null"], "enum": ["a", None]}),
+        ({"type": "array", "items": {"type": "string"}, "enum": ["a", "b"]}, {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}}),
+        ({"type": "string", "oneOf": [{"const": "eco"}, {"const": "boost", "title": "Boost"}]}, {"type": "string", "enum": ["eco", "boost"]}),
+        ({"oneOf": [{"const": 1}, {"const": 2}], "nullable": True}, {"enum": [1, 2, None]}),
+        (
+            {"type": "string", "maxLength": 9, "anyOf": [{"format": "date"}, {"minLength": 2}]},
+            {"anyOf": [{"type": "string", "maxLength": 9}, {"type": "string", "minLength": 2, "maxLength": 9}]},
+        ),
+        (
+            {"type": "object", "properties": {"id": {"type": "integer"}, "name": {"type": "string"}}, "anyOf": [{"required": ["id"]}, {"required": ["name"]}]},
+            {
+                "anyOf": [
+                    {"type": "object", "properties": {"id": {"type": "integer"}, "name": {"type": "string"}}, "required": [name], "additionalProperties": False}
+                    for name in ("id", "name")
+                ]
+            },
+        ),
     ],
 )
 def test_a_property_is_written_one_way(schema: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
 from needle.metrics import score
 from needle.records import Call, Record, write_jsonl
+from needle.report import curves
 from needle.runidentity import SUMMARY
 from needle.train import train
 
@@ -147,7 +148,7 @@ def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
 
 
 def report(output: Path, data: Path) -> None:
-    """report.html, report.md, report.json and trials.json in `output`."""
+    """report.html, report.md, report.json, curves.svg and trials.json in `output`."""
     arms, missing = [], []
     for arm, size in CELLS:
         done = [seed for seed in SEEDS if (folder_of(output, arm, size, seed) / JUDGED).is_file()]
@@ -169,7 +170,9 @@ def report(output: Path, data: Path) -> None:
         "missing": missing,
     }
     seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
-    write_report(output, build_report(arms, teacher, records, seconds, facts, contrasts=CONTRASTS))
+    found = build_report(arms, teacher, records, seconds, facts, contrasts=CONTRASTS)
+    write_report(output, found)
+    (output / "curves.svg").write_text(curves(found), encoding="utf-8")
     write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
     print((output / "report.md").read_text())
 
@@ -179,7 +182,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, default=Path("outputs/003"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
-    parser.add_argument("--steps", type=int, default=1000, help="of the teacher")
+    parser.add_argument("--steps", type=int, default=900, help="of the teacher")
     parser.add_argument("--part", default="1/1", help="which of how many processes this one is")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]

@@ -31,7 +31,7 @@ def run(config: Settings) -> None:
     try:
         import needle.collect.run  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"needle collect needs more packages ({error.name} is missing): pip install 'needle[collect]'") from error
+        raise ValueError(f"needle collect needs more packages ({error.name} is missing): pip install '.[collect]' in the clone") from error
     _collect(config)
 
 

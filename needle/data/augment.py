@@ -55,7 +55,7 @@ class AugmentConfig:
 
 
 def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[Record]:
-    """The records, then changed versions of each; a copy's id and `meta.copy` say which copy it is."""
+    """The records, then changed versions of each, without what a teacher answered to the record; a copy's id and `meta.copy` say which copy it is."""
     pools = Pools(records)
     out = list(records)
     renamed = [copy for copy in range(1, config.copies + 1) if _turn(copy, config.rename)]
@@ -77,7 +77,7 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
                 changed = rename(changed, copy, seed)
             elif copy in shuffled:
                 changed = rename(changed, copy, seed, ORDER)
-            out.append(replace(changed, id=f"{record.id}+{copy}", meta={**record.meta, "copy": copy}))
+            out.append(replace(changed, id=f"{record.id}+{copy}", teacher=None, meta={**record.meta, "copy": copy}))
     return out
 
 

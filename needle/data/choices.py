@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -71,11 +71,17 @@ def _fresh(text: str, seed: int, share: float) -> Mapping[str, Mapping[str, str]
     found: dict[str, Mapping[str, str]] = {}
     for name, schema in row["parameters"].get("properties", {}).items():
         members = schema.get("enum", ())
-        if len(members) > 1 and all(isinstance(member, str) for member in members) and "default" not in schema and source.random() < share:
+        plain = len(members) > 1 and all(isinstance(member, str) for member in members) and "default" not in schema
+        if plain and source.random() < share and not _told(members, f"{row['description']} {schema.get('description', '')}"):
             new = {member: _member(member, source) for member in members}
             if len({word.lower() for word in new.values()}) == len(members):
                 found[name] = new
     return found
+
+
+def _told(members: Sequence[str], about: str) -> bool:
+    """Whether a description speaks of two members, which it would then have wrong."""
+    return sum(bool(re.search(rf"(?<!\w){re.escape(member)}(?!\w)", about, re.IGNORECASE)) for member in members) > 1
 
 
 def _member(old: str, source: random.Random) -> str:

@@ -19,6 +19,7 @@ from needle.records import Call, Record, Tool
 from needle.toolschema import call_errors
 
 SYLLABLES = re.findall("..", "babebodadedifafogagokakekilalelomamimonanenopapeporarerisasesotatetovavevizazo")
+FORM = re.compile(r"yyyy|hh:mm|\bformat\b|percent|%|\bdecimal\b|\bfraction\b|between \d|: [^:]*, [^:]*: ", re.IGNORECASE)  # of a description that nothing else can stand in for
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -69,9 +70,10 @@ def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Too
     name, opaque = _name(row["name"], bool(row["description"]), style, source, chances)
     properties = row["parameters"].get("properties", {})
     names: dict[str, str] = {}
+    taken = {_words(old) for old in properties}
     for old in properties:
         new, hidden = _name(old, bool(properties[old].get("description")), style, source, chances)
-        if new in names.values() or new in properties:
+        if new in names.values() or _words(new) in taken - {_words(old)}:
             new, hidden = old, False
         names[old] = new
         text = _described(properties[old].get("description", ""), hidden, source, chances)
@@ -85,8 +87,14 @@ def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Too
     return Tool(name, _described(row["description"], opaque, source, chances), parameters), names
 
 
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in WORD.findall(name)) or (name,)
+
+
 def _described(text: str, needed: bool, source: random.Random, chances: Strength) -> str:
-    """A description in other words, or none."""
+    """A description in other words, or none; one that tells the form of a value stays as it is."""
+    if FORM.search(text):
+        return text
     return "" if not needed and source.random() < chances.bare else other_words(text, chances.synonym, source, chances.tests)
 
 
@@ -94,19 +102,19 @@ def _name(name: str, described: bool, style: str, source: random.Random, chances
     """A name for the same thing, and whether it tells nothing by itself."""
     draw = source.random()
     if described and draw < chances.opaque:
-        return _styled(["".join(source.choice(SYLLABLES) for _ in range(source.randint(1, 3))) for _ in range(source.randint(1, 2))], style), True
+        return styled(["".join(source.choice(SYLLABLES) for _ in range(source.randint(1, 3))) for _ in range(source.randint(1, 2))], style), True
     words = WORD.findall(name)
     if not words:
         return name, False
     if draw < chances.opaque + chances.other_words:
-        return _styled(WORD.findall(other_words(" ".join(words).lower(), 1.0 if chances.tests else 0.7, source, chances.tests)), style), False
-    return (_styled(words, style), False) if source.random() < chances.recase else (name, False)
+        return styled(WORD.findall(other_words(" ".join(words).lower(), 1.0 if chances.tests else 0.7, source, chances.tests)), style), False
+    return (styled(words, style), False) if source.random() < chances.recase else (name, False)
 
 
 STYLES = ("snake", "camel", "pascal", "kebab")
 
 
-def _styled(words: list[str], style: str) -> str:
+def styled(words: list[str], style: str) -> str:
     lower = [word.lower() for word in words]
     if style in ("snake", "kebab"):
         return ("_" if style == "snake" else "-").join(lower)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from needle.data.augment import AugmentConfig, expand
 from needle.data.encoding import LONG
+from needle.data.invented.requests import invented
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import as_targets, votes
 from needle.formats import FORMATS, Skipped, read_records
@@ -35,6 +36,7 @@ class DataConfig:
     test: list[str] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
     size: int | None = None
+    invented: int = 0  # so many training records about made-up tools, on top of all others
     unlabelled: int = 0  # so many records beyond `size` give their requests alone; the answers are those of their `teacher` field
     validation_size: int | None = None
     test_size: int | None = None
@@ -46,7 +48,7 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("unlabelled", 0), ("validation_size", 1), ("test_size", 1), ("max_length", 1)):
+        for name, least in (("size", 1), ("invented", 0), ("unlabelled", 0), ("validation_size", 1), ("test_size", 1), ("max_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
@@ -89,8 +91,10 @@ def load_splits(config: DataConfig) -> Splits:
         raise DataError(f"data.size={config.size}, but only {len(train)} training records exist")
     if config.unlabelled:
         train += _unlabelled(every[len(train) :][: config.unlabelled])
+    made_up = invented(config.invented, config.seed, list({tool.name: tool for record in train for tool in record.tools}.values()))
     if config.augment.copies:
         train = expand(train, config.augment, config.seed)
+    train += made_up
     return Splits(train, subset(validation, config.validation_size, 0), subset(test, config.test_size, 0), skipped)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from needle.checkpoint import Checkpoint
 from needle.codecs import DecodeError
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever
-from needle.grammar import Grammar, Matcher
+from needle.grammar import Grammar, GrammarError, Matcher
 from needle.prompt import Example, PromptError
 from needle.records import Call, Tool
 from needle.students.batch import collate, move
@@ -31,7 +32,7 @@ DECODINGS = ("constrained", "free")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MAX_TOKENS = 150
 GUESSES = 4  # tokens of a value that are proposed at once
-CACHED_TOOLS = 1024  # of about half a megabyte each
+CACHED_BYTES = 512 * 2**20  # of encoded tools
 
 Report = Callable[[int, int], None]
 
@@ -58,8 +59,8 @@ class Answer:
     """`calls` is None when there is no answer: the budget ran out (`length`), the output was broken (`invalid`),
     or the request couldn't be read (`refused`, the reason in `error`).
 
-    `confidence` is the product of the student's own probabilities of the tokens that it was free to choose, 0 to 1.
-    It isn't calibrated.
+    `confidence` is the product of the student's own probabilities of the tokens that it was free to choose and of those that
+    end a value, 0 to 1. It isn't calibrated.
     """
 
     calls: tuple[Call, ...] | None
@@ -79,6 +80,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     log_prob: float = 0.0
     open_tool: int = -1
+    error: str = ""
 
 
 class Engine:
@@ -102,13 +104,12 @@ class Engine:
         if isinstance(self.student, PointerStudent):
             self.retriever = MergedRetriever(EncoderRetriever(self.student, self.renderer), self.retriever)
         self._tools: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
         """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar can hold."""
-        request = self._choose_tools(Request(query, tuple(tools)))
-        example = self._read(request)
-        matcher = self.grammar.matcher(request.tools) if self.grammar else None
-        return self._decode([_Row(0, request, matcher)], [example], max_tokens)[0]
+        row, example = self._prepare(0, Request(query, tuple(tools)))
+        return self._decode([row], [example], max_tokens)[0]
 
     def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64, sample: int | None = None, report: Report | None = None) -> list[Answer]:
         """Answers in the order of the requests; one that can't be read gets finish `refused`, and the rest go on.
@@ -120,10 +121,7 @@ class Engine:
         ready: list[tuple[_Row, Example]] = []
         for index, request in enumerate(requests):
             try:
-                request = self._choose_tools(request)
-                example = self._read(request)
-                matcher = self.grammar.matcher(request.tools) if self.grammar else None
-                ready.append((_Row(index, request, matcher), example))
+                ready.append(self._prepare(index, request))
             except (PromptError, ToolSchemaError) as error:
                 answers[index] = Answer(None, 0.0, "refused", error=str(error))
         ready.sort(key=lambda pair: pair[1].prompt_length)
@@ -136,20 +134,42 @@ class Engine:
                 report(start + len(rows), len(ready))
         return [answer for answer in answers if answer is not None]
 
+    def _prepare(self, index: int, request: Request) -> tuple[_Row, Example]:
+        shown = self._choose_tools(request)
+        example = self._read(shown)
+        try:
+            matcher = self.grammar.matcher(shown.tools) if self.grammar else None
+        except ToolSchemaError as error:
+            place, _, rest = error.pointer.removeprefix("/").partition("/")
+            if not place.isdigit():
+                raise
+            raise ToolSchemaError(f"/{request.tools.index(shown.tools[int(place)])}/{rest}", error.message) from error
+        return _Row(index, shown, matcher), example
+
     def _choose_tools(self, request: Request) -> Request:
-        """The request with its best tools, in the order in which they were declared."""
+        """The request with its best tools, in the order in which they were declared. Tools that are too long to be read aren't among them."""
         if not self.most_tools or len(request.tools) <= self.most_tools:
             return request
-        best = sorted(self.retriever.rank(request.query, request.tools)[: self.most_tools])
-        return replace(request, tools=tuple(request.tools[index] for index in best))
+        self._check(len(self.renderer.query(request.query)))
+        readable = [index for index, tool in enumerate(request.tools) if self._readable(tool)]
+        ranked = self.retriever.rank(request.query, [request.tools[index] for index in readable])[: self.most_tools]
+        return replace(request, tools=tuple(request.tools[readable[place]] for place in sorted(ranked)))
+
+    def _readable(self, tool: Tool) -> bool:
+        try:
+            return len(self.renderer.tool(tool).ids) < self.checkpoint.max_length
+        except PromptError:
+            return False
 
     def _read(self, request: Request) -> Example:
         example = self.renderer.prompt(request.id, request.query, request.tools)
-        length = self._length(example)
+        self._check(self._length(example))
+        return example
+
+    def _check(self, length: int) -> None:
         if length >= self.checkpoint.max_length:
             whole = "the request and its tools are" if self.student.layout == "flat" else "the longest of the request and its tools is"
             raise PromptError(f"{whole} {length} tokens long; this student reads fewer than {self.checkpoint.max_length}")
-        return example
 
     def _length(self, example: Example) -> int:
         """Tokens that the student reads at once: everything, or the longest piece where it reads tools apart."""
@@ -162,12 +182,12 @@ class Engine:
         device = next(self.student.parameters()).device
         batch = move(collate(examples, self.tokenizer, self.student.layout), device)
         state = self.student.start(batch, self._tools if self.student.layout == "split" else None)
-        while len(self._tools) > CACHED_TOOLS:
-            self._tools.popitem(last=False)
+        self._forget()
         answers: dict[int, Answer] = {}
         active = list(rows)
         tokens = torch.full((len(rows),), self.tokenizer.answer, device=device)
-        limits = {row.index: min(max_tokens, self.checkpoint.max_length - self._length(example)) for row, example in zip(rows, examples, strict=True)}
+        room = [self.checkpoint.max_length - self._length(example) if self.student.layout == "flat" else max_tokens for example in examples]
+        limits = {row.index: min(max_tokens, most) for row, most in zip(rows, room, strict=True)}
         if len(active) == 1 and random is None and isinstance(self.student, PointerStudent) and isinstance(state, PointerState):
             return [self._decode_one(self.student, state, active[0], limits[active[0].index], answers)]
         while active:
@@ -180,6 +200,15 @@ class Engine:
             active = [active[i] for i in going]
             tokens = torch.tensor([chosen[i] for i in going], device=device)
         return [answers[row.index] for row in rows]
+
+    def _forget(self) -> None:
+        """Drops the tools that weren't asked for the longest while, once they take too much memory."""
+        for key, tensors in self._tools.items():
+            if key not in self._sizes:
+                self._sizes[key] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        size = sum(self._sizes.values())
+        while size > CACHED_BYTES and len(self._tools) > 1:
+            size -= self._sizes.pop(self._tools.popitem(last=False)[0])
 
     def _decode_one(self, student: PointerStudent, state: PointerState, row: _Row, limit: int, answers: dict[int, Answer]) -> Answer:
         """The same answer in fewer steps: once a value's first token is known, the request's next words are tried with it.
@@ -201,34 +230,56 @@ class Engine:
                     break
 
     def _choose(self, scores: Tensor, active: list[_Row], random: torch.Generator | None) -> list[int]:
-        """The likeliest allowed token of each row, or one drawn; adds its log-probability unless it was the only one allowed."""
+        """The likeliest allowed token of each row, or one drawn.
+
+        Adds its log-probability unless it was the only one allowed. One that ends a value counts all the same: a value that
+        the grammar cut off isn't what the student meant.
+        """
         log_probs = scores.log_softmax(-1)
         masked, free = log_probs, [True] * len(active)
         if self.grammar:
-            allowed = np.stack([row.matcher.allowed() for row in active if row.matcher])
+            allowed = np.stack([self._allowed(row, row.matcher) for row in active if row.matcher])
             free = [int(count) > 1 for count in allowed.sum(1)]
             # A finite penalty keeps the order of allowed labels that the student calls impossible.
             masked = log_probs.clamp_min(-1e4).masked_fill(~torch.from_numpy(allowed), -torch.inf)
         best = masked.argmax(-1) if random is None else torch.multinomial(masked.softmax(-1), 1, generator=random)[:, 0]
         chosen = [int(token) for token in best]
         for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
-            if free[index]:
+            if free[index] or self._ends_value(row, token):
                 row.log_prob += float(log_probs[index, token])
         return chosen
 
+    def _allowed(self, row: _Row, matcher: Matcher) -> NDArray[np.bool_]:
+        try:
+            return matcher.allowed()
+        except GrammarError as error:
+            row.error = str(error)
+            only: NDArray[np.bool_] = np.arange(self.tokenizer.size) == self.tokenizer.eos
+            return only
+
+    def _ends_value(self, row: _Row, token: int) -> bool:
+        label = token >= self.tokenizer.first_tool_label or token in (self.tokenizer.eos, self.tokenizer.item)
+        return label and bool(row.tokens) and row.tokens[-1] < self.tokenizer.first_tool_label
+
     def _advance(self, row: _Row, token: int, limit: int, answers: dict[int, Answer]) -> bool:
         """Takes one token; True when the row is finished."""
-        if row.matcher:
-            row.matcher.consume(token)
+        if row.matcher and not row.error:
+            try:
+                row.matcher.consume(token)
+            except GrammarError as error:
+                row.error = str(error)
+        if row.error:
+            answers[row.index] = Answer(None, 0.0, "invalid", len(row.tokens), row.error)
+            return True
         if token == self.tokenizer.eos:
             answers[row.index] = self._finish(row)
+            return True
+        if len(row.tokens) >= limit:
+            answers[row.index] = Answer(None, 0.0, "length", len(row.tokens))
             return True
         row.tokens.append(token)
         if self.tokenizer.is_tool_label(token):
             row.open_tool = token - self.tokenizer.first_tool_label
-        if len(row.tokens) >= limit:
-            answers[row.index] = Answer(None, 0.0, "length", len(row.tokens))
-            return True
         return False
 
     def _finish(self, row: _Row) -> Answer:

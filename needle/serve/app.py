@@ -1,16 +1,18 @@
 """The HTTP server: `POST /tool-call` and `GET /health`. Everything stays on this machine.
 
-Whatever a client sends is answered with a reason: 422 for input that isn't right, 413 for input that is too long.
+Whatever a client sends is answered with a reason: 422 for input that isn't right, 413 for input that is too long, 503 when too
+many requests are waiting already.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
@@ -19,17 +21,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from needle import __version__
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.prompt import PromptError
+from needle.records import Tool
 from needle.students.base import count_parameters
 from needle.toolschema import ToolSchemaError, normalise_tools
 
 
 @dataclass
 class ServeConfig:
-    """Where to listen, and the largest body that is read, in bytes."""
+    """Where to listen, the largest body that is read, in bytes, and how many requests may wait for their turn."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_body: int = 1_000_000
+    most_waiting: int = 100
 
 
 class ToolCallRequest(BaseModel):
@@ -59,14 +63,28 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     """The application; one engine answers one request at a time, since a core can do only one anyway."""
     app = FastAPI(title="Needle", version=__version__)
     app.add_middleware(_BodyLimit, limit=config.max_body)
-    turn = threading.Lock()
+    turn = anyio.Lock()
+    inside = 0  # requests that are read, waiting or being answered
+    parameters = count_parameters(engine.student)
 
-    @app.post("/tool-call")
-    def tool_call(request: ToolCallRequest) -> ToolCallResponse:
+    def read(request: ToolCallRequest) -> tuple[Tool, ...]:
         _refuse_surrogates(request)
-        tools = normalise_tools(request.available_functions, "/available_functions")
-        with turn:
-            answer = engine.answer(request.prompt, tools, request.max_tokens)
+        return normalise_tools(request.available_functions, "/available_functions")
+
+    @app.post("/tool-call", response_model=ToolCallResponse)
+    async def tool_call(request: ToolCallRequest, http: Request) -> ToolCallResponse | Response:
+        nonlocal inside
+        if inside > config.most_waiting:
+            return _fault(503, [(["body"], f"{config.most_waiting} requests are waiting already; try again")])
+        inside += 1
+        try:
+            tools = await run_sync(read, request)
+            async with turn:
+                if await http.is_disconnected():
+                    return Response(status_code=499)  # nobody hears it
+                answer = await run_sync(engine.answer, request.prompt, tools, request.max_tokens)
+        finally:
+            inside -= 1
         calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in answer.calls or ()]
         first = calls[0] if calls else None
         return ToolCallResponse(
@@ -78,13 +96,13 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
         )
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         checkpoint = engine.checkpoint
         return {
             "status": "ok",
             "needle": __version__,
             "family": checkpoint.config.family,
-            "parameters": count_parameters(checkpoint.student),
+            "parameters": parameters,
             "codec": checkpoint.codec_name,
             "max_length": checkpoint.max_length,
         }
@@ -95,7 +113,10 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(ToolSchemaError)
     async def bad_schema(_: Request, error: ToolSchemaError) -> JSONResponse:
-        return _fault(422, [(["body", *error.pointer.strip("/").split("/")], error.message)])
+        place = error.pointer.strip("/").split("/")
+        if place[0].isdigit():  # the engine counts the functions; it doesn't know where they came from
+            place = ["available_functions", *place]
+        return _fault(422, [(["body", *place], error.message)])
 
     @app.exception_handler(PromptError)
     async def too_long(_: Request, error: PromptError) -> JSONResponse:

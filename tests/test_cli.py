@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_repository import ConfigRepository
+from hydra.plugins.config_source import ConfigResult
 
-from needle.cli.app import compose, misspelt, sweep_grid
-from needle.config import released, settings
+from needle.cli.app import compose, launch, misspelt, sweep_grid
+from needle.config import Settings, released, settings
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import votes
 from needle.formats import read_records
@@ -187,6 +189,34 @@ def test_ctrl_c_stops_a_sweep_which_then_goes_on(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "3 of 3 arms finished" in again.stderr
     assert again.stderr.count("was finished already") >= 1
+
+
+def test_ctrl_c_while_hydra_composes_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    runs: list[Settings] = []
+
+    def load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        if runs:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt as error:  # what Hydra's reader of files makes of it at one point
+                raise UnboundLocalError from error
+        return load_config(self, config_path)
+
+    load_config = ConfigRepository.load_config
+    monkeypatch.setattr(ConfigRepository, "load_config", load)
+    monkeypatch.setattr(sys, "argv", ["needle", "-m", "train.seed=0,1,2"])
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            launch("train", runs.append)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(runs) == 1
+    said = capfd.readouterr().err
+    assert "interrupted; the same command goes on where it stopped" in said
+    assert "1 of 3 arms finished" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])

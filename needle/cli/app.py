@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -54,10 +56,8 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
         sys.argv.append(f"hydra.sweep.dir='{book.folder}'")
     heard = _hear_interrupts()
     try:
-        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(functools.partial(_body, run))()
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and not heard:
-            raise
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(functools.partial(_body, run, heard))()
+    except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; the same command goes on where it stopped")
         sys.exit(130)
     finally:
@@ -70,11 +70,15 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
 
 
 def _hear_interrupts() -> list[int]:
-    """A list that holds something once Ctrl-C was pressed: while Hydra composes, the exception may come out as an error of its own."""
+    """A list that holds something once Ctrl-C was pressed. While Hydra composes, which takes a moment, nothing is raised: it would come out as another error with a traceback."""
     heard: list[int] = []
 
-    def hear(number: int, frame: Any) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
         heard.append(number)
+        while frame:
+            if isinstance(frame.f_locals.get("self"), ConfigLoader):
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -82,8 +86,10 @@ def _hear_interrupts() -> list[int]:
     return heard
 
 
-def _body(run: Callable[[Settings], float | None], config: DictConfig) -> float | None:
+def _body(run: Callable[[Settings], float | None], heard: Sequence[int], config: DictConfig) -> float | None:
     """One run. In a sweep an error is written down and the next arm goes on; None is what a sweeper takes for a failure."""
+    if heard:
+        raise KeyboardInterrupt
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN:
         try:

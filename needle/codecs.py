@@ -4,7 +4,7 @@ json        [{"name":"set_alarm","arguments":{"time":"7 am"}}]
 decisions   <tool_0> <arg_0> 7 am          (the program renders the JSON)
 
 In `decisions` a label points at a tool of the record or at an argument of the tool named last. A string is written raw;
-a number as the request has it (`10,000`), else as JSON; other values as JSON; a list of scalars as `<item>` before each; null as
+a number as the request has it (`10,000`; in lists, whose commas part the items, as JSON), else as JSON; other values as JSON; a list of scalars as `<item>` before each; null as
 `<null>`. One space before a value isn't part of it. Of an object that is opened (`needle.prompt.opens`) only the members are
 written: one that is required and has none is `{}`, or null if it may be.
 """
@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from needle.numbers import is_number, number_texts, read_number
 from needle.prompt import KINDS, Codec, Leaf, PromptError, leaves, opens
 from needle.records import Call, Tool
 from needle.tokenizer import TextTokenizer
@@ -61,21 +62,9 @@ def value_form(schema: Mapping[str, Any]) -> str:
     if kind == "array" and isinstance(schema.get("items"), Mapping) and value_form(schema["items"]) != "list" and not nullable(schema["items"]):
         return "list"
     values = [value for value in schema.get("enum", []) if value is not None]
-    if (kind == "string" or (kind is None and "enum" in schema)) and all(isinstance(value, str) for value in values):
+    if (kind == "string" or (kind is None and values)) and all(isinstance(value, str) for value in values):
         return "raw"
     return "json"
-
-
-def is_number(schema: Mapping[str, Any]) -> bool:
-    """Whether a value is a number that may be written as people do, with commas between thousands."""
-    kind = schema.get("type")
-    return (kind[0] if isinstance(kind, list) else kind) in ("integer", "number") and "enum" not in schema
-
-
-def read_number(text: str) -> int | float:
-    """`10,000`, `.5` and `007` as well as JSON numbers. Raises `ValueError`."""
-    plain = text.replace(",", "")
-    return float(plain) if any(mark in plain for mark in ".e") else int(plain)
 
 
 def nullable(schema: Mapping[str, Any]) -> bool:
@@ -196,21 +185,21 @@ class DecisionsCodec(Codec):
             raise PromptError(f"the answer gives '{next(iter(left))}', which isn't an argument of '{tool.name}'")
         _check_empty(call.arguments, tool.parameters)
 
-    def _encode_value(self, value: Any, schema: Mapping[str, Any], query: Sequence[int]) -> list[int]:
+    def _encode_value(self, value: Any, schema: Mapping[str, Any], query: Sequence[int], listed: bool = False) -> list[int]:
         form = value_form(schema)
         if value is None and nullable(schema):
             return [self.tokenizer.null]
         if form == "list":
             ids: list[int] = []
             for item in value:
-                ids += [self.tokenizer.item, *self._encode_value(item, schema["items"], query)]
+                ids += [self.tokenizer.item, *self._encode_value(item, schema["items"], query, listed=True)]
             return ids
         if form == "raw":
             if not isinstance(value, str):
                 raise PromptError(f"expected a string for a string argument, got {dump(value)[:40]}")
             return self._text(value, query)
-        if is_number(schema) and not isinstance(value, bool):
-            forms = [self._text(text, query) for text in (dump(value), f"{value:,}")]
+        if is_number(schema) and not listed and isinstance(value, int | float) and not isinstance(value, bool):
+            forms = [self._text(text, query) for text in number_texts(value, schema)]
             return next((ids for ids in forms if _contains(query, ids)), forms[0])
         return self._text(dump(in_schema_order(value, schema)), query)
 
@@ -264,16 +253,17 @@ class DecisionsCodec(Codec):
         if value_form(schema) == "raw":
             return text
         try:
-            value = read_number(text) if is_number(schema) else json.loads(text, parse_constant=_refuse_constant)
+            return _finite(read_number(text)) if is_number(schema) else json.loads(text, parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise DecodeError(f"not {'a number' if is_number(schema) else 'JSON'}: {text[:80]!r}") from error
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DecodeError(f"not a finite number: {text[:80]}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, int):
         return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} is no JSON value")
+    return float(value)
 
 
 def _contains(query: Sequence[int], ids: Sequence[int]) -> bool:

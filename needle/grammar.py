@@ -11,15 +11,16 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from needle.codecs import dump, is_number, nullable, value_form
-from needle.prompt import by_name, leaves, opens
+from needle.codecs import dump, nullable, value_form
+from needle.lru import kept
+from needle.numbers import BOUNDS, ENDLESS, decimal_comma, is_number, with_commas
+from needle.prompt import KEPT_CHARACTERS, by_name, leaves, opens
 from needle.records import Tool
 from needle.tokenizer import TextTokenizer, argument_label, tool_label
 from needle.toolschema import ToolSchemaError
@@ -29,8 +30,6 @@ READY = 128  # sets of tools whose matcher is kept, to be copied for each answer
 MANY = 50  # enum members beyond which they are one terminal: a parser's row holds 2,000 items
 ANY = r"(.|\n)*"
 SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}/]")
-THOUSANDS = "[1-9][0-9]{0,2}(,[0-9]{3})+"
-BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 UNCHECKED = {"description", "default", "uniqueItems", "minProperties", "maxProperties"}  # the last three are checked on the finished answer
 
 
@@ -50,7 +49,7 @@ class Grammar:
 
     def matcher(self, tools: Sequence[Tool]) -> Matcher:
         """A matcher at the start of an answer; raises `ToolSchemaError` for a schema that no grammar can express."""
-        text = grammar_text(self.codec, tuple(json.dumps(tool.to_json()) for tool in tools))
+        text = _text(self.codec, tools)
         matcher = self._ready.get(text)
         if matcher is None:
             matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(text), log_level=0, limits=self._limits)
@@ -94,16 +93,21 @@ class Matcher:
 def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str, str]:
     """Finds the tool that doesn't compile by itself, so that the error can name it."""
     for index, tool in enumerate(tools):
-        text = grammar_text(grammar.codec, (json.dumps(tool.to_json()),))
+        text = _text(grammar.codec, [tool])
         if LLMatcher(grammar._ll, LLMatcher.grammar_from_lark(text), log_level=0).is_error():
             return f"/{index}/parameters", f"the schema of '{tool.name}' can't be held by a grammar: {message.splitlines()[0][:200]}"
     return "", f"these tools together are too large for a grammar: {message.splitlines()[0][:200]}"
 
 
-@lru_cache(maxsize=2048)
-def grammar_text(codec: str, tools: tuple[str, ...]) -> str:
-    """The grammar in llguidance's Lark dialect; `tools` are JSON texts, so that the answer can be kept by content."""
-    parsed = [Tool(**json.loads(text)) for text in tools]
+def _text(codec: str, tools: Sequence[Tool]) -> str:
+    return grammar_text(json.dumps([codec, *(tool.to_json() for tool in tools)]))
+
+
+@kept(KEPT_CHARACTERS)
+def grammar_text(codec_and_tools: str) -> str:
+    """The grammar in llguidance's Lark dialect, of a JSON array: the codec, and the tools."""
+    codec, *tools = json.loads(codec_and_tools)
+    parsed = [Tool(**tool) for tool in tools]
     rules = _Rules()
     if codec == "json":
         _json_rules(rules, parsed)
@@ -168,19 +172,23 @@ def _object(rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], pos
     return " ".join(parts)
 
 
-def _value(rules: _Rules, schema: Mapping[str, Any]) -> str:
-    body = _solid_value(rules, schema)
+def _value(rules: _Rules, schema: Mapping[str, Any], listed: bool = False) -> str:
+    if schema.get("enum") == [None]:
+        return "<null>"
+    body = _solid_value(rules, schema, listed)
     return f"({body} | <null>)" if nullable(schema) else body
 
 
-def _solid_value(rules: _Rules, schema: Mapping[str, Any]) -> str:
+def _solid_value(rules: _Rules, schema: Mapping[str, Any], listed: bool) -> str:
     form = value_form(schema)
     if form == "list":
-        item = f"(<item> {_value(rules, schema['items'])})"
+        item = f"(<item> {_value(rules, schema['items'], listed=True)})"
         low, high = schema.get("minItems", 0), schema.get("maxItems")
+        if high == 0:
+            return '""'
         return f"{item}{{{low},{'' if high is None else high}}}"
     if is_number(schema):
-        return _number(rules, schema)
+        return _number(rules, schema, listed)
     if form == "json":
         solid = {**schema, "type": schema["type"][0]} if isinstance(schema.get("type"), list) else dict(schema)
         if None in solid.get("enum", []) and nullable(schema):
@@ -189,30 +197,33 @@ def _solid_value(rules: _Rules, schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         members = [value for value in schema["enum"] if value is not None]
         if len(members) > MANY:
-            return rules.add(f"/ ?({'|'.join(_exactly(member) for member in members)})/", terminal=True)
-        return f"{SPACE} ({' | '.join(_literal(member) for member in members)})"
+            return rules.add(f"/{'|'.join(_before(member, ' ?') + _exactly(member) for member in members)}/", terminal=True)
+        return f"({' | '.join(_before(member, SPACE) + ' ' + _literal(member) for member in members)})"
     return rules.add(_string_terminal(schema), terminal=True)
 
 
-def _number(rules: _Rules, schema: Mapping[str, Any]) -> str:
-    """As `read_number` reads it. What bounds say of a number with commas is checked on the finished answer."""
+def _before(member: str, space: str) -> str:
+    """What stands before a member: a space, which it may lack unless the member has one itself."""
+    return space.removesuffix("?") if member.startswith(" ") else space
+
+
+def _number(rules: _Rules, schema: Mapping[str, Any], listed: bool) -> str:
+    """As `needle.numbers` has it; in a list, whose commas part the items, without commas."""
     kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
+    commas = [] if listed else [form for form in (with_commas(schema), decimal_comma(schema)) if form]
     if BOUNDS & set(schema):
-        plain, spaced = rules.add(_embedded({**schema, "type": kind})), rules.add(f"/-?{THOUSANDS}/", terminal=True)
-        return f"{SPACE} ({plain} | {spaced})"
-    whole = f"-?([0-9]+|{THOUSANDS})"
-    return rules.add(f"/ ?{whole}/" if kind == "integer" else rf"/ ?({whole}(\.[0-9]+)?(e[+-][0-9]+)?|-?\.[0-9]+)/", terminal=True)
+        plain = rules.add(_embedded({**schema, "type": kind}))
+        return f"{SPACE} ({' | '.join([plain, *(rules.add(f'/{form}/', terminal=True) for form in commas)])})"
+    plain = "-?[0-9]+" if kind == "integer" else r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|-?\.[0-9]+"
+    return rules.add(f"/ ?({'|'.join([plain, *commas])})/", terminal=True)
 
 
 def _string_terminal(schema: Mapping[str, Any]) -> str:
-    """One space before the value isn't part of it, and doesn't count for its length."""
+    """One space before the value isn't part of it: neither a length nor a pattern is about it."""
     low, high = schema.get("minLength", 0), schema.get("maxLength")
     if "pattern" in schema:
-        pattern = _ascii(schema["pattern"])
-        open_start, open_end = not pattern.startswith("^"), not pattern.endswith("$") or pattern.endswith("\\$")
-        core = pattern[0 if open_start else 1 : None if open_end else -1]
-        body = open_start * ANY + f"({core})" + open_end * ANY
-        return f"/ ?({_escaped(body)})/"
+        body = _escaped("|".join(_anchored(part) for part in _alternatives(_ascii(schema["pattern"]))))
+        return f"/ ({body})/ | (/{body}/ & /([^ ]{ANY})?/)"
     if not low and high is None:
         return f"/ ?({ANY})/"
     most = "" if high is None else high
@@ -220,6 +231,28 @@ def _string_terminal(schema: Mapping[str, Any]) -> str:
         return "/ ?/"
     first = f"[^ ](.|\\n){{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
     return f"/ (.|\\n){{{low},{most}}}|{first if low else f'({first})?'}/"
+
+
+def _anchored(pattern: str) -> str:
+    """What a whole text is if the pattern is found in it; `^` and `$` are understood at its ends."""
+    open_start, open_end = not pattern.startswith("^"), not pattern.endswith("$") or pattern.endswith("\\$")
+    core = pattern[0 if open_start else 1 : None if open_end else -1]
+    return open_start * ANY + f"({core})" + open_end * ANY
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The parts of a pattern between its outermost `|`."""
+    parts, start, depth, inside = [], 0, 0, False
+    for found in re.finditer(r"\\.|[][()|]", pattern, re.DOTALL):
+        char = found[0]
+        if inside or char in "[]":
+            inside = char != "]" if inside else char == "["
+        elif char == "|" and not depth:
+            parts.append(pattern[start : found.start()])
+            start = found.end()
+        else:
+            depth += (char == "(") - (char == ")")
+    return [*parts, pattern[start:]]
 
 
 def _ascii(pattern: str) -> str:
@@ -258,7 +291,7 @@ def _embedded(schema: Mapping[str, Any]) -> str:
 def _closed(schema: Any) -> Any:
     """Drops the words that have no say in what is valid, so that equal shapes share one rule."""
     if isinstance(schema, Mapping):
-        return {key: _closed_member(key, value) for key, value in schema.items() if key not in UNCHECKED}
+        return {key: _closed_member(key, value) for key, value in schema.items() if key not in UNCHECKED and not (key in BOUNDS and abs(value) >= ENDLESS)}
     return schema
 
 

@@ -14,14 +14,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from needle.lru import Lru, kept
 from needle.records import Call, Record, Tool
 from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
 
 KINDS = ("syntax", "name", "key", "value")
-KEPT_TOKENS = 5_000_000  # of rendered tools
+KEPT_CHARACTERS = 20_000_000  # of the schemas of tools, and four for each token of rendered ones
+MOST_OPENED = 16  # values of an object that is opened, those of the objects in it among them
 
 
 class PromptError(ValueError):
@@ -87,7 +88,7 @@ def leaves(tool: Tool) -> tuple[Leaf, ...]:
     return _leaves_cached(json.dumps(tool.parameters))
 
 
-@lru_cache(maxsize=8192)
+@kept(KEPT_CHARACTERS)
 def _leaves_cached(parameters: str) -> tuple[Leaf, ...]:
     return tuple(_walk(json.loads(parameters), ()))
 
@@ -110,8 +111,16 @@ def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def opens(schema: Mapping[str, Any]) -> bool:
-    """Whether an object is written member by member: if it is closed and has members. It may be null: then none is named."""
+    """Whether an object is written member by member: if it is closed and has members, and not too many. It may be null: then none is named."""
+    return _closed(schema) and _values(schema) <= MOST_OPENED
+
+
+def _closed(schema: Mapping[str, Any]) -> bool:
     return schema.get("type") in ("object", ["object", "null"]) and schema.get("additionalProperties") is False and bool(schema.get("properties"))
+
+
+def _values(schema: Mapping[str, Any]) -> int:
+    return sum(_values(sub) for sub in schema["properties"].values()) if _closed(schema) else 1
 
 
 def type_word(schema: Mapping[str, Any]) -> str:
@@ -134,8 +143,7 @@ class Renderer:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
-        self._tools: dict[str, RenderedTool] = {}
-        self._kept = 0
+        self._tools: Lru[RenderedTool] = Lru(KEPT_CHARACTERS)
 
     def query(self, text: str) -> tuple[int, ...]:
         return self.tokenizer.encode(" " + text)
@@ -146,12 +154,7 @@ class Renderer:
         rendered = self._tools.get(key)
         if rendered is None:
             rendered = self._render(tool, key)
-            self._kept += len(rendered.ids)
-            if self._kept > KEPT_TOKENS:  # a server must not grow with every schema it ever saw
-                self._tools.clear()
-                self._kept = len(rendered.ids)
-            if len(rendered.ids) < KEPT_TOKENS // 100:
-                self._tools[key] = rendered
+            self._tools.put(key, rendered, 4 * len(rendered.ids))
         return rendered
 
     def prompt(self, id: str, query: str, tools: Sequence[Tool]) -> Example:

@@ -7,16 +7,19 @@ JSON Schema, closed objects, `$ref` resolved, types in lower case, `nullable` wr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
 
+from needle.lru import kept
 from needle.records import Call, Tool
 
 MAX_DEPTH = 24
 MAX_NODES = 5000
+MAX_TEXT = 200_000  # characters of a tool's parameters as JSON, references opened
+KEPT_CHARACTERS = 20_000_000  # of the schemas whose validators are kept
 TYPE_NAMES = {
     "string": "string",
     "str": "string",
@@ -52,6 +55,7 @@ TYPE_NAMES = {
     "none": "null",
     "any": "any",
 }
+LEAST, MOST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 KEPT = {
     "description": str, "default": object, "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int, float),
     "exclusiveMaximum": (int, float), "multipleOf": (int, float), "pattern": str, "minLength": int, "maxLength": int,
@@ -154,7 +158,7 @@ class _Normaliser:
         if self.nodes > MAX_NODES:
             raise ToolSchemaError(pointer[:80], f"more than {MAX_NODES:,} schemas in one tool, references opened, aren't supported")
         if "$ref" in node:
-            return self.reference(node, pointer, refs)
+            return self.schema(*self.opened(node, pointer, refs))
         unknown = sorted(key for key in node if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-"))
         if unknown:
             raise ToolSchemaError(f"{pointer}/{unknown[0]}", f"the keyword '{unknown[0]}' isn't supported")
@@ -168,7 +172,7 @@ class _Normaliser:
                 return self.union(node, keyword, pointer, refs)
         out = self.kept(node, pointer)
         if "const" in node or "enum" in node:
-            return self.enumeration(node, out, pointer)
+            return self.enumeration(node, out, pointer, refs)
         types, nullable = self.types(node, pointer)
         if len(types) > 1:
             branches = [{**node, "type": kind, "nullable": False} for kind in types]
@@ -183,7 +187,8 @@ class _Normaliser:
             out["type"] = [kind, "null"] if nullable else kind
         return out
 
-    def reference(self, node: Mapping[str, Any], pointer: str, refs: tuple[str, ...]) -> dict[str, Any]:
+    def opened(self, node: Mapping[str, Any], pointer: str, refs: tuple[str, ...]) -> tuple[Any, str, tuple[str, ...]]:
+        """What a reference points at, joined with what stands beside it; its pointer and the references on the way."""
         ref = node["$ref"]
         if not isinstance(ref, str) or not ref.startswith("#/"):
             raise ToolSchemaError(f"{pointer}/$ref", f"only references inside the schema ('#/$defs/Name') are supported, got {ref!r}")
@@ -195,9 +200,7 @@ class _Normaliser:
             if not isinstance(target, Mapping) or part not in target:
                 raise ToolSchemaError(f"{pointer}/$ref", f"'{ref}' points at nothing in the schema")
             target = target[part]
-        if isinstance(target, Mapping):
-            target = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
-        return self.schema(target, pointer, (*refs, ref))
+        return _merged(target, {key: value for key, value in node.items() if key != "$ref"}), pointer, (*refs, ref)
 
     def kept(self, node: Mapping[str, Any], pointer: str) -> dict[str, Any]:
         out = {}
@@ -205,7 +208,7 @@ class _Normaliser:
             if key not in node or (node[key] is None and key != "default"):
                 continue
             value = node[key]
-            if key in ("minLength", "maxLength", "minItems", "maxItems") and isinstance(value, str) and value.isdigit():
+            if key in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties") and isinstance(value, str) and value.isdigit():
                 value = int(value)  # Gemini writes int64 as strings
             if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (object, bool)):  # type: ignore[arg-type]
                 raise ToolSchemaError(f"{pointer}/{key}", f"expected {getattr(kind, '__name__', 'a number')}, got {value!r}")
@@ -231,21 +234,21 @@ class _Normaliser:
             types.remove("null")
         return types, nullable
 
-    def enumeration(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str) -> dict[str, Any]:
+    def enumeration(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]) -> dict[str, Any]:
         values = node["enum"] if "enum" in node else [node["const"]]
         if not isinstance(values, list) or not values:
             raise ToolSchemaError(f"{pointer}/enum", "expected an array of at least one allowed value")
         types, nullable = self.types(node, pointer)
         if types == ["array"] and not any(isinstance(value, list) for value in values):  # what the items may be
             items = node["items"] if isinstance(node.get("items"), Mapping) else {}
-            return self.schema({**{key: value for key, value in node.items() if key != "enum"}, "items": {**items, "enum": values}}, pointer, ())
+            return self.schema({**{key: value for key, value in node.items() if key not in ("enum", "const")}, "items": {**items, "enum": values}}, pointer, refs)
         if len(types) == 1:
             try:
                 values = [None if value is None else _coerce(value, types[0]) for value in values]
             except ValueError:
                 types = ["any"]  # what is listed wins over a type that it hasn't
         if nullable and None not in values:
-            values.append(None)
+            values = [*values, None]
         unique = {json.dumps(value, sort_keys=True): value for value in values}
         out["enum"] = list(unique.values())
         if len(types) == 1 and types[0] != "any":
@@ -289,24 +292,29 @@ class _Normaliser:
             raise ToolSchemaError(f"{pointer}/{keyword}", "expected an array of at least one schema")
         rest = {key: value for key, value in node.items() if key in ("description", "default", "nullable", "title")}
         beside = {key: value for key, value in node.items() if key not in rest and key not in IGNORED and key != keyword}
-        branches = [_merged(beside, branch) for branch in branches]
-        solid = [(i, b) for i, b in enumerate(branches) if not (isinstance(b, Mapping) and b.get("type") in ("null", "NULL"))]
+        solid = []
+        for index, branch in enumerate(branches):
+            place, own = f"{pointer}/{keyword}/{index}", refs
+            while beside and isinstance(branch, Mapping) and "$ref" in branch:  # what stands beside the union is joined with what the reference points at
+                branch, place, own = self.opened(branch, place, own)
+            if not (isinstance(branch, Mapping) and branch.get("type") in ("null", "NULL")):
+                solid.append((_merged(beside, branch), place, own))
         nullable = len(solid) < len(branches) or bool(node.get("nullable"))
         if keyword == "allOf" and len(branches) > 1:
             raise ToolSchemaError(f"{pointer}/allOf", "a conjunction of several schemas isn't supported; merge them into one")
         if len(solid) == 1:
-            index, branch = solid[0]
+            branch, place, own = solid[0]
             inner = {**branch, **rest} if isinstance(branch, Mapping) else branch
             if nullable and isinstance(inner, Mapping):
                 inner = {**inner, "nullable": True}
-            return self.schema(inner, f"{pointer}/{keyword}/{index}", refs)
+            return self.schema(inner, place, own)
         out = self.kept(rest, pointer)
-        out["anyOf"] = [self.schema(branch, f"{pointer}/{keyword}/{index}", refs) for index, branch in solid]
+        out["anyOf"] = [self.schema(branch, place, own) for branch, place, own in solid]
         kinds = {json.dumps(branch.get("type")) for branch in out["anyOf"]}
         if len(kinds) == 1 and all("enum" in branch for branch in out["anyOf"]):  # constants, each with a schema of its own
             shared = {"type": out["anyOf"][0]["type"]} if "type" in out["anyOf"][0] else {}
             members = [value for branch in out["anyOf"] for value in branch["enum"]]
-            return self.enumeration({**shared, "enum": members, "nullable": nullable}, {key: value for key, value in out.items() if key != "anyOf"}, pointer)
+            return self.enumeration({**shared, "enum": members, "nullable": nullable}, {key: value for key, value in out.items() if key != "anyOf"}, pointer, refs)
         if nullable:
             out["anyOf"].append({"type": "null"})
         return out
@@ -317,33 +325,47 @@ def _coerce(value: Any, kind: str) -> Any:
     if isinstance(value, str) and kind == "boolean" and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if isinstance(value, str) and kind in ("integer", "number"):
-        return int(value) if kind == "integer" or value.lstrip("-").isdigit() else float(value)
+        value = int(value) if kind == "integer" or value.lstrip("-").isdigit() else float(value)
     fitting = {"string": str, "integer": int, "number": (int, float), "boolean": bool}.get(kind, object)
     if not isinstance(value, fitting) or (isinstance(value, bool) and kind in ("integer", "number")):  # type: ignore[arg-type]
         raise ValueError(f"{value!r} isn't {kind}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no JSON value")
     return value
 
 
-def _merged(beside: Mapping[str, Any], branch: Any) -> Any:
-    """A branch of a union with what stands beside the union, which holds for every branch."""
-    if not isinstance(branch, Mapping) or not beside or branch.get("type") in ("null", "NULL"):
-        return branch
-    out = {**beside, **branch}
-    for key in ("properties", "required"):
-        if isinstance(beside.get(key), Mapping | list) and isinstance(branch.get(key), Mapping | list):
-            out[key] = {**beside[key], **branch[key]} if key == "properties" else list(dict.fromkeys([*beside[key], *branch[key]]))
+def _merged(schema: Any, other: Any) -> Any:
+    """What holds under both: properties and requirements are joined, of bounds and members the narrower remain, else `other` wins."""
+    if other is True or not isinstance(schema, Mapping):
+        return schema
+    if schema == {} or not isinstance(other, Mapping):
+        return other
+    out = {**schema, **other}
+    for key in schema.keys() & other.keys():
+        one, two = schema[key], other[key]
+        if key == "properties" and isinstance(one, Mapping) and isinstance(two, Mapping):
+            out[key] = {**one, **two}
+        elif key == "required" and isinstance(one, list) and isinstance(two, list):
+            out[key] = [*one, *(name for name in two if name not in one)]
+        elif key == "enum" and isinstance(one, list) and isinstance(two, list):
+            out[key] = [member for member in one if member in two] or two
+        elif key in LEAST + MOST and isinstance(one, int | float) and isinstance(two, int | float):
+            out[key] = max(one, two) if key in LEAST else min(one, two)
     return out
 
 
 def _compile(pointer: str, schema: Mapping[str, Any]) -> None:
+    text = json.dumps(schema)
+    if len(text) > MAX_TEXT:
+        raise ToolSchemaError(pointer, f"{len(text):,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported")
     try:
-        _validator(json.dumps(schema))
+        _validator(text)
     except ValueError as error:
         path = "".join(f"/{part}" for part in getattr(error, "instance_path", []) or [])
         raise ToolSchemaError(pointer + path, f"not a valid JSON Schema: {str(error).splitlines()[0]}") from error
 
 
-@lru_cache(maxsize=4096)
+@kept(KEPT_CHARACTERS)
 def _validator(schema: str) -> Any:
     # RegexOptions: linear time, so that a pattern such as (a+)+b can't hang a server.
     return jsonschema_rs.validator_for(json.loads(schema), pattern_options=jsonschema_rs.RegexOptions(), offline=True)

@@ -238,6 +238,13 @@ def test_of_many_tools_those_too_long_are_never_chosen_and_a_long_request_is_ref
         engine.answer("word " * 300, tools)
 
 
+def test_of_many_tools_none_of_which_can_be_read_one_is_named(tokenizer: TextTokenizer) -> None:
+    engine = Engine(random_checkpoint(tokenizer), most_tools=1)
+    wide = [Tool(f"wide{number}", "", {"type": "object", "properties": {f"a{place}": {"type": "string"} for place in range(70)}, "required": []}) for number in range(3)]
+    with pytest.raises(PromptError, match="'wide0' has 70 arguments"):
+        engine.answer("send 5", wide)
+
+
 def test_the_fault_of_a_schema_is_found_among_all_tools(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(random_checkpoint(tokenizer), most_tools=1)
     bad = Tool("bad", "", {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["a"], "additionalProperties": False})

@@ -116,7 +116,16 @@ def test_a_number_is_copied_as_the_request_has_it(tokenizer: TextTokenizer, quer
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "value"), [("007", "integer", 7), (".5", "number", 0.5), ("-12,345.6", "number", -12345.6), ("1e-07", "number", 1e-07), ("0", "integer", 0)]
+    ("text", "kind", "value"),
+    [
+        ("007", "integer", 7),
+        (".5", "number", 0.5),
+        ("-12,345.6", "number", -12345.6),
+        ("1e-07", "number", 1e-07),
+        ("2E6", "number", 2e6),
+        ("1,80", "number", 1.8),
+        ("0", "integer", 0),
+    ],
 )
 def test_numbers_are_read_as_people_write_them(tokenizer: TextTokenizer, text: str, kind: str, value: float) -> None:
     tool = normalise_tool({"name": "send", "parameters": {"type": "object", "properties": {"amount": {"type": kind}}}})
@@ -125,7 +134,7 @@ def test_numbers_are_read_as_people_write_them(tokenizer: TextTokenizer, text: s
     assert build_codec("decisions", tokenizer).decode(target[:-1], [tool]) == [Call("send", {"amount": value})]
 
 
-@pytest.mark.parametrize("text", ["45EUR", "1,80", "1 800", "--5", "5.", "1e5"])
+@pytest.mark.parametrize("text", ["45EUR", "1 800", "--5", "5.", "1e", "1,8000", "1,80,000"])
 def test_what_is_no_number_is_no_number(tokenizer: TextTokenizer, text: str) -> None:
     tool = normalise_tool({"name": "send", "parameters": {"type": "object", "properties": {"amount": {"type": "number"}}}})
     target = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" " + text), tokenizer.eos]
@@ -170,6 +179,18 @@ def test_an_object_without_members_that_reads_back_as_another_is_refused(tokeniz
         ({"type": "string", "maxLength": 2}, ["", "US"], ["USA"]),
         ({"type": "string", "pattern": "foo|bar"}, ["foox", "xbar"], ["fo"]),
         ({"type": "string", "pattern": "^[\\d-]+$"}, ["12-3"], ["١"]),
+        ({"type": "string", "pattern": "^[A-Za-z ]{3,50}$"}, ["Bob", "a b"], ["Jo"]),
+        ({"type": "string", "pattern": "^.{3,100}$"}, ["art", " art"], ["AI"]),
+        ({"type": "string", "pattern": "^$|^[a-z]+$"}, ["", "abc"], ["Abc"]),
+        ({"type": "string", "pattern": "^a(b|c)[|]\\|$|x$"}, ["ab||", "ac||", "yx"], ["ab|", "xy"]),
+        ({"type": "string", "enum": ["a", " b"]}, ["a", " b"], ["b"]),
+        ({"type": "string", "enum": [" b", *(f"song {number}" for number in range(100))]}, [" b", "song 7"], ["b"]),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 0}, [[]], [[1]]),
+        ({"enum": [None]}, [None], []),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, [5, -70000], []),
+        ({"type": "object", "properties": {f"a{number}": {"type": "number", "maximum": 1.7e308} for number in range(20)}}, [{"a3": 5}], []),
+        ({"type": "integer", "minimum": 0, "maximum": 100}, [5, 100], [101, -1]),
+        ({"type": "integer", "minimum": 0, "maximum": 5000}, [5000], [10000]),
         ({"type": "string", "enum": ["a" * 3, *(f"song {number}" for number in range(3000)), "x.y", "\x7f/"]}, ["song 2999", "x.y", "\x7f/", "aaa"], ["song", "xzy"]),
         ({"type": ["array", "null"], "items": {"type": "string", "enum": [f"song {number}" for number in range(3000)]}}, [["song 7", "song 2999"], None], [["song"]]),
     ],
@@ -257,6 +278,47 @@ def test_unsupported_grammars_name_the_tool(tokenizer: TextTokenizer) -> None:
     bad = normalise_tool({"name": "bad", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"^\ba\b$"}}}})
     with pytest.raises(ToolSchemaError, match="'bad'"):
         Grammar(tokenizer, "decisions").matcher([EVERY_TYPE, bad])
+
+
+@pytest.mark.parametrize(("text", "maximum"), [("120,000", 100), ("6,000", 5000)])
+def test_a_number_with_commas_stays_within_its_bounds(tokenizer: TextTokenizer, text: str, maximum: int) -> None:
+    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": {"type": "integer", "minimum": 0, "maximum": maximum}}}})
+    target = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" " + text), tokenizer.eos]
+    assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) < len(target)
+
+
+def test_commas_part_the_items_of_a_list(tokenizer: TextTokenizer) -> None:
+    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": {"type": "array", "items": {"type": "integer"}}}}})
+    codec, query = build_codec("decisions", tokenizer), tokenizer.encode(" the mean of [1,250,300]")
+    target, _ = codec.encode([Call("say", {"it": [1250, 300]})], [tool], query)
+    assert "," not in tokenizer.decode(target)
+    fused = [tokenizer.first_tool_label, tokenizer.first_argument_label, tokenizer.item, *tokenizer.encode("1,250,300"), tokenizer.eos]
+    assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(fused) < len(fused)
+
+
+def test_an_object_of_many_values_is_one_of_them(tokenizer: TextTokenizer) -> None:
+    inner = {"type": "object", "properties": {f"a{number}": {"type": "string"} for number in range(70)}}
+    tool = normalise_tool({"name": "search", "parameters": {"type": "object", "properties": {"query": {"type": "string"}, "filter": inner}, "required": ["query"]}})
+    assert [leaf.name for leaf in leaves(tool)] == ["filter", "query"]
+    codec, calls = build_codec("decisions", tokenizer), [Call("search", {"filter": {"a7": "x"}, "query": "orders"})]
+    target, _ = codec.encode(calls, [tool], ())
+    assert codec.decode(target[:-1], [tool]) == calls
+    assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) == len(target)
+
+
+@pytest.mark.parametrize("value", ["5", None, [5], {"a": 1}, True])
+def test_what_is_no_number_for_a_number_is_written_as_it_is(tokenizer: TextTokenizer, value: object) -> None:
+    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": {"type": "integer"}}}})
+    target, _ = build_codec("decisions", tokenizer).encode([Call("say", {"it": value})], [tool], ())
+    assert json.dumps(value, separators=(",", ":")) in tokenizer.decode(target)
+
+
+@pytest.mark.parametrize("text", ["1e999", '{"a":[1e999]}', '{"a":NaN}'])
+def test_endless_numbers_are_no_values(tokenizer: TextTokenizer, text: str) -> None:
+    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": {}}}})
+    ids = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" " + text)]
+    with pytest.raises(DecodeError):
+        build_codec("decisions", tokenizer).decode(ids, [tool])
 
 
 def test_too_many_tools_or_arguments_are_clear_errors(tokenizer: TextTokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_normalising_twice_changes_nothing() -> None:
         ({"type": "array", "items": {"type": "string"}, "enum": ["a", "b"]}, {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}}),
         ({"type": "string", "oneOf": [{"const": "eco"}, {"const": "boost", "title": "Boost"}]}, {"type": "string", "enum": ["eco", "boost"]}),
         ({"oneOf": [{"const": 1}, {"const": 2}], "nullable": True}, {"enum": [1, 2, None]}),
+        ({"type": "array", "const": "a"}, {"type": "array", "items": {"enum": ["a"]}}),
+        (
+            {"type": "array", "items": {"type": "string"}, "oneOf": [{"const": "a"}, {"const": "b"}]},
+            {"anyOf": [{"type": "array", "items": {"type": "string", "enum": [c]}} for c in "ab"]},
+        ),
+        ({"type": "number", "enum": ["nan", "1"]}, {"enum": ["nan", "1"]}),
+        (
+            {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": "1"},
+            {"type": "object", "properties": {}, "required": [], "additionalProperties": {"type": "string"}, "minProperties": 1},
+        ),
+        (
+            {"type": "integer", "minimum": 0, "maximum": 9, "anyOf": [{"minimum": -5}, {"maximum": 5}]},
+            {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "integer", "minimum": 0, "maximum": 5}]},
+        ),
+        ({"type": "string", "anyOf": [True, {"maxLength": 3}]}, {"anyOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}),
         (
             {"type": "string", "maxLength": 9, "anyOf": [{"format": "date"}, {"minLength": 2}]},
             {"anyOf": [{"type": "string", "maxLength": 9}, {"type": "string", "minLength": 2, "maxLength": 9}]},
@@ -110,6 +126,44 @@ def test_what_cannot_be_supported_names_its_place(schema: Any, pointer: str, mes
     with pytest.raises(ToolSchemaError, match=message) as error:
         normalise_tool({"name": "t", "parameters": schema})
     assert error.value.pointer == pointer
+
+
+BASE = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf", "oneOf"])
+def test_what_stands_beside_a_union_is_joined_with_what_its_references_point_at(keyword: str) -> None:
+    own = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"], keyword: [{"$ref": "#/$defs/Base"}], "$defs": {"Base": BASE}}
+    found = normalise_tool({"name": "t", "parameters": own}).parameters
+    assert (set(found["properties"]), set(found["required"])) == ({"id", "name"}, {"id", "name"})
+
+
+def test_what_stands_beside_a_reference_is_joined_with_it() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/Base", "description": "Who", "required": ["age"], "properties": {"age": {"type": "integer"}}}},
+        "$defs": {"Base": BASE},
+    }
+    found = normalise_tool({"name": "t", "parameters": schema}).parameters["properties"]["x"]
+    assert (set(found["properties"]), set(found["required"]), found["description"]) == ({"name", "age"}, {"name", "age"}, "Who")
+
+
+def test_references_of_unions_that_go_in_circles_are_named() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "object", "anyOf": [{"$ref": "#/$defs/A"}]}}, "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}], "type": "object"}}}
+    with pytest.raises(ToolSchemaError, match="refers to itself"):
+        normalise_tool({"name": "t", "parameters": schema})
+
+
+def test_a_declaration_stays_as_it_was() -> None:
+    declaration = {"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": ["string", "integer", "null"], "enum": ["a", 1]}}}}
+    before = json.dumps(declaration)
+    normalise_tool(declaration)
+    assert json.dumps(declaration) == before
+
+
+def test_a_tool_of_endless_text_is_refused() -> None:
+    with pytest.raises(ToolSchemaError, match="at most 200,000 are supported"):
+        normalise_tool({"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": "string", "default": "x" * 300_000}}}})
 
 
 def test_deep_nesting_is_an_error_and_not_a_crash() -> None:

@@ -2,7 +2,7 @@
 
 python -m experiments.005_needle_26m.ship outputs/needle_26m outputs/needle_26m_more outputs/needle_26m_last --results results.json
 
-The last folder is shipped; those before it are the runs that it started from.
+The last folder is shipped; those before it are the runs that it started from, or the metrics.json of released weights that it started from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "models" / "needle-26m"
 LICENCES = {
     "snips": "CC0", "hwu64": "CC BY 4.0", "mixed_calls": "as its parts (CC0, CC BY 4.0)", "sgd": "CC BY-SA 4.0", "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0",
-    "ha_intents": "CC BY 4.0", "synthetic": "Apache-2.0 (this project)",
+    "ha_intents": "CC BY 4.0", "synthetic": "Apache-2.0 (this project)", "invented": "Apache-2.0 (this project)",
 }  # fmt: skip
 SPLITS = {
     "test": "The test splits took no part in training or in any choice.",
@@ -33,7 +33,17 @@ def share(cell: dict[str, Any]) -> str:
     return "–" if cell["value"] is None else f"{100 * cell['value']:.1f} ({100 * cell['low']:.1f}–{100 * cell['high']:.1f})"
 
 
-def card(checkpoint: Any, results: dict[str, Any], training: list[dict[str, Any]]) -> str:
+def summaries(run: Path) -> list[dict[str, Any]]:
+    """What training said of a run, or of each part that released weights were trained in."""
+    if run.is_file():
+        parts: list[dict[str, Any]] = json.loads(run.read_text(encoding="utf-8"))["training"]
+        return parts
+    return [json.loads((run / "train.json").read_text(encoding="utf-8"))]
+
+
+def card(checkpoint: Any, results: dict[str, Any]) -> str:
+    """The model card, from what metrics.json holds."""
+    training, leaderboard = results["training"], results["leaderboard"]
     rows = [
         f"| {results['split']} set | records | exact call | tool name | argument F1 | false calls, of records without a fitting tool |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -58,7 +68,7 @@ needle evaluate data=jsonl data.path=yours.jsonl
 ```
 
 Weights in bfloat16 (`{WEIGHTS}`), Apache-2.0. A pointer student: encoder of six layers that starts from all-MiniLM-L6-v2 (Apache-2.0), decoder of two layers, byte-level vocabulary of
-{checkpoint.tokenizer.size:,}. Trained by `make release` in {len(training)} parts: {sum(part["records"] for part in training):,} records in {sum(part["steps"] for part in training):,} steps, {sum(part["seconds"] for part in training) / 3600:.1f} hours of two CPU cores.
+{checkpoint.tokenizer.size:,}. Trained by `make release` in {len(training)} parts: {sum(part["records"] for part in training):,} records in {sum(part["steps"] for part in training):,} steps, {sum(part["seconds"] for part in training) / 3600:.1f} hours on one or two CPU cores.
 
 ## How good it is
 
@@ -82,7 +92,7 @@ SGD is share-alike: whoever must not depend on CC BY-SA data should train withou
 
 ## Limits
 
-- On the Berkeley Function Calling Leaderboard, single turn, it has 6.6% (non-live AST) and 15.0% (live AST) right: requests with several numbers, lists or optional arguments are mostly wrong.
+- On the Berkeley Function Calling Leaderboard, single turn, it has {100 * leaderboard["non_live_ast"]:.1f}% (non-live AST) and {100 * leaderboard["live_ast"]:.1f}% (live AST) right: requests with several numbers, lists or optional arguments are mostly wrong.
 - Values that have to be worked out (dates, sums, unit conversions, codes) are mostly wrong; it copies from the request or from the declared members.
 - It knows nothing of earlier turns, of the state of a home or an account, or of facts.
 - It leans on the names of arguments more than on their descriptions: see SNIPS renamed above.
@@ -97,14 +107,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--results", type=Path, required=True, help="what experiments.005_needle_26m.judge wrote")
+    parser.add_argument("--leaderboard", type=Path, default=HERE / "bfcl.json", help="what `needle evaluate data=bfcl category=all` wrote of the same weights")
     arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text(encoding="utf-8"))
-    training = [json.loads((run / "train.json").read_text(encoding="utf-8")) for run in arguments.runs]
+    results = {
+        "training": [part for run in arguments.runs for part in summaries(run)],
+        **json.loads(arguments.results.read_text(encoding="utf-8")),
+        "leaderboard": json.loads(arguments.leaderboard.read_text(encoding="utf-8"))["means"],
+    }
     checkpoint = load_checkpoint(arguments.runs[-1])
     checkpoint.student.to(torch.bfloat16)
     save_checkpoint(TARGET, checkpoint)
-    write_json(TARGET / "metrics.json", {"training": training, **results})
-    (TARGET / "README.md").write_text(card(checkpoint, results, training), encoding="utf-8")
+    write_json(TARGET / "metrics.json", results)
+    (TARGET / "README.md").write_text(card(checkpoint, results), encoding="utf-8")
     print(f"{TARGET}: {sum(file.stat().st_size for file in TARGET.iterdir()) / 1e6:.1f} MB")
 
 

@@ -152,6 +152,8 @@ class Engine:
             return request
         self._check(len(self.renderer.query(request.query)))
         readable = [index for index, tool in enumerate(request.tools) if self._readable(tool)]
+        if not readable:
+            return request  # which says why
         ranked = self.retriever.rank(request.query, [request.tools[index] for index in readable])[: self.most_tools]
         return replace(request, tools=tuple(request.tools[readable[place]] for place in sorted(ranked)))
 
@@ -205,7 +207,7 @@ class Engine:
         """Drops the tools that weren't asked for the longest while, once they take too much memory."""
         for key, tensors in self._tools.items():
             if key not in self._sizes:
-                self._sizes[key] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+                self._sizes[key] = len(key) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         size = sum(self._sizes.values())
         while size > CACHED_BYTES and len(self._tools) > 1:
             size -= self._sizes.pop(self._tools.popitem(last=False)[0])

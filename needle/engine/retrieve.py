@@ -7,19 +7,19 @@ call of an answer; words also find the tools of later ones.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from needle.engine.bm25 import Bm25Retriever, descending
+from needle.lru import Lru
 from needle.prompt import Example, RenderedTool, Renderer
 from needle.records import Record, Tool
 from needle.students.batch import collate, move
 from needle.students.pointer import PointerStudent
 
-KEPT = 100_000  # keys of D numbers each
+KEPT = 400_000_000  # bytes of keys and characters of the tools that they are of
 
 
 class EncoderRetriever:
@@ -27,7 +27,7 @@ class EncoderRetriever:
 
     def __init__(self, student: PointerStudent, renderer: Renderer) -> None:
         self.student, self.renderer = student, renderer
-        self._keys: OrderedDict[str, Tensor] = OrderedDict()
+        self._keys: Lru[Tensor] = Lru(KEPT)
 
     @torch.inference_mode()
     def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
@@ -39,15 +39,14 @@ class EncoderRetriever:
         """[n] in float32; products of keys, not probabilities."""
         if not tools:
             return torch.zeros(0)
-        missing = {tool.key: tool for tool in tools if tool.key not in self._keys}
+        known = {tool.key: self._keys.get(tool.key) for tool in tools}
+        missing = {tool.key: tool for tool in tools if known[tool.key] is None}
         if missing:
             keys = self.student.tool_keys([tool.ids for tool in missing.values()])
-            self._keys |= dict(zip(missing, keys.unbind(0), strict=True))
-        for tool in tools:
-            self._keys.move_to_end(tool.key)
-        mine = torch.stack([self._keys[tool.key] for tool in tools])
-        while len(self._keys) > KEPT:
-            self._keys.popitem(last=False)
+            for name, row in zip(missing, keys, strict=True):
+                known[name] = own = row.clone()  # not a view of all of them
+                self._keys.put(name, own, own.numel() * own.element_size())
+        mine = torch.stack([key for tool in tools if (key := known[tool.key]) is not None])
         batch = collate([Example("", self.renderer.query(query), ())], self.renderer.tokenizer, self.student.layout)
         request = self.student.request_keys(move(batch, mine.device))[0]
         return (mine @ request).float().cpu()

@@ -68,32 +68,45 @@ class Arm:
 
 
 def interval(rates: NDArray[np.float64], seed: int = 0) -> dict[str, float | None]:
-    """Mean over seeds of a rate, with a 95% interval that resamples seeds and records (hierarchical bootstrap).
+    """Mean over seeds of a rate, with a 95% interval over seeds and records. Seeds without a case don't count.
 
     Args:
         rates: [seeds, records, 2], hits and cases.
     """
-    if not rates[..., 1].sum():
+    per_seed = _per_seed(rates.sum(1))
+    if not per_seed.size:
         return {"mean": None, "low": None, "high": None}
-    low, high = np.percentile(_bootstrap(rates, seed), [2.5, 97.5])
-    per_seed = rates[..., 0].sum(1) / rates[..., 1].sum(1)
+    low, high = np.clip(np.percentile(_drawn(rates, seed), [2.5, 97.5]), 0, 1)
     return {"mean": float(per_seed.mean()), "low": float(low), "high": float(high)}
 
 
-def _bootstrap(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """[RESAMPLES] rates of drawn seeds and records. The records that are drawn depend on their number and `seed` alone, so that two calls share them."""
-    which_records, which_seeds = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+def _per_seed(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rates of the seeds that have cases; `totals` are [seeds, 2]."""
+    some = totals[totals[:, 1] > 0]
+    rates: NDArray[np.float64] = some[:, 0] / some[:, 1]
+    return rates
+
+
+def _drawn(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """[RESAMPLES] mean rates that other records and other seeds might have given.
+
+    Records are resampled. Few seeds can't be: of three, no resample leaves their own range, and where seeds differ much, two equal arms
+    would be told apart in a quarter of all reports. So their mean is moved as Student's t with n - 1 degrees of freedom has it.
+    What is drawn depends on the number of records and seeds and on `seed` alone, so that two calls share it.
+    """
+    which, luck = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     seeds, records, _ = rates.shape
     out = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
-        drawn = which_seeds.integers(0, seeds, seeds)
-        total = rates[drawn].sum(0)[which_records.integers(0, records, records)].sum(0)
-        out[index] = total[0] / total[1] if total[1] else 0.0
+        own = _per_seed(rates[:, which.integers(0, records, records)].sum(1))
+        moves, spread = luck.standard_normal(seeds)[: own.size], luck.chisquare(max(seeds - 1, 1))
+        mean = own.mean() if own.size else 0.0
+        out[index] = mean + (moves @ (own - mean) / np.sqrt(own.size * spread) if own.size > 1 else 0.0)
     return out
 
 
 def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
-    """Exact call of `a` minus that of `b`, paired by seed and record; p is two-sided, from the same bootstrap.
+    """Exact call of `a` minus that of `b`, paired by seed and record; p is two-sided, from the same draws as the interval.
 
     Raises:
         ValueError: the arms have other seeds or other test records.
@@ -104,7 +117,7 @@ def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
     if left.shape != right.shape:
         raise ValueError(f"arms '{a.name}' and '{b.name}' were judged on other test records")
     difference = left[..., 0] - right[..., 0]
-    drawn = _bootstrap(np.stack([difference, np.ones_like(difference)], axis=-1), seed)
+    drawn = _drawn(np.stack([difference, np.ones_like(difference)], axis=-1), seed)
     low, high = np.percentile(drawn, [2.5, 97.5])
     tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
     return {
@@ -126,8 +139,8 @@ def holm(p: Sequence[float]) -> list[float]:
 def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
     """How many records one loss needs (`plain`, at several sizes) for the exact call that `arm` reaches with its own.
 
-    Read off the learning curve of `plain`, straight lines over the logarithm of the size, with a 95% interval from the same
-    bootstrap. A curve isn't drawn further than it was measured: its smallest size stands for that or fewer, None for more
+    Read off the learning curve of `plain`, straight lines over the logarithm of the size, with a 95% interval over records and
+    seeds. A curve isn't drawn further than it was measured: its smallest size stands for that or fewer, None for more
     than its largest. Only seeds that all of them have count.
 
     Raises:
@@ -135,8 +148,8 @@ def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
     """
     arm, *curve = _with_common_seeds(arm, *sorted(plain, key=lambda other: other.data_size))
     sizes = [other.data_size for other in curve]
-    drawn = np.stack([_bootstrap(other.rates("exact_call"), seed) for other in curve], axis=1)  # the same records in all of them
-    reached = _bootstrap(arm.rates("exact_call"), seed)
+    drawn = np.stack([_drawn(other.rates("exact_call"), seed) for other in curve], axis=1)  # the same records in all of them
+    reached = _drawn(arm.rates("exact_call"), seed)
     needed = [_where(sizes, values, value) for values, value in zip(drawn, reached, strict=True)]
     low, high = np.percentile(needed, [2.5, 97.5], method="nearest")
     found = _where(sizes, [other.rates("exact_call")[..., 0].mean() for other in curve], arm.rates("exact_call")[..., 0].mean())
@@ -157,9 +170,12 @@ def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
 def _where(sizes: Sequence[int], values: Sequence[float], value: float) -> float:
     """The size at which a curve first comes to `value`; infinite where it never does."""
     highest = np.maximum.accumulate(values)
-    if value > highest[-1]:
+    first = int(np.searchsorted(highest, value))
+    if first == len(highest):
         return np.inf
-    return float(np.exp(np.interp(value, highest, np.log(sizes))))
+    if first == 0:
+        return float(sizes[0])
+    return float(np.exp(np.interp(value, highest[first - 1 : first + 1], np.log(sizes[first - 1 : first + 1]))))
 
 
 def _seeds(*arms: Arm) -> list[int]:

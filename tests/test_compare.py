@@ -32,7 +32,7 @@ def arm(name: str, alpha: float, rate: float, size: int = 500, seeds: int = 3, s
 
 
 def test_a_clear_difference_is_found_and_none_is_not_invented() -> None:
-    better = paired(arm("distill", 0.7, 0.8, seed=1), arm("finetune", 0, 0.4, seed=2))
+    better = paired(arm("distill", 0.7, 0.8, seeds=5, seed=1), arm("finetune", 0, 0.4, seeds=5, seed=2))
     assert better["low"] > 0.2
     assert better["p"] < 0.01
     same = paired(arm("distill", 0.7, 0.5, seed=1), arm("finetune", 0, 0.5, seed=2))
@@ -53,6 +53,29 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         assert found["high"] is not None
         hits += found["low"] <= 0.6 <= found["high"]
     assert hits >= 54
+
+
+def test_the_luck_of_few_seeds_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal arms whose seeds differ by four points: resampled, three seeds would tell them apart in a quarter of the trials."""
+    monkeypatch.setattr("needle.compare.RESAMPLES", 300)
+    found = 0
+    for trial in range(60):
+        random = np.random.default_rng(trial)
+        chances = np.clip(random.random((1, 500)) + random.normal(0, 0.04, (6, 1)), 0, 1)
+        hits = random.random(chances.shape) < chances
+        runs = [Run([Score({"exact_call": (float(hit), 1.0)}, {}, {}) for hit in row], [], seed % 3, {}, 0.0, Path()) for seed, row in enumerate(hits)]
+        pair = paired(Arm("a", {}, 5, runs[:3]), Arm("b", {}, 5, runs[3:]))
+        found += pair["low"] > 0 or pair["high"] < 0
+    assert found <= 6
+
+
+def test_a_seed_without_a_case_does_not_count() -> None:
+    rates = np.zeros((3, 20, 2))
+    rates[:2, :, 1] = 1
+    rates[0, :, 0] = 1
+    found = interval(rates)
+    assert (found["mean"], found["low"], found["high"]) == (0.5, 0.0, 1.0)
+    assert interval(np.zeros((3, 20, 2))) == {"mean": None, "low": None, "high": None}
 
 
 def test_arms_with_other_seeds_cannot_be_paired() -> None:
@@ -116,8 +139,8 @@ def test_parts_of_several_sources_are_shown_apart() -> None:
 
 
 def test_an_arm_is_worth_the_records_at_which_the_plain_curve_meets_it() -> None:
-    curve = [arm("finetune", 0, rate, size, seed=size) for size, rate in ((500, 0.2), (2000, 0.4), (8000, 0.8))]
-    between = worth(arm("distill", 0.7, 0.6, 500, seed=9), curve)
+    curve = [arm("finetune", 0, rate, size, seeds=8, seed=size) for size, rate in ((500, 0.2), (2000, 0.4), (8000, 0.8))]
+    between = worth(arm("distill", 0.7, 0.6, 500, seeds=8, seed=9), curve)
     assert 2000 < between["low"] < between["records"] < between["high"] < 8000
     itself = worth(curve[1], curve)
     assert itself["records"] == itself["low"] == itself["high"] == 2000
@@ -125,6 +148,8 @@ def test_an_arm_is_worth_the_records_at_which_the_plain_curve_meets_it() -> None
     assert worth(arm("distill", 0.7, 0.05, 2000), curve)["records"] == 500
     dip = [arm("finetune", 0, rate, size, seed=size) for size, rate in ((500, 0.5), (2000, 0.3), (8000, 0.8))]
     assert 2000 < worth(arm("distill", 0.7, 0.65, 500, seed=9), dip)["records"] < 8000
+    level = [Arm("finetune", {"alpha": 0}, size, curve[1].runs) for size in (500, 2000, 8000)]
+    assert worth(Arm("distill", {"alpha": 0.7}, 500, curve[1].runs), level)["records"] == 500  # the first size that comes to it
 
 
 def test_every_arm_is_compared_with_fine_tuning_whatever_else_has_no_teacher() -> None:

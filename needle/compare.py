@@ -31,12 +31,13 @@ class CompareConfig:
     """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of arms.
 
     `checkpoint` is a teacher that is there already, in place of one trained here.
-    With `train=false` nothing is trained: the report is about the arms that are there, and names those that aren't.
+    `seeds` stand in place of the grid's. With `train=false` nothing is trained: the report is about the arms that are there, and names those that aren't.
     """
 
     teacher: list[str] = field(default_factory=list)
     checkpoint: str | None = None
     sweep: str = "distill_vs_finetune"
+    seeds: list[int] = field(default_factory=list)
     samples: int = 12
     train: bool = True
 
@@ -99,7 +100,7 @@ def _drawn(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     out = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
         own = _per_seed(rates[:, which.integers(0, records, records)].sum(1))
-        moves, spread = luck.standard_normal(seeds)[: own.size], luck.chisquare(max(seeds - 1, 1))
+        moves, spread = luck.normal(size=(seeds,))[: own.size], luck.chisquare(max(seeds - 1, 1))
         mean = own.mean() if own.size else 0.0
         out[index] = mean + (moves @ (own - mean) / np.sqrt(own.size * spread) if own.size > 1 else 0.0)
     return out
@@ -216,7 +217,7 @@ def build_report(
     """
     if not arms:
         raise ValueError("no arm is trained and judged yet; there is nothing to report")
-    parts = _partition(teacher or arms[0].runs[0])
+    parts = _partition(max(arms, key=lambda arm: arm.data_size).runs[0])
     rows = []
     for arm in arms:
         if len({run.seed for run in arm.runs}) < len(arm.runs):

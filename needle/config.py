@@ -23,6 +23,7 @@ from needle.codecs import build_codec
 from needle.collect.settings import CollectConfig
 from needle.compare import CompareConfig
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
+from needle.data.invented.requests import SOURCE as INVENTED
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
 from needle.data.votes import as_targets
 from needle.engine.decode import MAX_TOKENS, Engine, working_dtype
@@ -230,6 +231,10 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
 
     `progress` hears one line for each stage.
     """
+    if config.train.batch_distractors and (config.train.rename or (config.data.augment.copies and config.data.augment.rename)):
+        raise ValueError(
+            "train.batch_distractors offers the tools of a batch as wrong ones; with data.augment.rename or train.rename the right one may be among them by another name; leave one of the two out"
+        )
     splits = build_splits(config)
     progress(f"data: {len(splits.train):,} training, {len(splits.validation):,} validation records" + (f", {len(splits.skipped)} lines skipped" if splits.skipped else ""))
     for message in splits.skipped[:10]:
@@ -251,7 +256,8 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     if isinstance(signals, SignalCache):
         with main_process_first(config.hardware):
             fill_cache(config, signals, data, progress)
-    tools = sorted({tool.name for record in data.records for tool in record.tools})
+    known = set(load_checkpoint(Path(config.train.start)).data.get("tools", [])) if config.train.start else set()
+    tools = sorted(known | {tool.name for record in data.records if record.source != INVENTED for tool in record.tools})
     info = {"fingerprint": data_fingerprint(data.records), "records": len(data.records), "sources": sorted({r.source for r in data.records}), "tools": tools}
     whole = asdict(config)
     return Job(
@@ -322,5 +328,6 @@ def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:
         if not paths:
             raise DataError(f"data has no {config.split} files; give data.path=FILE")
         records = read_files(paths, config.data, note)
-        return subset(records, config.data.test_size, 0), note.messages
+        size = config.data.validation_size if config.split == "validation" else None
+        return subset(subset(records, size, 0), config.data.test_size, 0), note.messages
     return subset(getattr(build_splits(config), config.split), config.data.test_size, 0), []

@@ -7,6 +7,7 @@ with file, line, field and what was expected, or is counted and listed when the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,10 @@ def detect_format(row: Mapping[str, Any]) -> str:
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(number, line of text), or (number, value) for a file that is one array."""
     if path.suffix == ".json" and path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: expected UTF-8 text, but {error}") from error
         if text.lstrip().startswith("["):  # otherwise JSON lines under another name, as BFCL has them
             try:
                 yield from enumerate(json.loads(text), 1)
@@ -134,8 +138,8 @@ def _xlam(row: Mapping[str, Any]) -> Record:
 
 
 def _openai(row: Mapping[str, Any]) -> Record:
-    """Chat messages: the first assistant message with `tool_calls` is the gold, or else the last one; the user's words before it
-    are the request."""
+    """Chat messages: the first assistant message with `tool_calls` (or the older `function_call`) is the gold, or else the last one;
+    the user's words before it are the request."""
     messages = list_field(row, "messages")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -143,13 +147,15 @@ def _openai(row: Mapping[str, Any]) -> Record:
     said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not said and "tool_calls" not in row:
         raise FieldError("messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages")
-    end = next((index for index in said if messages[index].get("tool_calls")), said[-1] if said else len(messages))
+    end = next((index for index in said if _calls(messages[index])), said[-1] if said else len(messages))
     words = [_content(m.get("content"), f"messages[{i}].content") for i, m in enumerate(messages[:end]) if m["role"] == "user"]
     if not words:
         raise FieldError("messages", "expected at least one message of role 'user' before the answer")
-    calls = (messages[end].get("tool_calls") if said else None) or row.get("tool_calls") or []
+    calls = (_calls(messages[end]) if said else None) or _calls(row)
     if not isinstance(calls, list):
         raise FieldError("tool_calls", "expected an array")
+    if not calls and said and re.search("<tool_call>|<function", str(messages[end].get("content"))):
+        raise FieldError(f"messages[{end}]", "expected tool_calls; calls that are written into the text aren't read")
     return Record(
         id=str(row["id"]),
         query="\n".join(words),
@@ -160,7 +166,10 @@ def _openai(row: Mapping[str, Any]) -> Record:
 
 
 def _traffic(row: Mapping[str, Any]) -> Record:
-    """A logged exchange with a chat completions endpoint: what went in under `request`, what came out under `response`."""
+    """A logged exchange with a chat completions endpoint: what went in under `request`, what came out under `response`.
+
+    What was asked before a tool was used has had its answer: the request is what the user said since.
+    """
     request, response = row["request"], row["response"]
     if not isinstance(request, Mapping) or not isinstance(response, Mapping):
         raise FieldError("request", "expected the body of a chat completion request, and its response beside it")
@@ -168,8 +177,18 @@ def _traffic(row: Mapping[str, Any]) -> Record:
     message = choices[0].get("message") if choices and isinstance(choices[0], Mapping) else None
     if not isinstance(message, Mapping):
         raise FieldError("response.choices[0].message", "expected the assistant's message")
-    said = [m for m in list_field(request, "messages") if not (isinstance(m, Mapping) and m.get("role") == "assistant")]
+    messages = list_field(request, "messages")
+    done = max((index for index, m in enumerate(messages) if isinstance(m, Mapping) and (m.get("role") in ("tool", "function") or _calls(m))), default=-1)
+    said = [m for m in messages[done + 1 :] if not (isinstance(m, Mapping) and m.get("role") == "assistant")]
+    if done >= 0 and not any(isinstance(m, Mapping) and m.get("role") == "user" for m in said):
+        raise FieldError("request.messages", "expected words of a user behind the last result of a tool; what is said of a result answers no request of its own")
     return _openai({"source": "traffic", **request, "id": row["id"], "messages": [*said, {**message, "role": "assistant"}]})
+
+
+def _calls(message: Mapping[str, Any]) -> Any:
+    """The calls of a message; an older `function_call` is one of them."""
+    older = message.get("function_call")
+    return message.get("tool_calls") or ([{"function": older}] if isinstance(older, Mapping) else [])
 
 
 def _content(value: Any, where: str) -> str:

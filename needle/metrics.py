@@ -70,18 +70,26 @@ def _value_accuracy(gold: Sequence[Call], calls: Sequence[Call]) -> dict[str, tu
     named = Counter((call.name, name) for call in calls for name in call.arguments)
     right = _arguments(calls)
     out: dict[str, tuple[int, int]] = {}
+    missed = []
     for call in gold:
         for name, value in call.arguments.items():
-            if named[call.name, name] <= 0:
-                continue
-            named[call.name, name] -= 1
             key = (call.name, name, canonical_json(value))
-            hit = right[key] > 0
-            right[key] -= hit
-            kind = json_type(value)
-            hits, total = out.get(kind, (0, 0))
-            out[kind] = (hits + hit, total + 1)
+            if right[key] > 0:
+                right[key] -= 1
+                named[call.name, name] -= 1
+                _count(out, value, 1)
+            else:
+                missed.append((call.name, name, value))
+    for tool, name, value in missed:
+        if named[tool, name] > 0:
+            named[tool, name] -= 1
+            _count(out, value, 0)
     return out
+
+
+def _count(out: dict[str, tuple[int, int]], value: Any, hit: int) -> None:
+    hits, total = out.get(json_type(value), (0, 0))
+    out[json_type(value)] = (hits + hit, total + 1)
 
 
 def json_type(value: Any) -> str:
@@ -90,7 +98,7 @@ def json_type(value: Any) -> str:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):
-        return "integer" if float(value).is_integer() else "number"
+        return "integer" if isinstance(value, int) or value.is_integer() else "number"
     return "string" if isinstance(value, str) else "array" if isinstance(value, list | tuple) else "object"
 
 

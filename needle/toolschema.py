@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ TYPE_NAMES = {
     "tuple": "array",
     "set": "array",
     "arraylist": "array",
+    "sequence": "array",
+    "iterable": "array",
     "object": "object",
     "dict": "object",
     "dictionary": "object",
@@ -123,7 +126,7 @@ def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
 
 def _as_object_schema(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """`{"city": {"type": "string"}}`, as some sets write it, becomes an object schema with those properties."""
-    if any(key in parameters for key in ("type", "properties", "$ref", "anyOf", "oneOf", "allOf", "$defs")):
+    if any(key in parameters and not (key == "type" and isinstance(parameters[key], Mapping)) for key in ("type", "properties", "$ref", "anyOf", "oneOf", "allOf", "$defs")):
         return parameters
     properties = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
     if len(properties) != len(parameters):
@@ -162,6 +165,8 @@ class _Normaliser:
         unknown = sorted(key for key in node if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-"))
         if unknown:
             raise ToolSchemaError(f"{pointer}/{unknown[0]}", f"the keyword '{unknown[0]}' isn't supported")
+        if isinstance(node.get("type"), str) and re.search(r"[\[,]", node["type"]):
+            node = _from_python(node)
         for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
             if isinstance(node.get(bound), bool):  # OpenAPI 3.0: a flag beside the limit
                 strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
@@ -318,6 +323,22 @@ class _Normaliser:
         if nullable:
             out["anyOf"].append({"type": "null"})
         return out
+
+
+def _from_python(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Types as Python's hints and docstrings have them (xLAM's do): `str, optional`, `Optional[int]`, `Union[int, float]`, `List[str]`."""
+    text = re.sub(r",\s*optional$", "", node["type"].strip(), flags=re.IGNORECASE)
+    found = re.fullmatch(r"(?:typing\.)?(\w+)\[(.+)\]", text)
+    if not found:
+        return {**node, "type": text}
+    outer, inner = found[1].lower(), found[2]
+    if outer == "optional":
+        return _from_python({**node, "type": inner, "nullable": True})
+    if outer == "union":
+        return {**node, "type": re.split(r",\s*(?![^\[]*\])", inner)}
+    if TYPE_NAMES.get(outer) == "array" and outer != "tuple" and "items" not in node:
+        return {**node, "type": "array", "items": {"type": inner}}
+    return {**node, "type": outer}
 
 
 def _coerce(value: Any, kind: str) -> Any:

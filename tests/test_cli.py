@@ -17,7 +17,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
 
 from needle.cli.app import compose, launch, misspelt, sweep_grid
-from needle.config import Settings, released, settings
+from needle.config import Settings, build_job, released, settings
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import votes
 from needle.formats import read_records
@@ -261,6 +261,12 @@ def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_pa
     assert judged.returncode == 0, judged.stderr
 
 
+@pytest.mark.parametrize("words", [["data.augment.copies=1", "data.augment.rename=0.5"], ["train.rename=0.5"]])
+def test_a_batchs_tools_are_no_wrong_ones_under_renaming(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="by another name"):
+        build_job(settings(compose(["train.batch_distractors=2", *words])))
+
+
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("demo", "distill_or_finetune")])
 def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Path, name: str) -> None:
     os.environ["NEEDLE_DATA"] = str(real_data)
@@ -268,6 +274,10 @@ def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Pat
     result = needle("train", f"experiment={name}", "data.size=100", "data.invented=20", *words, "train.eval_records=10", "output=run", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 2
+    known = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["tools"]
+    if name.startswith("needle_26m_"):  # what the student knew before, it has seen
+        assert set(json.loads((released() / "config.json").read_text())["data"]["tools"]) <= set(known)
+    assert len(known) < 3000  # made-up tools aren't told
 
 
 def test_a_teacher_labels_records_and_every_arm_of_the_comparison_learns_from_them(tmp_path: Path) -> None:
@@ -284,13 +294,16 @@ def test_a_teacher_labels_records_and_every_arm_of_the_comparison_learns_from_th
     assert all(votes(row) and row.answers is not None for row in rows)
     said = [*files[:1], "data.train=[labelled.jsonl.gz]", *files[2:], *quick]
     size = len(rows) // 2
-    words = [*said, "compare.checkpoint=teacher", "compare.sweep=arms", f"data.size={size}", "train.seed=0", "output=cmp"]
+    words = [*said, "compare.checkpoint=teacher", "compare.sweep=arms", f"data.size={size}", "compare.seeds=[3]", "output=cmp"]
     result = needle("compare", *words, folder=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "data.size is given, in place of the values that sweep=arms has for it" in result.stderr
     report = json.loads((tmp_path / "cmp" / "report.json").read_text())
     assert sorted(arm["name"] for arm in report["arms"]) == ["argmax", "distill", "finetune", "label_smoothing", "placebo", "unlabelled", "unlabelled_argmax"]
     assert report["missing"] == []
     trained = {arm["name"]: arm for arm in report["arms"]}
+    assert {tuple(arm["seeds"]) for arm in report["arms"]} == {(3,)}
+    assert report["commands"][1].endswith("train.seed=3 sweep=arms teacher.checkpoint=teacher")
     more = json.loads(next((tmp_path / "cmp" / "arms").glob("*unlabelled_argmax*/train.json")).read_text())
     assert more["training_records"] > size
     assert trained["finetune"]["data_size"] == size

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from needle.codecs import build_codec
-from needle.data.augment import AugmentConfig, Pools, expand
+from needle.data.augment import AugmentConfig, Pools, expand, join, swap_values
 from needle.data.catalogue import load_catalogue
 from needle.data.choices import change_members
 from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, rename_examples, share
@@ -25,7 +27,7 @@ from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _
 from needle.data.values import Values
 from needle.formats import read_records
 from needle.prompt import Example
-from needle.records import Call, DataError, Record, Tool, canonical_json
+from needle.records import Call, DataError, Record, Tool, canonical_json, write_jsonl
 from needle.tokenizer import TextTokenizer
 from needle.toolschema import call_errors
 
@@ -305,6 +307,59 @@ def test_a_request_names_the_new_members_that_its_calls_take() -> None:
             assert unnamed.tools[1] != other
         assert change_members(record, seed, 0.0) == record
     assert len(seen) > 15
+
+
+def pay(id: str, query: str, *pairs: tuple[str, str]) -> Record:
+    tool = Tool("pay", "", {"type": "object", "properties": {"account": {"type": "string"}, "to": {"type": "string"}}, "required": [], "additionalProperties": False})
+    return Record(id, query, (tool,), tuple(Call("pay", {"account": account, "to": to}) for account, to in pairs), "s")
+
+
+def test_no_value_is_replaced_by_one_that_the_request_says_of_another_argument() -> None:
+    """From savings to checking: with the values of both arguments alike, an exchange of one may name the other twice, and the next exchange then takes the wrong place."""
+    record = pay("1", "From savings to checking", ("savings", "checking"))
+    pools = {("pay", "account"): ["Checking", "savings", "credit"], ("pay", "to"): ["SAVINGS", "checking", "rent"]}
+    for seed in range(200):
+        changed = swap_values(record, pools, random.Random(seed))
+        account, to = changed.answers[0].arguments["account"], changed.answers[0].arguments["to"]
+        assert changed.query == f"From {account} to {to}"
+        assert account.lower() != to.lower()
+
+
+def test_joined_requests_keep_the_points_of_their_values_and_ask_nothing_twice() -> None:
+    one, same, other = (
+        pay(id, query, pair) for id, query, pair in (("1", "Pay Shazam!", ("a", "Shazam!")), ("2", "pay shazam from a", ("a", "Shazam!")), ("3", "Pay Bob.", ("b", "Bob")))
+    )
+    pools = Pools([one, same, other])
+    for seed in range(60):
+        joined = join(one, pools, random.Random(seed))
+        assert "Shazam!" in joined.query
+        assert len({call.key() for call in joined.answers}) == len(joined.answers)
+    assert any(len(join(one, pools, random.Random(seed)).answers) > 1 for seed in range(60))
+
+
+def test_names_that_differ_little_stay_apart_when_renamed() -> None:
+    properties = {name: {"type": "string"} for name in ("x1", "x_1", "from", "From")}
+    arguments = {name: name * 2 for name in properties}
+    record = Record("1", "x", (Tool("t", "", {"type": "object", "properties": properties, "required": []}),), (Call("t", arguments),), "s")
+    for seed in range(200):
+        renamed = rename(record, 0, seed)
+        assert len(renamed.tools[0].parameters["properties"]) == 4
+        assert sorted(renamed.answers[0].arguments.values()) == sorted(arguments.values())
+
+
+def test_of_further_requests_those_that_the_teacher_answered_count() -> None:
+    tool = Tool("t", "", {"type": "object", "properties": {}, "required": [], "additionalProperties": False})
+    rows = [Record(str(number), f"q {number}", (tool,), (), "s", {"answers": [{"calls": [{"name": "t", "arguments": {}}]}]} if number % 2 else None) for number in range(40)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_jsonl(Path(folder) / "a.jsonl", rows)
+        splits = load_splits(DataConfig(kind="jsonl", train=[f"{folder}/a.jsonl"], size=10, unlabelled=5))
+        assert (len(splits.train), splits.skipped) == (15, [])
+        fewer = load_splits(DataConfig(kind="jsonl", train=[f"{folder}/a.jsonl"], size=10, unlabelled=100))
+        assert len(fewer.train) < 40
+        assert f"only {len(fewer.train) - 10} records" in fewer.skipped[0]
+        with pytest.raises(DataError, match="0 or more"):
+            load_splits(DataConfig(kind="jsonl", train=[f"{folder}/a.jsonl"], limits={"s": -5}))
+        assert load_splits(DataConfig(kind="jsonl", train=[f"{folder}/a.jsonl"], limits={"s": 0})).train == []
 
 
 def test_two_tools_of_one_name_are_never_joined() -> None:

@@ -54,6 +54,55 @@ def test_every_shape_reads_the_same(tmp_path: Path, shape: str, format: str) -> 
     assert [tool.name for tool in record.tools] == ["get_weather"]
 
 
+USER, AGAIN = {"role": "user", "content": "weather in Paris"}, {"role": "user", "content": "weather in Rome"}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}]}
+RESULT, SAID = {"role": "tool", "tool_call_id": "c", "content": "20 degrees"}, {"role": "assistant", "content": "It is warm."}
+
+
+def exchange(messages: list[dict[str, Any]], answer: dict[str, Any]) -> dict[str, Any]:
+    return {"request": {"messages": messages, "tools": [{"type": "function", "function": TOOL}]}, "response": {"choices": [{"message": answer}]}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "answer", "query", "calls"),
+    [
+        ([USER], CALLING, "weather in Paris", 1),
+        ([USER], SAID, "weather in Paris", 0),
+        ([{"role": "user", "content": "weather"}, {"role": "assistant", "content": "Where?"}, {"role": "user", "content": "Paris"}], CALLING, "weather\nParis", 1),
+        ([AGAIN, CALLING, RESULT, SAID, USER], CALLING, "weather in Paris", 1),
+        ([USER], {**SAID, "function_call": CALLING["tool_calls"][0]["function"]}, "weather in Paris", 1),
+    ],
+)
+def test_logged_exchanges_hold_what_was_asked_since_the_last_use_of_a_tool(tmp_path: Path, messages: Any, answer: Any, query: str, calls: int) -> None:
+    (record,) = read_records(save(tmp_path / "log.jsonl", exchange(messages, answer)))
+    assert record.query == query
+    assert record.answers == (Call("get_weather", {"city": "Paris"}),) * calls
+
+
+def test_what_is_said_of_a_tools_result_is_no_record(tmp_path: Path) -> None:
+    path = save(tmp_path / "log.jsonl", exchange([USER], CALLING), exchange([USER, CALLING, RESULT], SAID))
+    with pytest.raises(DataError, match="line 2.*behind the last result of a tool"):
+        list(read_records(path))
+    note = Skipped()
+    assert [len(record.answers) for record in read_records(path, "auto", note)] == [1]
+    assert len(note.messages) == 1
+
+
+def test_older_function_calls_are_read_and_calls_in_the_text_refused(tmp_path: Path) -> None:
+    older = {"messages": [USER, {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}], "functions": [TOOL]}
+    (record,) = read_records(save(tmp_path / "a.jsonl", older))
+    assert record.answers == (Call("get_weather", {"city": "Paris"}),)
+    text = {"messages": [USER, {"role": "assistant", "content": '<tool_call>{"name": "get_weather"}</tool_call>'}], "tools": [TOOL]}
+    with pytest.raises(DataError, match="written into the text"):
+        list(read_records(save(tmp_path / "b.jsonl", text)))
+
+
+def test_an_array_that_is_no_unicode_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(json.dumps([OURS]).replace("Paris", "caf\u00e9").encode("latin-1"))
+    with pytest.raises(DataError, match="expected UTF-8 text"):
+        list(read_records(tmp_path / "a.json"))
+
+
 def test_gzip_and_one_json_array_read_as_well(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as out:
         out.write(json.dumps(OURS) + "\n\n")

@@ -31,6 +31,14 @@ def test_exact_call_compares_multisets_of_json_values() -> None:
     assert not exact([one], [])
 
 
+@pytest.mark.parametrize("answered", ["1", "2"])
+def test_a_right_value_counts_whatever_the_order_of_gold(answered: str) -> None:
+    gold = record(Call("a", {"x": "1"}), Call("a", {"x": "2"}))
+    assert score(gold, [Call("a", {"x": answered})]).values == {"string": (1, 1)}
+    assert score(gold, [Call("a", {"x": "3", "n": 10**400})]).values == {"string": (0, 1)}
+    assert score(record(Call("a", {"x": "1", "n": 10**400})), [Call("a", {"x": "1", "n": 2})]).values == {"string": (1, 1), "integer": (0, 1)}
+
+
 def test_an_empty_answer_counts_like_any_other() -> None:
     assert exact([], [])
     assert not exact([], [Call("a", {"x": "1"})])

@@ -66,9 +66,18 @@ def test_votes_join_answers_that_are_equal_as_multisets() -> None:
     assert [(len(vote.calls), vote.share) for vote in votes(record)] == [(2, 0.75), (0, 0.25)]
 
 
+def test_answers_that_the_tools_do_not_allow_leave_their_share_to_the_others() -> None:
+    good = Call("timer", {"minutes": 3})
+    record = recorded((5, [Call("nobody", {})]), (3, [Call("alarm", {"weekly": True})]), (2, [Call("timer", {"minutes": "3"})]), (1, [good]))
+    assert [(vote.calls, vote.share) for vote in votes(record)] == [((good,), 1.0)]
+    targets, weights = as_targets([record, recorded((1, [Call("nobody", {})]))], "argmax")
+    assert ([target.answers for target in targets], weights) == ([(good,)], [1.0])
+
+
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
+        ([{"calls": [], "count": float("nan")}], r"teacher.answers\[0\].count': expected a positive number, got nan"),
         ("x", "field 'teacher.answers': expected an array"),
         ([{"calls": [], "count": 0}], r"teacher.answers\[0\].count': expected a positive number, got 0"),
         ([{"calls": [{"arguments": {}}]}], r"teacher.answers\[0\].calls\[0\].name"),

@@ -48,6 +48,14 @@ def test_normalising_twice_changes_nothing() -> None:
         ({"type": "string", "minLength": "2"}, {"type": "string", "minLength": 2}),
         ({"type": ["string", "integer"]}, {"anyOf": [{"type": "string"}, {"type": "integer"}]}),
         ({"type": "int32"}, {"type": "integer"}),
+        ({"type": "str, optional"}, {"type": "string"}),
+        ({"type": "Optional[int]"}, {"type": ["integer", "null"]}),
+        ({"type": "Union[int, float]"}, {"anyOf": [{"type": "integer"}, {"type": "number"}]}),
+        ({"type": "List[int], optional"}, {"type": "array", "items": {"type": "integer"}}),
+        ({"type": "List[List[str]]"}, {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}),
+        ({"type": "List[Union[int, str]]"}, {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}),
+        ({"type": "Tuple[int, int]"}, {"type": "array"}),
+        ({"type": "Dict[str, int]"}, {"type": "object", "properties": {}, "required": [], "additionalProperties": True}),
         ({"type": "number", "minimum": 0, "exclusiveMinimum": True}, {"type": "number", "exclusiveMinimum": 0}),
         ({"type": "number", "maximum": 9, "exclusiveMaximum": False}, {"type": "number", "maximum": 9}),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, {"type": "array", "items": {"type": "string"}, "uniqueItems": True}),
@@ -164,6 +172,11 @@ def test_a_declaration_stays_as_it_was() -> None:
 def test_a_tool_of_endless_text_is_refused() -> None:
     with pytest.raises(ToolSchemaError, match="at most 200,000 are supported"):
         normalise_tool({"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": "string", "default": "x" * 300_000}}}})
+
+
+def test_an_argument_may_be_called_type_where_properties_stand_alone() -> None:
+    found = normalise_tool({"name": "t", "parameters": {"type": {"type": "str"}, "q": {"type": "int"}}}).parameters
+    assert found["properties"] == {"type": {"type": "string"}, "q": {"type": "integer"}}
 
 
 def test_deep_nesting_is_an_error_and_not_a_crash() -> None:

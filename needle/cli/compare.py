@@ -44,6 +44,11 @@ def run(config: Settings) -> None:
         missing.append({"arm": "teacher", "reason": "not trained"})
     arms: dict[tuple[str, int], Arm] = {}
     grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
+    for name in _names(sweep_grid([f"sweep={config.compare.sweep}"])) - _names(grid):
+        console.print(f"{name} is given, in place of the values that sweep={config.compare.sweep} has for it", markup=False)
+    if config.compare.seeds:
+        others = dict.fromkeys(tuple(word for word in choice if not word.startswith("train.seed=")) for choice in grid)
+        grid = [[*choice, f"train.seed={seed}"] for choice in others for seed in config.compare.seeds]
     for number, choice in enumerate(grid, 1):
         console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
         words = [*given, "teacher=local", f"teacher.checkpoint={folder}", f"tokenizer.path={folder}", *choice, f"output={arm_folder(output, choice)}"]
@@ -63,7 +68,9 @@ def run(config: Settings) -> None:
     if not arms:
         raise ValueError(f"no arm of {len(grid)} is trained in {output}: {missing[-1]['reason']}")
     ordered = sorted(arms.values(), key=lambda arm: (arm.data_size, arm.name))
-    plain = [word for word in given if not word.startswith("output=")]
+    plain = [word for word in given if not word.startswith(("output=", "compare.seeds="))]
+    if config.compare.seeds:
+        plain.append(f"train.seed={','.join(map(str, config.compare.seeds))}")
     facts = {
         "title": "Distillation against fine-tuning",
         "subtitle": f"{_describe(config)}; teacher: {folder if config.compare.checkpoint else _describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
@@ -81,6 +88,10 @@ def run(config: Settings) -> None:
     console.print(
         f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best model, the teacher included: needle serve checkpoint={output}/best"
     )
+
+
+def _names(grid: Sequence[Sequence[str]]) -> set[str]:
+    return {word.partition("=")[0] for word in grid[0]}
 
 
 def arm_label(choice: Sequence[str]) -> str:

@@ -149,28 +149,28 @@ def _words(tool: Tool) -> frozenset[str]:
 
 def swap_values(record: Record, pools: Mapping[tuple[str, str], Sequence[str]], source: random.Random) -> Record:
     """Replaces string values that stand once, as whole words, in the request by others of the same tool and argument."""
-    query, answers = record.query, []
-    for call in record.answers:
-        arguments = dict(call.arguments)
+    query, said = record.query, [dict(call.arguments) for call in record.answers]
+    for number, call in enumerate(record.answers):
         for name, value in call.arguments.items():
             if not isinstance(value, str) or not value or source.random() >= SWAP:
                 continue
             pool = pools[call.name, name]
             place = list(re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", query))
-            if len(place) != 1 or not pool or _inside_others(value, record, call):
+            others = [str(text) for place_of, arguments in enumerate(said) for key, text in arguments.items() if (place_of, key) != (number, name)]
+            if len(place) != 1 or not pool or _overlaps(value, others):
                 continue
             other = source.choice(pool)
-            query = query[: place[0].start()] + other + query[place[0].end() :]
-            arguments[name] = other
-        answers.append(Call(call.name, arguments))
-    changed = replace(record, query=query, answers=tuple(answers))
-    return record if any(call_errors(call, record.tools) for call in answers) else changed
+            if not _overlaps(other, others):
+                query = query[: place[0].start()] + other + query[place[0].end() :]
+                said[number][name] = other
+    changed = replace(record, query=query, answers=tuple(Call(call.name, arguments) for call, arguments in zip(record.answers, said, strict=True)))
+    return record if any(call_errors(call, record.tools) for call in changed.answers) else changed
 
 
-def _inside_others(value: str, record: Record, own: Call) -> bool:
-    """Whether another value overlaps this one, so that replacing it would break that one."""
-    texts = [str(other) for call in record.answers for other in call.arguments.values()]
-    return sum(value in text for text in texts) > 1 or any(text and text != value and text in value for text in texts)
+def _overlaps(value: str, others: Sequence[str]) -> bool:
+    """Whether another value is in this one or this one in it, so that a request that says one would say the other."""
+    low = value.lower()
+    return any(text and (text in low or low in text) for text in (other.lower() for other in others))
 
 
 def join(record: Record, pools: Pools, source: random.Random) -> Record:
@@ -179,14 +179,21 @@ def join(record: Record, pools: Pools, source: random.Random) -> Record:
         return record
     for _ in range(1 + (source.random() < THIRD)):
         for other in source.sample(pools.single[record.source], min(TRIES, len(pools.single[record.source]))):
-            if other.query != record.query and pools.apart(record, other):
+            if other.query != record.query and pools.apart(record, other) and not {call.key() for call in record.answers} & {call.key() for call in other.answers}:
                 wanted = {call.name for call in (*record.answers, *other.answers)}
                 known = {tool.name for tool in pools.beside(record)} & {tool.name for tool in pools.beside(other)}
                 tools = {tool.name: tool for tool in (*record.tools, *other.tools) if tool.name in wanted | known}
-                query = source.choice(JOINTS).format(record.query.rstrip(".!? "), other.query)
+                query = source.choice(JOINTS).format(_unended(record), other.query)
                 record = replace(record, query=query, answers=(*record.answers, *other.answers), tools=tuple(tools.values()))
                 break
     return record
+
+
+def _unended(record: Record) -> str:
+    """The request without its last full stop or question mark, unless a value ends in it ("5 p.m.")."""
+    bare = record.query.rstrip(".!? ")
+    values = [value for call in record.answers for value in call.arguments.values() if isinstance(value, str)]
+    return record.query.rstrip() if any(value in record.query and value not in bare for value in values) else bare
 
 
 def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) -> Record:

@@ -73,7 +73,7 @@ def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Too
     taken = {_words(old) for old in properties}
     for old in properties:
         new, hidden = _name(old, bool(properties[old].get("description")), style, source, chances)
-        if new in names.values() or _words(new) in taken - {_words(old)}:
+        if new in names.values() or (new in properties and new != old) or _words(new) in taken - {_words(old)}:
             new, hidden = old, False
         names[old] = new
         text = _described(properties[old].get("description", ""), hidden, source, chances)

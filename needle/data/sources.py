@@ -81,8 +81,11 @@ def load_splits(config: DataConfig) -> Splits:
         if config.kind == "mixed":
             train += _synthetic(config.synthetic)[0]
     for name, most in config.limits.items():
-        kept = {record.id for record in subset([record for record in train if record.source == name], most, config.seed)}
-        if not kept:
+        own = [record for record in train if record.source == name]
+        if most < 0:
+            raise DataError(f"data.limits.{name} is {most}; expected how many training records of this source to keep, 0 or more")
+        kept = {record.id for record in subset(own, most, config.seed)}
+        if not own:
             raise DataError(f"data.limits.{name}: no training record is of this source; there are {', '.join(sorted({record.source for record in train}))}")
         train = [record for record in train if record.source != name or record.id in kept]
     every = subset(train, None if config.size is None else len(train), config.seed)
@@ -90,7 +93,10 @@ def load_splits(config: DataConfig) -> Splits:
     if config.size and len(train) < config.size:
         raise DataError(f"data.size={config.size}, but only {len(train)} training records exist")
     if config.unlabelled:
-        train += _unlabelled(every[len(train) :][: config.unlabelled])
+        further = _unlabelled(every[len(train) :], config.unlabelled)
+        if len(further) < config.unlabelled:
+            skipped = [*skipped, f"data.unlabelled={config.unlabelled}, but only {len(further)} records beyond data.size hold a teacher's answer"]
+        train += further
     made_up = invented(config.invented, config.seed, list({tool.name: tool for record in train for tool in record.tools}.values()))
     if config.augment.copies:
         train = expand(train, config.augment, config.seed)
@@ -98,11 +104,12 @@ def load_splits(config: DataConfig) -> Splits:
     return Splits(train, subset(validation, config.validation_size, 0), subset(test, config.test_size, 0), skipped)
 
 
-def _unlabelled(records: list[Record]) -> list[Record]:
-    """The requests with the teacher's likeliest answers; those that it couldn't answer are left out."""
-    if not any(votes(record) for record in records):
+def _unlabelled(records: list[Record], wanted: int) -> list[Record]:
+    """The first `wanted` requests that the teacher could answer, with its likeliest answers."""
+    answered = [record for record in records if votes(record)][:wanted]
+    if not answered:
         raise DataError("data.unlabelled needs records beyond data.size whose `teacher` field holds answers: needle label writes them (see docs/data.md)")
-    return as_targets(records, "argmax")[0]
+    return as_targets(answered, "argmax")[0]
 
 
 @lru_cache(maxsize=2)

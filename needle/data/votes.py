@@ -7,12 +7,14 @@ gave that answer, or any weight; answers that are equal as multisets of calls ar
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from needle.records import Call, DataError, FieldError, Record, call_from_json, canonical_json
+from needle.toolschema import call_errors
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Vote:
 
 
 def votes(record: Record) -> list[Vote]:
-    """The teacher's distinct answers, the likeliest first; empty when the record holds none.
+    """The teacher's distinct answers, the likeliest first; empty when the record holds none. One that the tools don't allow is left out, and its share goes to the others.
 
     Raises:
         DataError: the `teacher` field isn't as above.
@@ -37,9 +39,11 @@ def votes(record: Record) -> list[Vote]:
         for index, row in enumerate(_rows(record.teacher["answers"])):
             where = f"teacher.answers[{index}]"
             count = row.get("count", 1)
-            if isinstance(count, bool) or not isinstance(count, int | float) or count <= 0:
+            if isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count < math.inf:
                 raise FieldError(f"{where}.count", f"expected a positive number, got {count!r}")
             answer = tuple(call_from_json(call, f"{where}.calls[{i}]") for i, call in enumerate(row.get("calls", [])))
+            if any(call_errors(call, record.tools) for call in answer):
+                continue
             key = canonical_json(sorted(call.key() for call in answer))
             calls.setdefault(key, answer)
             counts[key] += count
@@ -63,7 +67,7 @@ def votes_key(record: Record) -> str:
 
 
 def as_targets(records: Sequence[Record], rung: str) -> tuple[list[Record], list[float]]:
-    """Records whose answers are the teacher's, and their weights; records without recorded answers are left out."""
+    """Records whose answers are the teacher's, and their weights; records without recorded answers that their tools allow are left out."""
     out, weights = [], []
     for record in records:
         found = votes(record)

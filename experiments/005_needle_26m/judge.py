@@ -92,6 +92,16 @@ def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
     return "longer or shorter value" if pairs and all(a in b or b in a for a, b in pairs) else "other value"
 
 
+def met(records: Sequence[Record], training: Sequence[Record]) -> set[str]:
+    """The ids of records whose request stands, word by word, in a training request: mixed_calls joins requests of other sets."""
+    texts = "".join(f" {_words(record.query)} \n" for record in training)
+    return {record.id for record in records if f" {_words(record.query)} " in texts}
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
 def pieces(engine: Engine, records: Sequence[Record]) -> dict[str, Any]:
     """Requests for several calls cut at their joints: exact calls of the pieces, of the requests whose pieces are all right, and of the same requests asked whole."""
     cut = [(record, JOINT.split(record.query)) for record in records if record.answers]
@@ -175,6 +185,7 @@ def main() -> None:
     out: dict[str, Any] = {"split": arguments.split}
     if "sets" in arguments.parts:
         out["sets"] = {}
+        training = [record for name in (*SETS, "seal_tools", "clinc150") for record in records_of(arguments.data, name, "train")]
         for name in SETS:
             records = subset(records_of(arguments.data, name, arguments.split), arguments.records, 0)
             answers, scores = judge(engine, records, batch_size=64)
@@ -183,6 +194,10 @@ def main() -> None:
             errors = Counter(kind_of_error(r, a.calls) for r, a, s in zip(records, answers, scores, strict=True) if not s.exact)
             out["sets"][name] = {**summarise(scores), "errors": dict(errors.most_common())}
             row = out["sets"][name]
+            known = met(records, training)
+            others = [(float(score.exact), 1.0) for record, score in zip(records, scores, strict=True) if record.id not in known]
+            row["met"] = {"records": len(known), "exact_call_of_the_others": interval(others, 0)}
+            print("   ", f"{len(known)} met in training; of the others {100 * sum(right for right, _ in others) / max(len(others), 1):.1f}")
             print(
                 name,
                 f"{100 * row['exact_call']['value']:.1f}",

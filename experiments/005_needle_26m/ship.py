@@ -57,6 +57,16 @@ def card(checkpoint: Any, results: dict[str, Any]) -> str:
     for change in results["changes"]["snips"]:
         cells = [results["changes"][name][change] for name in ("snips", "hwu64")]
         changed.append(f"| {change} | " + " | ".join(f"{100 * (cell if isinstance(cell, float) else cell['exact_call']):.1f}" for cell in cells) + " |")
+    met = [
+        f"{row['met']['records']} of {name}'s requests (without them {share(row['met']['exact_call_of_the_others'])})"
+        for name, row in results["sets"].items()
+        if row.get("met", {}).get("records")
+    ]
+    inside = (
+        f"Some requests stand word by word in training requests, short ones by chance, others because mixed_calls joins requests of other sets: {', '.join(met)}.\n\n"
+        if met
+        else ""
+    )
     sources = "\n".join(f"| {name} | {LICENCES[name]} |" for name in LICENCES if name in checkpoint.data["sources"])
     return f"""# needle-26m
 
@@ -76,7 +86,7 @@ Constrained decoding, 95% bootstrap intervals over records, percent. {SPLITS[res
 
 {chr(10).join(rows)}
 
-With changed tools (exact call; the synonyms are ones that training never uses):
+{inside}With changed tools (exact call; the synonyms are ones that training never uses):
 
 {chr(10).join(changed)}
 

@@ -1,6 +1,6 @@
 """Puts a trained checkpoint into models/needle-26m: bfloat16 weights, config, tokenizer, metrics and the model card.
 
-python -m experiments.005_needle_26m.ship outputs/needle_26m outputs/needle_26m_more outputs/needle_26m_last --results results.json
+python -m experiments.005_needle_26m.ship outputs/needle_26m outputs/needle_26m_more outputs/needle_26m_names outputs/needle_26m_invented --results results.json
 
 The last folder is shipped; those before it are the runs that it started from, or the metrics.json of released weights that it started from.
 """

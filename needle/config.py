@@ -107,15 +107,15 @@ class Settings:
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     codec: str = "decisions"
-    output: str | None = None  # train: the run's folder; compare: the report's folder; evaluate: a JSON file
+    output: str | None = None  # train: the run's folder; compare: the report's; collect: the data's; evaluate, label: a file
     cache: str = "outputs/cache"
-    checkpoint: str | None = None  # evaluate, serve: a folder; the released student when there is none
+    checkpoint: str | None = None  # evaluate, label, serve: a folder; the released student when there is none
     decoding: str = "constrained"
-    precision: str = "auto"  # evaluate, serve: float32, bfloat16, or what is faster on this processor
-    most_tools: int = 0  # evaluate, serve: of more tools than these, the student is shown those that fit best; 0 shows all
+    precision: str = "auto"  # evaluate, label, serve: float32, bfloat16, or what is faster on this processor
+    most_tools: int = 0  # evaluate, label, serve: of more tools than these, the student is shown those that fit best; 0 shows all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
-    split: str = "test"  # evaluate: which split of a named data set
+    split: str = "test"  # evaluate, label: which split of a named data set
     max_tokens: int = MAX_TOKENS
 
 

@@ -1,6 +1,6 @@
 """The W&B workspace of a project, defined in code: the charts that one looks at when arms are compared.
 
-Needs the extra `wandb`, and an account only for saving it: `needle dashboard tracker.project=needle`.
+Needs the extra `wandb`, and an account only for saving it: `needle dashboard tracker.project=needle tracker.entity=ME`.
 """
 
 from __future__ import annotations

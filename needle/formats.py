@@ -1,4 +1,4 @@
-"""Readers for the shapes that tool-calling data comes in: ours, xLAM, OpenAI chat, BFCL.
+"""Readers for the shapes that tool-calling data comes in: ours, xLAM, OpenAI chat and its logged traffic, BFCL.
 
 `read_records(path)` detects the shape of each file from its first line. A line that can't be read stops the run
 with file, line, field and what was expected, or is counted and listed when the caller asks to skip.

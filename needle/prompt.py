@@ -4,7 +4,7 @@ A tool is rendered by itself, whatever stands beside it:
 
     <tool> name: description <arg> name* type: description = member | member <arg> …
 
-`*` marks a required argument. An argument that is a closed object is written out member by member (`address.street`), so
+`*` marks a required argument. An argument that is a closed object of up to 16 values is written out member by member (`address.street`), so
 that every `<arg>` marks one value. Values begin with a space, as words in a request do.
 """
 

@@ -1,4 +1,4 @@
-"""The commands as people type them: every named choice composes, every experiment and sweep runs, typos are named."""
+"""The commands as people type them: every named choice composes, experiments and sweeps run, typos are named."""
 
 from __future__ import annotations
 

@@ -38,6 +38,16 @@ def test_two_processes_with_half_the_batch_each_give_the_loss_and_weights_of_one
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
 
 
+def test_a_comparison_trains_its_arms_in_as_many_processes_as_its_hardware_says(tmp_path: Path) -> None:
+    words = [*(word for word in SMALL if not word.startswith("data.synthetic.test=")), "data.synthetic.test=6", "train.steps=2", "max_tokens=8", "hardware=cpu_2"]
+    grid = ["compare.sweep=distill_vs_finetune", "data.size=40", "compare.seeds=[0]", f"output={tmp_path}/cmp", f"cache={tmp_path}/cache"]
+    ran = subprocess.run([*COMMAND[:-1], "compare", *words, *grid], env=ENVIRONMENT, text=True, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+    summaries = [json.loads(path.read_text()) for path in (tmp_path / "cmp").glob("**/train.json")]
+    assert [summary["processes"] for summary in summaries] == [2, 2, 2]
+    assert len(json.loads((tmp_path / "cmp" / "report.json").read_text())["arms"]) == 2
+
+
 def test_processes_that_read_other_data_are_an_error(tmp_path: Path, records: list[Record]) -> None:
     for rank in range(2):
         write_jsonl(tmp_path / f"train-{rank}.jsonl", records[rank : 40 + rank])

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from needle.checkpoint import load_checkpoint, student_config
-from needle.cli.app import TrainingProgress, compose, console, given_settings, launch, sweep_grid
+from needle.cli.app import compose, console, given_settings, launch, sweep_grid
 from needle.cli.sweep import arm_folder
+from needle.cli.train import trained
 from needle.compare import Arm, Run, build_report, write_report
-from needle.config import Settings, build_job, build_splits, run_folder, settings
+from needle.config import Settings, build_splits, run_folder, settings
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.records import Record
 from needle.runidentity import SUMMARY
-from needle.train import train
 
 UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0}  # of a teacher without a training summary
 
@@ -106,11 +106,10 @@ def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, 
     if not may_train and not (run_folder(config) / SUMMARY).exists():
         console.print(f"{name}isn't trained")
         return None
-    job = build_job(config, lambda text: console.print(name + text, markup=False))
-    summary = train(job, TrainingProgress(name))
+    output, summary = trained(config, words, name)
     if summary.get("resumed"):
         console.print(f"{name}was finished already, {summary['seconds']:.0f} s of training")
-    return _judged(job.output, config, records, seed, name, summary)
+    return _judged(output, config, records, seed, name, summary)
 
 
 def _judged(folder: Path, config: Settings, records: Sequence[Record], seed: int, name: str, summary: dict[str, Any]) -> Run:

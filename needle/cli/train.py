@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -16,19 +18,24 @@ from needle.runidentity import SUMMARY
 from needle.train import leave_processes, train
 
 
-def run(config: Settings) -> float | None:
-    """Trains, and returns exact call on validation: what a sweeper maximises."""
+def trained(config: Settings, words: Sequence[str], name: str = "") -> tuple[Path, dict[str, Any]]:
+    """Trains the run that `words` compose to, in as many processes as its hardware says; returns its folder and its summary."""
     processes = config.hardware.processes or max(torch.cuda.device_count(), 1)
     if processes > 1 and "RANK" not in os.environ:
         output = run_folder(config)
-        launch_processes([*HydraConfig.get().overrides.task, f"output={output}"], processes)
-        summary = json.loads((Path(output) / SUMMARY).read_text(encoding="utf-8"))
-    else:
-        job = build_job(config, lambda text: console.print(text, markup=False))
-        output = job.output
-        summary = train(job, TrainingProgress())
-        if processes > 1:
-            leave_processes()
+        finished = {"resumed": "finished"} if (output / SUMMARY).exists() else {}
+        launch_processes([*words, f"output={output}"], processes)
+        return output, {**json.loads((output / SUMMARY).read_text(encoding="utf-8")), **finished}
+    job = build_job(config, lambda text: console.print(name + text, markup=False))
+    summary = train(job, TrainingProgress(name))
+    if processes > 1:
+        leave_processes()
+    return job.output, summary
+
+
+def run(config: Settings) -> float | None:
+    """Trains, and returns exact call on validation: what a sweeper maximises."""
+    output, summary = trained(config, HydraConfig.get().overrides.task)
     best: float | None = summary["validation_exact_call"]
     known = f", exact call {100 * best:.1f}% on validation at step {summary['best_step']}" if best is not None else ""
     state = "was finished already" if summary.get("resumed") else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"

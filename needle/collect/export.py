@@ -132,7 +132,7 @@ class Figures:
 
 
 class _Table:
-    """Records as parquet, tools and answers as JSON text, as public sets have them; nothing where pyarrow is missing."""
+    """Records as parquet, tools and answers as JSON text, as public sets have them."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, []  # type: tuple[Path, list[dict[str, str]]]

@@ -1,4 +1,4 @@
-"""One `needle collect`: the estimate, the run, the export."""
+"""One `needle collect`: its settings, the consent, the run, the export."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ LEAST_ROWS = 8  # of such a group
 
 @dataclass
 class Flat:
-    """Tools, request and target in one row: what a decoder-only student reads."""
+    """Tools, request and target in one row: what decoder-only and encoder-decoder students read."""
 
     sequence: Tensor  # [B, P+T-1] ids, right-padded
     predicts: Tensor  # [B, T] the position in `sequence` whose output predicts target t

@@ -44,6 +44,7 @@ def test_numbers_and_dates_are_written_as_people_do() -> None:
     assert spellings(-5) == ("-5", "minus 5")
     assert spellings(10_000) == ("10000", "10,000", "10k")
     assert spellings(10_050) == ("10050", "10,050")
+    assert spellings(1200.5) == ("1200.5", "1,200.5")
     assert "July 22nd, 2024" in spoken(date(2024, 7, 22))
     assert clock(19, 0) == ("19:00", "7 pm", "7pm", "7 PM")
     assert clock(0, 5)[1] == "12:05 am"

@@ -72,12 +72,13 @@ def in_words(value: int) -> str:
 
 
 def spellings(value: float) -> tuple[str, ...]:
-    """How people write a number, the plain way first: 25, "twenty five"; 2500000, "2,500,000", "2.5 million"; -5, "minus 5"."""
+    """How people write a number, the plain way first: 25, "twenty five"; 2500000, "2,500,000", "2.5 million"; 1200.5, "1,200.5"; -5, "minus 5"."""
     plain = [str(value)]
     if value < 0:
         plain.append(f"minus {-value}")
-    if isinstance(value, int) and value >= 1000:
+    if value >= 1000:
         plain.append(f"{value:,}")
+    if isinstance(value, int) and value >= 1000:
         for unit, word in ((1_000_000, " million"), (1000, "k")):
             if value >= unit and value * 10 % unit == 0:
                 plain.append(f"{value / unit:g}{word}")
@@ -157,7 +158,7 @@ class Draw:
         if whole or self.chance(0.5):
             size = self.source.randint
             return int(self.one((size(1, 12), size(1, 100), size(1, 1000), int(10 ** size(1, 5)) * size(1, 9), 5 * size(1, 200), size(1000, 99999))))
-        return plain(round(self.source.uniform(0.1, self.one((1, 10, 100, 1000))), self.one((1, 1, 2, 2, 3))))
+        return plain(round(self.source.uniform(0.1, self.one((1, 10, 100, 1000, 20000))), self.one((1, 1, 2, 2, 3))))
 
     def written(self, value: float) -> str:
         """A number as people write it."""

@@ -23,7 +23,8 @@ from needle.records import Call, Record, Tool
 
 SOURCE = "invented"
 MISSING, VAGUE, UNDONE, ASKED = 0.06, 0.03, 0.02, 0.01  # chances that no call is right, for each of the reasons above
-SAME, OTHER = 0.17, 0.12  # chance that a request asks for the same tool again; for another one as well
+SAME, OTHER = 0.22, 0.12  # chance that a request asks for the same tool again; for another one as well
+ROW = 0.6  # chance that the same tool is asked for by several values in a row, where it can be
 GIVEN = 0.4  # chance that a tool is one of the given ones, if there are any
 BARE, VAGUE_NAME, DOTTED = 0.25, 0.12, 0.12  # chances that a tool has no description; a name that tells nothing; a name with a dot
 OTHERS = (0, 1, 1, 2, 2, 3, 3, 4, 5, 8)  # how many tools are offered beside the ones that are asked for
@@ -117,7 +118,7 @@ class _Maker:
         first = self.values(wish)
         held = {name for one in first for name in one.values}
         rows = [part for part in wish.parts if part.each and held & set(part.schemas)]
-        if rows and self.chance(0.4):
+        if rows and self.chance(ROW):
             return self.in_a_row(wish, self.one(rows), first)
         queries, calls = [self.sentence(wish, first)], [self.call(wish, first)]
         shared = [one for one in first if self.chance(0.25)]

@@ -49,7 +49,9 @@ def card(checkpoint: Any, results: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in results["sets"].items():
-        rows.append(f"| {name} | {row['records']:,} | {share(row['exact_call'])} | {share(row['tool_name'])} | {share(row['argument_f1'])} | {share(row['false_call_rate'])} |")
+        unfit = row["groups"]["calls"].get("0", {}).get("records", 0)
+        false = f"{share(row['false_call_rate'])} of {unfit}" if unfit else "–"
+        rows.append(f"| {name} | {row['records']:,} | {share(row['exact_call'])} | {share(row['tool_name'])} | {share(row['argument_f1'])} | {false} |")
         for member, part in row["groups"].get("seen", {}).items():
             if name == "sgd":
                 rows.append(f"| – {member} tools | {part['records']:,} | {share(part['exact_call'])} | {share(part['tool_name'])} | {share(part['argument_f1'])} | |")

@@ -3,11 +3,12 @@
     python -m experiments.003_distill_or_finetune.run teacher --output outputs/003
     python -m experiments.003_distill_or_finetune.run label   --output outputs/003
     python -m experiments.003_distill_or_finetune.run tune    --output outputs/003 [--part 1/2]
-    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2]
+    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms "finetune;distill" --seeds 5]
     python -m experiments.003_distill_or_finetune.run report  --output outputs/003
 
 The training records are cut in two: the teacher learns from one half, and every arm draws its records from the other, whose
 gold answers the teacher never saw. `tune` and `train` may run in several processes, each with its part; what is done is kept.
+Where no trial was run, the learning rates are those of the trials.json beside this file.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cp
 CONTRASTS = [("distill", "label_smoothing"), ("distill", "placebo"), ("unlabelled", "distill"), ("unlabelled", "unlabelled_argmax")]
 RATES = (2e-3, 4e-3)
 TRIED, TRIAL_STEPS = 2000, 400  # records and steps of a trial
-SEEDS = (0, 1, 2)
 JUDGED = "judged.json"
 
 
@@ -75,7 +75,7 @@ def teach(output: Path, data: Path, steps: int) -> None:
     train(build_job(settings(compose(words))), TrainingProgress("teacher: "))
 
 
-def label(output: Path) -> None:
+def label(output: Path, arms: list[str], seeds: int) -> None:
     """The teacher's answers beside the gold ones, and its distributions into the cache."""
     path = output / "labelled.jsonl.gz"
     if not path.is_file():
@@ -89,9 +89,9 @@ def label(output: Path) -> None:
         write_jsonl(path, rows)
         right = sum(score(record, answer.calls).exact for record, answer in zip(records, answers, strict=True))
         print(f"{len(rows):,} of {len(records):,} records labelled; {100 * right / len(records):.1f}% as gold has them")
-    for seed in SEEDS:
+    for seed in range(seeds):
         for arm, size in CELLS:
-            if arm in ("distill", "unlabelled"):
+            if arm in arms and arm in ("distill", "unlabelled"):
                 build_job(settings(compose(words_of(output, arm, size, seed, None, output / "unused"))), print)
 
 
@@ -106,6 +106,9 @@ def tune(output: Path, part: int, parts: int) -> None:
 
 def trials(output: Path) -> dict[str, dict[float, float]]:
     """Validation exact call of each arm at each learning rate."""
+    if not (output / "trials").is_dir():
+        kept = json.loads((Path(__file__).parent / "trials.json").read_text())
+        return {arm: {float(rate): value for rate, value in rates.items()} for arm, rates in kept.items()}
     found: dict[str, dict[float, float]] = {}
     for arm in EVERY:
         summaries = {rate: json.loads((output / "trials" / f"{arm}-{rate}" / SUMMARY).read_text()) for rate in RATES}
@@ -117,10 +120,10 @@ def folder_of(output: Path, arm: str, size: int, seed: int) -> Path:
     return arm_folder(output, [f"arm={arm}", f"data.size={size}", f"train.seed={seed}"])
 
 
-def train_all(output: Path, data: Path, part: int, parts: int) -> None:
+def train_all(output: Path, data: Path, part: int, parts: int, arms: list[str], seeds: int) -> None:
     """Every arm at its best learning rate, then its answers to the test requests; seed by seed, so that a stopped run has whole seeds."""
     best = {arm: max(rates, key=lambda rate: rates[rate]) for arm, rates in trials(output).items()}
-    runs = [(arm, size, seed) for seed in SEEDS for arm, size in CELLS]
+    runs = [(arm, size, seed) for seed in range(seeds) for arm, size in CELLS if arm in arms]
     for arm, size, seed in runs[part::parts]:
         folder = folder_of(output, arm, size, seed)
         train(build_job(settings(compose(words_of(output, arm, size, seed, best[arm], folder)))), TrainingProgress(f"{arm}, {size}, {seed}: "))
@@ -147,12 +150,12 @@ def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
     return Run([score(record, answer.calls) for record, answer in zip(records, answers, strict=True)], answers, seed, summary, seconds, folder)
 
 
-def report(output: Path, data: Path) -> None:
+def report(output: Path, data: Path, names: list[str], seeds: int) -> None:
     """report.html, report.md, report.json, curves.svg and trials.json in `output`."""
     arms, missing = [], []
-    for arm, size in CELLS:
-        done = [seed for seed in SEEDS if (folder_of(output, arm, size, seed) / JUDGED).is_file()]
-        missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in SEEDS if seed not in done]
+    for arm, size in (cell for cell in CELLS if cell[0] in names):
+        done = [seed for seed in range(seeds) if (folder_of(output, arm, size, seed) / JUDGED).is_file()]
+        missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in range(seeds) if seed not in done]
         folders = [(seed, folder_of(output, arm, size, seed)) for seed in done]
         runs = [run_of(folder, data, seed, json.loads((folder / SUMMARY).read_text())) for seed, folder in folders]
         loss = settings(compose(words_of(output, arm, size, 0, None, output / "unused"))).loss
@@ -170,7 +173,7 @@ def report(output: Path, data: Path) -> None:
         "missing": missing,
     }
     seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
-    found = build_report(arms, teacher, records, seconds, facts, contrasts=CONTRASTS)
+    found = build_report(arms, teacher, records, seconds, facts, contrasts=[pair for pair in CONTRASTS if set(pair) <= set(names)])
     write_report(output, found)
     (output / "curves.svg").write_text(curves(found), encoding="utf-8")
     write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
@@ -184,20 +187,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
     parser.add_argument("--steps", type=int, default=900, help="of the teacher")
     parser.add_argument("--part", default="1/1", help="which of how many processes this one is")
+    parser.add_argument("--arms", default=";".join(EVERY), help="which of them, and at which sizes is the experiment's own")
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
+    arms = arguments.arms.split(";")
+    if unknown := set(arms) - set(EVERY):
+        parser.error(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(EVERY)}")
     sys.argv = sys.argv[:1]
     part, parts = (int(number) for number in arguments.part.split("/"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "teacher":
         teach(arguments.output, arguments.data, arguments.steps)
     elif arguments.stage == "label":
-        label(arguments.output)
+        label(arguments.output, arms, arguments.seeds)
     elif arguments.stage == "tune":
         tune(arguments.output, part - 1, parts)
     elif arguments.stage == "train":
-        train_all(arguments.output, arguments.data, part - 1, parts)
+        train_all(arguments.output, arguments.data, part - 1, parts, arms, arguments.seeds)
     else:
-        report(arguments.output, arguments.data)
+        report(arguments.output, arguments.data, arms, arguments.seeds)
 
 
 if __name__ == "__main__":

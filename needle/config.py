@@ -26,7 +26,7 @@ from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, enc
 from needle.data.invented.requests import SOURCE as INVENTED
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
 from needle.data.votes import as_targets
-from needle.engine.decode import MAX_TOKENS, Engine, working_dtype
+from needle.engine.decode import MAX_TOKENS, Engine, hold
 from needle.formats import Skipped
 from needle.losses import LossConfig
 from needle.optim import OptimConfig
@@ -111,7 +111,7 @@ class Settings:
     cache: str = "outputs/cache"
     checkpoint: str | None = None  # evaluate, label, serve: a folder; the released student when there is none
     decoding: str = "constrained"
-    precision: str = "auto"  # evaluate, label, serve: float32, bfloat16, or what is faster on this processor
+    precision: str = "auto"  # evaluate, label, serve: float32, bfloat16, mixed, or what is fastest on this processor
     most_tools: int = 0  # evaluate, label, serve: of more tools than these, the student is shown those that fit best; 0 shows all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
@@ -305,11 +305,12 @@ def released() -> Path:
     return folder
 
 
-def build_engine(config: Settings) -> Engine:
+def build_engine(config: Settings, alone: bool = False) -> Engine:
+    """The engine that the settings describe, for requests that come `alone`, or in batches."""
     if config.most_tools < 0:
         raise ValueError(f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at once")
     checkpoint = build_checkpoint(config)
-    checkpoint.student.to(working_dtype(config.precision))
+    hold(checkpoint.student, config.precision, alone)
     return Engine(checkpoint, config.decoding, config.most_tools)
 
 

@@ -73,7 +73,7 @@ class Matcher:
     def allowed(self) -> NDArray[np.bool_]:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
-        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._size].astype(np.bool_)
+        return np.unpackbits(self._bits.view(np.uint8), count=self._size, bitorder="little").view(np.bool_)
 
     def consume(self, token: int) -> None:
         """Raises `GrammarError` for a grammar that gives up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from needle.checkpoint import Checkpoint
 from needle.cli.app import AnsweringProgress
-from needle.engine.decode import Answer, Engine, Request, _Row, working_dtype
+from needle.engine.decode import Answer, Engine, Request, _Row, hold
 from needle.evaluate import evaluate, judge
 from needle.grammar import Grammar, GrammarError, Matcher
-from needle.prompt import PromptError
+from needle.prompt import Example, PromptError
 from needle.records import Call, Record, Tool
+from needle.students.batch import collate
 from needle.students.build import build_student
 from needle.tokenizer import TextTokenizer
 from needle.toolschema import ToolSchemaError, call_errors, normalise_tool
@@ -146,15 +148,32 @@ def test_guessing_ahead_saves_steps_and_changes_no_answer(tokenizer: TextTokeniz
     assert taken < 0.9 * tokens
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "mixed", "auto"])
 @pytest.mark.parametrize("family", list(TINY))
-def test_a_student_held_in_bfloat16_answers_as_well(tokenizer: TextTokenizer, records: list[Record], family: str) -> None:
+def test_a_student_held_in_less_precision_answers_as_well(tokenizer: TextTokenizer, records: list[Record], family: str, precision: str) -> None:
     checkpoint = random_checkpoint(tokenizer, family)
-    checkpoint.student.to(working_dtype("bfloat16"))
-    answers, _ = judge(Engine(checkpoint), records[:6], max_tokens=20)
+    hold(checkpoint.student, precision, alone=True)
+    engine = Engine(checkpoint)
+    answers, _ = judge(engine, records[:6], max_tokens=20)
     assert {answer.finish for answer in answers} <= {"stop", "length"}
-    assert working_dtype("auto") in (torch.float32, torch.bfloat16)
-    with pytest.raises(ValueError, match="precision is 'half'; expected one of auto, float32, bfloat16"):
-        working_dtype("half")
+    assert engine.answer(records[0].query, records[0].tools, max_tokens=20).finish in ("stop", "length")
+
+
+def test_mixed_precision_decodes_in_float32_what_was_read_in_bfloat16(tokenizer: TextTokenizer, examples: list[Example]) -> None:
+    student = random_checkpoint(tokenizer, "pointer").student
+    exact = copy.deepcopy(student)
+    hold(student, "mixed")
+    assert {name.split(".")[0] for name, value in student.named_parameters() if value.dtype == torch.bfloat16} == {"embed", "kind", "encoder", "norm_encoder"}
+    batch = collate(examples[:4], tokenizer, "split")
+    with torch.inference_mode():
+        whole, mixed = (model(batch).log_softmax(-1) for model in (exact, student))
+    assert mixed.dtype == torch.float32
+    assert (mixed.exp() - whole.exp()).abs().max() < 0.05
+
+
+def test_a_wrong_precision_is_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(ValueError, match="precision is 'half'; expected one of auto, float32, bfloat16, mixed"):
+        hold(random_checkpoint(tokenizer, "pointer").student, "half")
 
 
 def amount(schema: dict[str, object]) -> Tool:

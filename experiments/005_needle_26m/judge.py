@@ -25,7 +25,7 @@ from needle.checkpoint import load_checkpoint, write_json
 from needle.data.augment import Pools, add_strangers
 from needle.data.rename import Strength, rename
 from needle.data.sources import subset
-from needle.engine.decode import Engine, working_dtype
+from needle.engine.decode import Engine, hold
 from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
 from needle.grammar import Matcher
@@ -176,11 +176,11 @@ def main() -> None:
     parser.add_argument("--records", type=int, help="at most so many of each set")
     parser.add_argument("--parts", default="sets,changes,pieces,latency")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="auto", help="as `needle serve` has it")
+    parser.add_argument("--precision", default="auto", help="as `needle evaluate` and, for latency, `needle serve` have it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(arguments.checkpoint)
-    checkpoint.student.to(working_dtype(arguments.precision))
+    hold(checkpoint.student, arguments.precision)
     engine = Engine(checkpoint)
     out: dict[str, Any] = {"split": arguments.split}
     if "sets" in arguments.parts:
@@ -228,6 +228,9 @@ def main() -> None:
         out["pieces"] = pieces(engine, subset(records_of(arguments.data, "mixed_calls", arguments.split), arguments.records, 0))
         print(out["pieces"], flush=True)
     if "latency" in arguments.parts:
+        alone = load_checkpoint(arguments.checkpoint)
+        hold(alone.student, arguments.precision, alone=True)
+        engine = Engine(alone)
         out["latency"] = {name: latency(engine, records_of(arguments.data, name, arguments.split), 100) for name in ("snips", "hwu64", "sgd")}
         print(out["latency"])
     if arguments.output:

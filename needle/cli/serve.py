@@ -10,7 +10,7 @@ from needle.serve.app import create_app
 
 
 def run(config: Settings) -> None:
-    engine = build_engine(config)
+    engine = build_engine(config, alone=True)
     console.print(f"serving {engine.checkpoint.folder} on http://{config.serve.host}:{config.serve.port} (POST /tool-call, GET /health, docs at /docs)", markup=False)
     uvicorn.run(create_app(engine, config.serve), host=config.serve.host, port=config.serve.port, log_level="warning")
 

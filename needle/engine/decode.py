@@ -23,13 +23,14 @@ from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever
 from needle.grammar import Grammar, GrammarError, Matcher
 from needle.prompt import Example, PromptError
 from needle.records import Call, Tool
+from needle.students.base import Student
 from needle.students.batch import collate, move
 from needle.students.pointer import PointerStudent
 from needle.students.pointer_parts import PointerState
 from needle.toolschema import ToolSchemaError, call_errors
 
 DECODINGS = ("constrained", "free")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "mixed")
 MAX_TOKENS = 150
 GUESSES = 4  # tokens of a value that are proposed at once
 CACHED_BYTES = 512 * 2**20  # of encoded tools
@@ -37,14 +38,22 @@ CACHED_BYTES = 512 * 2**20  # of encoded tools
 Report = Callable[[int, int], None]
 
 
-def working_dtype(precision: str) -> torch.dtype:
-    """What weights are held in: `auto` is bfloat16 where the processor multiplies it by itself, else float32."""
+def hold(student: Student, precision: str, alone: bool = False) -> None:
+    """Puts the weights into the precision that answers are decoded in.
+
+    `mixed` is bfloat16 for what reads and float32 for what decodes, for students that have both apart, and bfloat16 for others.
+    `auto` is float32 where the processor doesn't multiply bfloat16 by itself. Where it does, it is `mixed` if requests come
+    `alone`, and bfloat16 if they come in batches.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; expected one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
-    return getattr(torch, precision)  # type: ignore[no-any-return]
+        precision = ("mixed" if alone else "bfloat16") if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+    if precision == "mixed" and isinstance(student, PointerStudent):
+        student.mix(torch.bfloat16)
+    else:
+        student.to(torch.float32 if precision == "float32" else torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -237,14 +246,14 @@ class Engine:
         Adds its log-probability unless it was the only one allowed. One that ends a value counts all the same: a value that
         the grammar cut off isn't what the student meant.
         """
-        log_probs = scores.log_softmax(-1)
+        log_probs = scores.log_softmax(-1).numpy()
         masked, free = log_probs, [True] * len(active)
         if self.grammar:
             allowed = np.stack([self._allowed(row, row.matcher) for row in active if row.matcher])
-            free = [int(count) > 1 for count in allowed.sum(1)]
+            free = [int(np.count_nonzero(row)) > 1 for row in allowed]
             # A finite penalty keeps the order of allowed labels that the student calls impossible.
-            masked = log_probs.clamp_min(-1e4).masked_fill(~torch.from_numpy(allowed), -torch.inf)
-        best = masked.argmax(-1) if random is None else torch.multinomial(masked.softmax(-1), 1, generator=random)[:, 0]
+            masked = np.where(allowed, np.maximum(log_probs, np.float32(-1e4)), np.float32(-np.inf))
+        best = torch.from_numpy(masked).softmax(-1).multinomial(1, generator=random)[:, 0] if random else masked.argmax(-1)
         chosen = [int(token) for token in best]
         for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
             if free[index] or self._ends_value(row, token):

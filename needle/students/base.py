@@ -244,7 +244,8 @@ class Rope:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotates [B, H, S, d], in the precision of `x`."""
-        rotated: Tensor = _Rotate.apply(x, self.cos.to(x.dtype), self.sin.to(x.dtype))  # type: ignore[no-untyped-call]
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        rotated: Tensor = _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin, -1)  # type: ignore[no-untyped-call]
         return rotated
 
 

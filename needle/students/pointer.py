@@ -106,7 +106,22 @@ class PointerStudent(Student):
         x = working_precision(self.dropout(x))
         for block in self.encoder:
             x = self.run(block, x, rope, mask[:, None, None])
-        return x if self.position is not None else self.norm_encoder(x)  # type: ignore[no-any-return]
+        return self._raised(x if self.position is not None else self.norm_encoder(x))
+
+    def mix(self, dtype: torch.dtype) -> None:
+        """What reads and the vocabulary in `dtype`, what decodes in float32.
+
+        Encoding multiplies many rows at once, which a CPU does faster in bfloat16; a step of decoding a single answer has a row or five,
+        for which float32 takes a third to two thirds of the time. The output layer is bound by memory either way.
+        """
+        self.float()
+        for part in (self.embed, self.kind, self.encoder, self.norm_encoder, self.position):
+            if part is not None:
+                part.to(dtype)
+
+    def _raised(self, x: Tensor) -> Tensor:
+        """`x` of the encoder or the vocabulary, in the precision of what decodes, if they are held in two (`mix`)."""
+        return x if self.embed.weight.dtype == self.no_tool.dtype else x.to(self.no_tool.dtype)
 
     def _encode_chunk(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """`encode_rows`, in training without the gradient of all but a drawn share of the tools."""
@@ -201,7 +216,7 @@ class PointerStudent(Student):
             segment = split.argument_segment[number].gather(2, argument.clamp(0, split.argument_segment.shape[1] - 1)[..., None])[..., 0]
             place = torch.where(is_argument, segment + 1, place)
         pointed = memory.segments[place]
-        plain = self.embed(tokens.clamp_max(self.first_label - 1)) * self.config.width**0.5
+        plain = self._raised(self.embed(tokens.clamp_max(self.first_label - 1))) * self.config.width**0.5
         copied = memory.query.gather(1, sources.clamp_min(0)[..., None].expand(-1, -1, plain.shape[-1]))
         plain = plain + copied.to(plain.dtype) * (sources >= 0)[..., None]
         if self.begin is not None and memory.asked is not None:
@@ -209,7 +224,7 @@ class PointerStudent(Student):
         x = torch.where((is_tool | is_argument)[..., None], pointed.to(plain.dtype), plain)
         if self.role is not None:
             x = x + self.role(torch.where(is_tool, 2, torch.where(is_argument, 3, (tokens != ANSWER).long())))
-        return working_precision(self.dropout(x + self.kind.weight[2]))
+        return working_precision(self.dropout(x + self._raised(self.kind.weight[2])))
 
     def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None) -> Tensor:
         """[B, T, D] to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
@@ -223,7 +238,7 @@ class PointerStudent(Student):
         row = torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
         hidden, copied, labels, gates, row = (at_positions(x, positions) for x in (hidden, copied, labels, gates, row[:, None].expand(B, T)))
-        text = F.linear(hidden if self.spell is None else self.spell(hidden), self.embed.weight, self.text_bias) + gates[:, :1]
+        text = self._text_scores(hidden if self.spell is None else self.spell(hidden)) + gates[:, :1]
         candidates = split.candidates[row]  # [N, J]
         spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
@@ -232,9 +247,18 @@ class PointerStudent(Student):
         scores: Tensor = _Join.apply(text, labels, joined, candidates)  # type: ignore[no-untyped-call]
         return scores.view(B, T, -1) if wanted is None else scores
 
+    def _text_scores(self, hidden: Tensor) -> Tensor:
+        """[N, D] to the scores of the vocabulary, [N, first label]."""
+        if torch.is_grad_enabled() or self.embed.weight.dtype == torch.float32:
+            return F.linear(hidden, self.embed.weight, self.text_bias)
+        rows = len(hidden)  # the other way round takes half to two thirds of the time, but not for a single row
+        wide = hidden.expand(2, -1) if rows == 1 else hidden
+        scores = (self.embed.weight @ wide.to(self.embed.weight.dtype).T)[:, :rows].T.to(torch.float32, memory_format=torch.contiguous_format)
+        return scores if self.text_bias is None else scores + self.text_bias
+
     def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys, gates: Tensor) -> Tensor:
         """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
-        query = torch.einsum("btd,bqd->btq", self.point_query(hidden), keys.query).float() * self.scale
+        query = (self.point_query(hidden) @ keys.query.transpose(1, 2)).float() * self.scale
         following = torch.arange(query.shape[-1], device=query.device) == (sources + 1)[..., None]
         query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None]) + gates[..., 1:2].float()
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)

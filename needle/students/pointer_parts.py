@@ -166,8 +166,10 @@ class DecoderBlock(nn.Module):
 
     def cross_keys(self, memory: Memory, projected: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tools are projected once for the batch, or were before, then dealt out to the records that offer them."""
-        joined = self.tools.kv_proj(memory.tools) if projected is None else projected
-        keys, values = (F.embedding(memory.owned, part.contiguous()) for part in joined.chunk(2, dim=-1))
+        if projected is not None:
+            keys, values = F.embedding(memory.owned, projected).chunk(2, dim=-1)
+        else:
+            keys, values = (F.embedding(memory.owned, part.contiguous()) for part in self.tools.kv_proj(memory.tools).chunk(2, dim=-1))
         return *self.query.keys_values(memory.query), self.tools.heads(keys), self.tools.heads(values)
 
     def forward(

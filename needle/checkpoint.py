@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from needle.tokenizer import FILE_NAME, TextTokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+RELEASED = "needle-26m"
 
 
 class CheckpointError(ValueError):
@@ -75,8 +77,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     write_json(folder / CONFIG, row)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Raises `CheckpointError` for a folder that isn't a checkpoint or whose parts don't fit each other."""
+def released() -> Path:
+    """The folder of the student that comes with the library; raises `CheckpointError` where it was left out."""
+    folder = Path(str(files("needle_models"))) / RELEASED
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"the released student isn't in {folder}; give checkpoint=DIR, a folder that `needle train` wrote (after `make demo`: checkpoint=outputs/demo/best)")
+    return folder
+
+
+def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
+    """The student of a folder, or the released one; raises `CheckpointError` if it isn't a checkpoint or its parts don't fit each other."""
+    folder = released() if folder is None else Path(folder)
     for name in (CONFIG, WEIGHTS, FILE_NAME):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} isn't a checkpoint: it has no {name} (expected {CONFIG}, {WEIGHTS} and {FILE_NAME}, as `needle train` writes them)")

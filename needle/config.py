@@ -11,14 +11,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from needle.checkpoint import WEIGHTS, Checkpoint, CheckpointError, load_checkpoint, student_config
+from needle.checkpoint import load_checkpoint, student_config
 from needle.codecs import build_codec
 from needle.collect.settings import CollectConfig
 from needle.compare import CompareConfig
@@ -45,7 +44,6 @@ from needle.train import Job, TrainConfig, main_process_first
 
 HOSTED = ("gemini", "openai")
 TEACHERS = ("none", "local", "replay", "stored", *HOSTED)
-RELEASED = "needle-26m"
 RUNGS = {"local": ("top_k", "sampled", "value", "span"), "replay": ("value", "sequence", "argmax")}
 
 
@@ -292,24 +290,11 @@ def run_folder(config: Settings) -> Path:
     return Path("outputs") / f"{config.data.kind}-{config.student.get('family', 'student')}-{kind}{size}-seed{config.train.seed}-{digest}"
 
 
-def build_checkpoint(config: Settings) -> Checkpoint:
-    """The folder `checkpoint`, or the released student when none is given."""
-    return load_checkpoint(Path(config.checkpoint) if config.checkpoint else released())
-
-
-def released() -> Path:
-    """The folder of the student that comes with the library; raises `CheckpointError` where it was left out."""
-    folder = Path(str(files("needle_models"))) / RELEASED
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"the released student isn't in {folder}; give checkpoint=DIR, a folder that `needle train` wrote (after `make demo`: checkpoint=outputs/demo/best)")
-    return folder
-
-
 def build_engine(config: Settings, alone: bool = False) -> Engine:
     """The engine that the settings describe, for requests that come `alone`, or in batches."""
     if config.most_tools < 0:
         raise ValueError(f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at once")
-    checkpoint = build_checkpoint(config)
+    checkpoint = load_checkpoint(config.checkpoint or None)
     hold(checkpoint.student, config.precision, alone)
     return Engine(checkpoint, config.decoding, config.most_tools)
 

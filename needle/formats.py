@@ -26,7 +26,7 @@ class Skipped:
     messages: list[str] = field(default_factory=list)
 
 
-def read_records(path: Path, format: str = "auto", skipped: Skipped | None = None) -> Iterator[Record]:
+def read_records(path: Path | str, format: str = "auto", skipped: Skipped | None = None) -> Iterator[Record]:
     """Streams the records of a .jsonl, .json (one array) or .gz file.
 
     Raises:
@@ -35,6 +35,7 @@ def read_records(path: Path, format: str = "auto", skipped: Skipped | None = Non
     """
     if format not in FORMATS:
         raise ValueError(f"data.format is '{format}'; expected one of {', '.join(FORMATS)}")
+    path = Path(path)
     reader: Callable[[Mapping[str, Any]], Record] | None = None
     truths = _possible_answers(path)
     for number, raw in _rows(path):

@@ -16,8 +16,9 @@ import pytest
 from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
 
+from needle.checkpoint import released
 from needle.cli.app import compose, launch, misspelt, sweep_grid
-from needle.config import Settings, build_job, released, settings
+from needle.config import Settings, build_job, settings
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import votes
 from needle.formats import read_records

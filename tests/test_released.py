@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from needle.checkpoint import WEIGHTS, load_checkpoint
-from needle.config import released
+from needle.checkpoint import WEIGHTS, load_checkpoint, released
 from needle.engine.decode import Engine
 from needle.formats import read_records
 from needle.records import Tool
@@ -25,7 +25,7 @@ TIMER = {"name": "set_timer", "description": "Starts a timer", "parameters": {"t
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(load_checkpoint(released()))
+    return Engine(load_checkpoint())
 
 
 def tools(*rows: object) -> tuple[Tool, ...]:
@@ -43,6 +43,13 @@ def test_it_answers_the_first_request_of_the_readme_and_finds_nothing_where_noth
     assert answer.calls
     assert [(call.name, call.arguments.get("city")) for call in answer.calls] == [("get_weather", "San Francisco")]
     assert engine.answer("Who wrote Hamlet?", tools(TIMER)).calls == ()
+
+
+def test_the_program_of_the_docs_runs_and_prints_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(program, "docs/serving.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.*)", program, re.MULTILINE)
 
 
 def test_the_order_of_tools_and_arguments_changes_nothing(engine: Engine) -> None:

@@ -3,7 +3,7 @@
     python -m experiments.003_distill_or_finetune.run teacher --output outputs/003
     python -m experiments.003_distill_or_finetune.run label   --output outputs/003
     python -m experiments.003_distill_or_finetune.run tune    --output outputs/003 [--part 1/2]
-    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms "finetune;distill" --seeds 5]
+    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms "finetune;distill" --sizes "500;2000" --seeds 5]
     python -m experiments.003_distill_or_finetune.run report  --output outputs/003
 
 The training records are cut in two: the teacher learns from one half, and every arm draws its records from the other, whose
@@ -42,7 +42,7 @@ EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "la
 SETS = ("snips", "hwu64")
 POOL = 10_065  # the half that the arms draw from; less what the teacher couldn't answer
 ARMS = {500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"), 2000: EVERY, POOL: ("finetune", "argmax", "distill")}
-CELLS = [(arm, size) for size, arms in ARMS.items() for arm in arms]
+Cells = list[tuple[str, int]]  # arms at numbers of records
 TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cpu_bf16", "hardware.threads=1", "train.batch_size=96", "train.micro_batch=48", "train.group=source",
            "optim.lr=6e-4", "optim.pretrained=0.3", "optim.warmup=50", "optim.schedule=wsd", "optim.decay=0.4", "optim.ema=0.995", "train.save_every=100",
            "data.augment={copies: 1, rename: 0, join: 0, strangers: 0, shuffle: 1}"]  # fmt: skip
@@ -75,7 +75,7 @@ def teach(output: Path, data: Path, steps: int) -> None:
     train(build_job(settings(compose(words))), TrainingProgress("teacher: "))
 
 
-def label(output: Path, arms: list[str], seeds: int) -> None:
+def label(output: Path, cells: Cells, seeds: int) -> None:
     """The teacher's answers beside the gold ones, and its distributions into the cache."""
     path = output / "labelled.jsonl.gz"
     if not path.is_file():
@@ -90,8 +90,8 @@ def label(output: Path, arms: list[str], seeds: int) -> None:
         right = sum(score(record, answer.calls).exact for record, answer in zip(records, answers, strict=True))
         print(f"{len(rows):,} of {len(records):,} records labelled; {100 * right / len(records):.1f}% as gold has them")
     for seed in range(seeds):
-        for arm, size in CELLS:
-            if arm in arms and arm in ("distill", "unlabelled"):
+        for arm, size in cells:
+            if arm in ("distill", "unlabelled"):
                 build_job(settings(compose(words_of(output, arm, size, seed, None, output / "unused"))), print)
 
 
@@ -120,10 +120,10 @@ def folder_of(output: Path, arm: str, size: int, seed: int) -> Path:
     return arm_folder(output, [f"arm={arm}", f"data.size={size}", f"train.seed={seed}"])
 
 
-def train_all(output: Path, data: Path, part: int, parts: int, arms: list[str], seeds: int) -> None:
+def train_all(output: Path, data: Path, part: int, parts: int, cells: Cells, seeds: int) -> None:
     """Every arm at its best learning rate, then its answers to the test requests; seed by seed, so that a stopped run has whole seeds."""
     best = {arm: max(rates, key=lambda rate: rates[rate]) for arm, rates in trials(output).items()}
-    runs = [(arm, size, seed) for seed in range(seeds) for arm, size in CELLS if arm in arms]
+    runs = [(arm, size, seed) for seed in range(seeds) for arm, size in cells]
     for arm, size, seed in runs[part::parts]:
         folder = folder_of(output, arm, size, seed)
         train(build_job(settings(compose(words_of(output, arm, size, seed, best[arm], folder)))), TrainingProgress(f"{arm}, {size}, {seed}: "))
@@ -150,10 +150,10 @@ def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
     return Run([score(record, answer.calls) for record, answer in zip(records, answers, strict=True)], answers, seed, summary, seconds, folder)
 
 
-def report(output: Path, data: Path, names: list[str], seeds: int) -> None:
+def report(output: Path, data: Path, cells: Cells, seeds: int) -> None:
     """report.html, report.md, report.json, curves.svg and trials.json in `output`."""
     arms, missing = [], []
-    for arm, size in (cell for cell in CELLS if cell[0] in names):
+    for arm, size in cells:
         done = [seed for seed in range(seeds) if (folder_of(output, arm, size, seed) / JUDGED).is_file()]
         missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in range(seeds) if seed not in done]
         folders = [(seed, folder_of(output, arm, size, seed)) for seed in done]
@@ -173,7 +173,7 @@ def report(output: Path, data: Path, names: list[str], seeds: int) -> None:
         "missing": missing,
     }
     seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
-    found = build_report(arms, teacher, records, seconds, facts, contrasts=[pair for pair in CONTRASTS if set(pair) <= set(names)])
+    found = build_report(arms, teacher, records, seconds, facts, contrasts=[pair for pair in CONTRASTS if set(pair) <= {arm for arm, _ in cells}])
     write_report(output, found)
     (output / "curves.svg").write_text(curves(found), encoding="utf-8")
     write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
@@ -187,25 +187,27 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
     parser.add_argument("--steps", type=int, default=900, help="of the teacher")
     parser.add_argument("--part", default="1/1", help="which of how many processes this one is")
-    parser.add_argument("--arms", default=";".join(EVERY), help="which of them, and at which sizes is the experiment's own")
+    parser.add_argument("--arms", default=";".join(EVERY), help="which of them")
+    parser.add_argument("--sizes", default=";".join(str(size) for size in ARMS), help="which numbers of records")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    arms = arguments.arms.split(";")
-    if unknown := set(arms) - set(EVERY):
-        parser.error(f"--arms: no {', '.join(sorted(unknown))}; there are {', '.join(EVERY)}")
+    cells = [(arm, size) for size, arms in ARMS.items() for arm in arms if arm in arguments.arms.split(";") and str(size) in arguments.sizes.split(";")]
+    for option, names in (("arms", EVERY), ("sizes", [str(size) for size in ARMS])):
+        if unknown := set(getattr(arguments, option).split(";")) - set(names):
+            parser.error(f"--{option}: no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     sys.argv = sys.argv[:1]
     part, parts = (int(number) for number in arguments.part.split("/"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "teacher":
         teach(arguments.output, arguments.data, arguments.steps)
     elif arguments.stage == "label":
-        label(arguments.output, arms, arguments.seeds)
+        label(arguments.output, cells, arguments.seeds)
     elif arguments.stage == "tune":
         tune(arguments.output, part - 1, parts)
     elif arguments.stage == "train":
-        train_all(arguments.output, arguments.data, part - 1, parts, arms, arguments.seeds)
+        train_all(arguments.output, arguments.data, part - 1, parts, cells, arguments.seeds)
     else:
-        report(arguments.output, arguments.data, arms, arguments.seeds)
+        report(arguments.output, arguments.data, cells, arguments.seeds)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ class PointerStudent(Student):
     def mix(self, dtype: torch.dtype) -> None:
         """What reads and the vocabulary in `dtype`, what decodes in float32.
 
-        Encoding multiplies many rows at once, which a CPU does faster in bfloat16; a step of decoding a single answer has a row or five,
-        for which float32 takes a third to two thirds of the time. The output layer is bound by memory either way.
+        Encoding multiplies many rows at once, which a CPU does faster in bfloat16. A step of decoding one answer multiplies a row, or
+        five with guesses, which takes about half the time in float32. The output layer is bound by memory, so it stays with the vocabulary.
         """
         self.float()
         for part in (self.embed, self.kind, self.encoder, self.norm_encoder, self.position):

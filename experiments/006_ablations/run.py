@@ -19,7 +19,7 @@ from needle.checkpoint import load_checkpoint, write_json
 from needle.data.sources import subset
 from needle.engine.decode import Engine
 from needle.evaluate import judge
-from needle.metrics import interval, summarise
+from needle.metrics import METRICS, interval, summarise
 
 students = importlib.import_module("experiments.002_students.run")
 released = importlib.import_module("experiments.005_needle_26m.judge")
@@ -87,7 +87,8 @@ def main() -> None:
             summary = students.trained(arm, [*BASE, *ARMS[arm]], arguments.minutes, folder)
             write_json(folder / "judged.json", {**asked, "training": summary, "judged": judged(folder / "run", arguments.data, arguments.records)})
     rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := students.folder_of(arguments.output, arm) / "judged.json").is_file()}
-    write_json(arguments.output / "results.json", rows)
+    kept = {arm: {name: row["judged"][name] for name in (*released.SETS, "renamed")} | {name: row["judged"]["all"][name] for name in METRICS} for arm, row in rows.items()}
+    write_json(arguments.output / "results.json", {arm: {**rows[arm], "judged": figures} for arm, figures in kept.items()})
     base = rows.get(next(iter(ARMS)))
     columns = [*released.SETS, "renamed"]
     lines = [

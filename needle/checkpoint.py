@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from needle import __version__
 from needle.codecs import build_codec
+from needle.files import replacing
 from needle.prompt import Codec, Renderer
 from needle.students.base import Student
 from needle.students.build import FAMILIES, StudentConfig, build_student
@@ -62,8 +62,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes each file beside its name and renames it, so that a crash leaves the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.student.state_dict().items()}
-    save_file(tensors, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
-    os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     checkpoint.tokenizer.save(folder)
     row = {
         "needle": __version__,
@@ -130,6 +130,5 @@ def weights_fingerprint(folder: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a crash leaves the old file or the new one, never a torn one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from needle.checkpoint import write_json
+from needle.files import replacing
 from needle.losses import Signal
 from needle.prompt import Example
 from needle.records import Record
@@ -164,10 +164,9 @@ class SignalCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / MANIFEST, self.manifest)
         name = f"shard-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
-        temporary = self.folder / f"{name}.safetensors.{os.getpid()}.tmp"
-        save_file({part: torch.cat([stored[part] for stored in made]).contiguous() for part in made[0]}, temporary)
-        index = {"keys": keys, "lengths": [len(stored["log_probs"]) for stored in made], "sha256": _checksum(temporary)}
-        temporary.replace(self.folder / f"{name}.safetensors")
+        with replacing(self.folder / f"{name}.safetensors") as temporary:
+            save_file({part: torch.cat([stored[part] for stored in made]).contiguous() for part in made[0]}, temporary)
+            index = {"keys": keys, "lengths": [len(stored["log_probs"]) for stored in made], "sha256": _checksum(temporary)}
         write_json(self.folder / f"{name}.json", index)
 
     def verify(self) -> list[str]:

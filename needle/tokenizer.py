@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from needle.files import replacing
+
 TOOL_LABELS = 128
 ARGUMENT_LABELS = 64
 MARKERS = ("<pad>", "<eos>", "<query>", "<answer>", "<tool>", "<arg>", "<item>", "<null>")
@@ -75,9 +77,8 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Writes beside the name and renames, so that a crash never leaves half a file."""
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / (FILE_NAME + ".tmp")
-        temporary.write_text(self.json, encoding="utf-8")
-        temporary.replace(folder / FILE_NAME)
+        with replacing(folder / FILE_NAME) as temporary:
+            temporary.write_text(self.json, encoding="utf-8")
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of `text`; cached, since names, descriptions and enum members come again and again."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from needle.engine.decode import Answer
+from needle.files import replacing
 from needle.metrics import Score
 from needle.records import Record
 
@@ -50,9 +51,8 @@ class Tracker:
         self.config, self.folder = config, folder
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= after_step] if after_step else []
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run's whole life
         self._wandb: Any = _wandb_run(config, folder, run) if config.kind == "wandb" else None
 

@@ -3,12 +3,13 @@
     python -m experiments.003_distill_or_finetune.run teacher --output outputs/003
     python -m experiments.003_distill_or_finetune.run label   --output outputs/003
     python -m experiments.003_distill_or_finetune.run tune    --output outputs/003 [--part 1/2]
-    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms "finetune;distill" --sizes "500;2000" --seeds 5]
+    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms "finetune;distill" --sizes "500;2000" --seeds 3]
     python -m experiments.003_distill_or_finetune.run report  --output outputs/003
 
 The training records are cut in two: the teacher learns from one half, and every arm draws its records from the other, whose
 gold answers the teacher never saw. `tune` and `train` may run in several processes, each with its part; what is done is kept.
-Where no trial was run, the learning rates are those of the trials.json beside this file.
+Where no trial was run, the learning rates are those of the trials.json beside this file. With `--rate 0.004`, `train` and `report`
+take that rate for every arm; runs that had it anyway are the same ones.
 """
 
 from __future__ import annotations
@@ -116,17 +117,24 @@ def trials(output: Path) -> dict[str, dict[float, float]]:
     return found
 
 
-def folder_of(output: Path, arm: str, size: int, seed: int) -> Path:
-    return arm_folder(output, [f"arm={arm}", f"data.size={size}", f"train.seed={seed}"])
+def best_rates(output: Path) -> dict[str, float]:
+    """The learning rate of each arm's best trial."""
+    return {arm: max(rates, key=lambda rate: rates[rate]) for arm, rates in trials(output).items()}
 
 
-def train_all(output: Path, data: Path, part: int, parts: int, cells: Cells, seeds: int) -> None:
-    """Every arm at its best learning rate, then its answers to the test requests; seed by seed, so that a stopped run has whole seeds."""
-    best = {arm: max(rates, key=lambda rate: rates[rate]) for arm, rates in trials(output).items()}
+def folder_of(output: Path, arm: str, size: int, seed: int, rate: float | None = None) -> Path:
+    """Of a run at its arm's best learning rate, or at `rate`."""
+    own = output if rate in (None, best_rates(output)[arm]) else output / f"rate-{rate}"
+    return arm_folder(own, [f"arm={arm}", f"data.size={size}", f"train.seed={seed}"])
+
+
+def train_all(output: Path, data: Path, part: int, parts: int, cells: Cells, seeds: int, rate: float | None) -> None:
+    """Every arm at its best learning rate or at `rate`, then its answers to the test requests; seed by seed, so that a stopped run has whole seeds."""
+    best = best_rates(output)
     runs = [(arm, size, seed) for seed in range(seeds) for arm, size in cells]
     for arm, size, seed in runs[part::parts]:
-        folder = folder_of(output, arm, size, seed)
-        train(build_job(settings(compose(words_of(output, arm, size, seed, best[arm], folder)))), TrainingProgress(f"{arm}, {size}, {seed}: "))
+        folder = folder_of(output, arm, size, seed, rate)
+        train(build_job(settings(compose(words_of(output, arm, size, seed, rate or best[arm], folder)))), TrainingProgress(f"{arm}, {size}, {seed}: "))
         answered(folder, data)
 
 
@@ -150,13 +158,13 @@ def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
     return Run([score(record, answer.calls) for record, answer in zip(records, answers, strict=True)], answers, seed, summary, seconds, folder)
 
 
-def report(output: Path, data: Path, cells: Cells, seeds: int) -> None:
-    """report.html, report.md, report.json, curves.svg and trials.json in `output`."""
+def report(output: Path, data: Path, cells: Cells, seeds: int, rate: float | None) -> None:
+    """report.html, report.md, report.json, curves.svg, trials.json and seeds.json (exact call of every run) in `output`, or in its folder of `rate`."""
     arms, missing = [], []
     for arm, size in cells:
-        done = [seed for seed in range(seeds) if (folder_of(output, arm, size, seed) / JUDGED).is_file()]
+        done = [seed for seed in range(seeds) if (folder_of(output, arm, size, seed, rate) / JUDGED).is_file()]
         missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in range(seeds) if seed not in done]
-        folders = [(seed, folder_of(output, arm, size, seed)) for seed in done]
+        folders = [(seed, folder_of(output, arm, size, seed, rate)) for seed in done]
         runs = [run_of(folder, data, seed, json.loads((folder / SUMMARY).read_text())) for seed, folder in folders]
         loss = settings(compose(words_of(output, arm, size, 0, None, output / "unused"))).loss
         if runs:
@@ -174,10 +182,12 @@ def report(output: Path, data: Path, cells: Cells, seeds: int) -> None:
     }
     seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
     found = build_report(arms, teacher, records, seconds, facts, contrasts=[pair for pair in CONTRASTS if set(pair) <= {arm for arm, _ in cells}])
-    write_report(output, found)
-    (output / "curves.svg").write_text(curves(found), encoding="utf-8")
+    target = output / f"rate-{rate}" if rate else output
+    write_report(target, found)
+    (target / "curves.svg").write_text(curves(found), encoding="utf-8")
     write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
-    print((output / "report.md").read_text())
+    write_json(target / "seeds.json", {f"{arm['name']}, {arm['data_size']}": arm["per_seed"] for arm in found["arms"]})
+    print((target / "report.md").read_text())
 
 
 def main() -> None:
@@ -189,7 +199,8 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="which of how many processes this one is")
     parser.add_argument("--arms", default=";".join(EVERY), help="which of them")
     parser.add_argument("--sizes", default=";".join(str(size) for size in ARMS), help="which numbers of records")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rate", type=float, help="learning rate of every arm, in place of its best trial's")
     arguments = parser.parse_args()
     cells = [(arm, size) for size, arms in ARMS.items() for arm in arms if arm in arguments.arms.split(";") and str(size) in arguments.sizes.split(";")]
     for option, names in (("arms", EVERY), ("sizes", [str(size) for size in ARMS])):
@@ -205,9 +216,9 @@ def main() -> None:
     elif arguments.stage == "tune":
         tune(arguments.output, part - 1, parts)
     elif arguments.stage == "train":
-        train_all(arguments.output, arguments.data, part - 1, parts, cells, arguments.seeds)
+        train_all(arguments.output, arguments.data, part - 1, parts, cells, arguments.seeds, arguments.rate)
     else:
-        report(arguments.output, arguments.data, cells, arguments.seeds)
+        report(arguments.output, arguments.data, cells, arguments.seeds, arguments.rate)
 
 
 if __name__ == "__main__":

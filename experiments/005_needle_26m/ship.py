@@ -104,7 +104,7 @@ SGD is share-alike: whoever must not depend on CC BY-SA data should train withou
 
 ## Limits
 
-- On the Berkeley Function Calling Leaderboard, single turn, it has {100 * leaderboard["non_live_ast"]:.1f}% (non-live AST) and {100 * leaderboard["live_ast"]:.1f}% (live AST) right: requests with several numbers, lists or optional arguments are mostly wrong.
+- On the Berkeley Function Calling Leaderboard, single turn, it has {100 * leaderboard["non_live_ast"]:.1f}% (non-live AST) and {100 * leaderboard["live_ast"]:.1f}% (live AST) right: requests with several numbers, lists or optional arguments are mostly wrong. It was never trained on, but errors there led to the made-up tools.
 - Values that have to be worked out (dates, sums, unit conversions, codes) are mostly wrong; it copies from the request or from the declared members.
 - It knows nothing of earlier turns, of the state of a home or an account, or of facts.
 - It leans on the names of arguments more than on their descriptions: see SNIPS renamed above.

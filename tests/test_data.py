@@ -423,7 +423,7 @@ def test_synonyms_of_tests_and_of_training_share_no_word() -> None:
         assert first not in others
         assert word not in (first, *others)
     record = Record("1", "x", (Tool("find_song", "Find a song by its title"),), (Call("find_song", {}),), "s")
-    only = Strength(opaque=0, other_words=1, recase=0, bare=0, synonym=1, shuffle=0, tests=True)
+    only = Strength(opaque=0, astray=0, other_words=1, recase=0, bare=0, synonym=1, shuffle=0, tests=True)
     for variant in range(20):
         (tool,) = rename(record, variant, 0, only).tools
         assert tool.description == "Locate a tune by its name"

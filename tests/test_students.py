@@ -14,24 +14,30 @@ from needle.checkpoint import student_config
 from needle.pretrained import fit_config
 from needle.prompt import Example
 from needle.students.base import Student, count_parameters
-from needle.students.batch import Batch, collate, trace_sources
+from needle.students.batch import Batch, collate, trace
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, LlamaStudent
 from needle.tokenizer import TOOL_LABELS, TextTokenizer
 
 
 def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: TextTokenizer) -> torch.Tensor:
-    """Decodes the gold targets step by step: [B, T, V]."""
+    """Decodes the gold targets step by step: [B, T, V]. `batch` then says where a pointer student copied them from, which it chooses by itself."""
     prompts = collate([replace(e, target=(), open_tool=()) for e in examples], tokenizer, student.layout)
     state = student.start(prompts, None)
-    return torch.stack([student.step(state, batch.inputs[:, t], batch.open_tool[:, t]) for t in range(batch.targets.shape[1])], dim=1)
+    scores = []
+    for t in range(batch.targets.shape[1]):
+        scores.append(student.step(state, batch.inputs[:, t], batch.open_tool[:, t]))
+        if batch.split is not None:
+            batch.split.sources[:, t] = state.sources[:, 0]
+    return torch.stack(scores, dim=1)
 
 
 def test_decoding_step_by_step_equals_the_forward_pass(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
     some = examples[:6]
     batch = collate(some, tokenizer, student.layout)
     with torch.no_grad():
-        whole, stepwise = student(batch).log_softmax(-1), steps(student, batch, some, tokenizer).log_softmax(-1)
+        stepwise = steps(student, batch, some, tokenizer).log_softmax(-1)
+        whole = student(batch).log_softmax(-1)
     real = batch.targets != -100
     assert torch.equal(whole[real].isinf(), stepwise[real].isinf())
     finite = whole[real].isfinite()
@@ -157,6 +163,40 @@ def test_llama_weights_load_into_transformers_with_equal_logits(tmp_path: Path) 
 def test_a_later_call_copies_from_behind_what_earlier_calls_copied() -> None:
     tool, argument = 100, 100 + TOOL_LABELS
     request = [5, 6, 7, 8, 5, 9, 7, 5]  # "play 6 7 and play 9 7 play"
-    answer = [tool, argument, 5, 6, tool, argument, 5, 9, argument, 7, tool, argument, 6]
-    sources = trace_sources(torch.tensor([request]), torch.tensor([answer]), tool)[0].tolist()
-    assert sources == [-1, -1, 0, 1, -1, -1, 4, 5, -1, 2, -1, -1, 1]  # the last is nowhere behind, so it's the first of all
+    answer = [tool, argument, 5, 6, tool, argument, 5, argument, 7, tool, argument, 6]
+    sources, aims = trace(request, answer, tool)
+    assert sources == [-1, -1, 0, 1, -1, -1, 4, -1, 2, -1, -1, 1]  # the last is nowhere behind, so it's the first of all
+    assert aims == [-1, -1, 0, 1, -1, -1, -1, -1, -1, -1, -1, 1]  # where a run stands twice, either may be copied
+
+
+def test_a_value_is_copied_from_where_all_of_it_stands() -> None:
+    tool, argument = 100, 100 + TOOL_LABELS
+    request = [11, 1, 8, 0, 12, 1, 5, 11, 1, 5, 9]  # "a 180 b 15 a 159"
+    for value, place in (([1, 8, 0], 1), ([1, 5], 5), ([1, 5, 9], 8), ([11, 1, 5], 7)):
+        sources, aims = trace(request, [tool, argument, *value], tool)
+        assert sources[2:] == list(range(place, place + len(value)))
+        assert aims == (sources if value != [1, 5] else [-1] * 4)
+    assert trace(request, [tool, argument, 7, 0], tool) == ([-1, -1, -1, 3], [-1, -1, -1, 3])
+    assert trace([], [tool], tool) == ([-1], [-1])
+
+
+def test_training_tells_the_place_of_a_value_from_its_likes(examples: list[Example], tokenizer: TextTokenizer) -> None:
+    """The same token elsewhere in the request counts against a pointer student in training; in judging, equal tokens add up."""
+    from tests.conftest import TINY
+
+    torch.manual_seed(0)
+    student = build_student(replace(TINY["pointer"], dropout=0.0), tokenizer.size)  # type: ignore[type-var]
+    example = next(e for e in examples if any(0 < token < tokenizer.first_tool_label and token in e.query for token in e.target[2:]))
+    t = next(t for t, token in enumerate(example.target) if t > 1 and token in example.query)
+    token, place = example.target[t], example.query.index(example.target[t])
+    twice = replace(example, query=(token, tokenizer.encode(" zq")[0], *example.query))
+    batch = collate([twice], tokenizer, "split")
+    assert batch.split is not None
+    batch.split.aims.fill_(-1)
+    free = student.train()(batch)[0, t].log_softmax(-1)
+    batch.split.aims[0, t] = place + 2
+    aimed = student(batch)[0, t].log_softmax(-1)
+    assert aimed[token] < free[token]
+    others = [i for i in range(1, tokenizer.first_tool_label) if i not in (token, tokenizer.query)]
+    torch.testing.assert_close(aimed[others], free[others])
+    torch.testing.assert_close(student.eval()(batch)[0, t].log_softmax(-1)[token], free[token])

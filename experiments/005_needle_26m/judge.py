@@ -36,7 +36,7 @@ from needle.students.pointer import PointerStudent
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 CHANGED = ("snips", "hwu64")
 JOINT = re.compile(r" and then | and also |, then |; |\. Also, | and ")  # how mixed_calls joins requests
-NOTHING = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
+NOTHING = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
 
 
 def records_of(data: Path, name: str, split: str) -> list[Record]:

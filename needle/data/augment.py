@@ -24,7 +24,7 @@ REDRAW = 0.5  # chance that the distractors are drawn anew: those that came with
 MOST_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
 JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
-ORDER = Strength(opaque=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
+ORDER = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
 AROUND, STRANGERS = 24, 24  # distractors that the records of one source and copy draw from; tools of other sources on top
 ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted words) might fit as well
 

@@ -25,14 +25,15 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 @dataclass(frozen=True)
 class Strength:
-    """Chances. Of a name: `opaque` (a random one, if a description tells what it means), `other_words`, `recase`; of a
-    description: `bare` (none, if the name tells), and of each of its words: `synonym`; of arguments: `shuffle`. `tests`
-    takes the synonyms that training never uses.
+    """Chances. Of a name: `opaque` (a random one) and `astray` (words that mean something else), both only if a description tells
+    what it means, `other_words`, `recase`; of a description: `bare` (none, if the name tells), and of each of its words: `synonym`; of
+    arguments: `shuffle`. `tests` takes the synonyms that training never uses.
     """
 
-    opaque: float = 0.35
-    other_words: float = 0.35
-    recase: float = 0.2
+    opaque: float = 0.25
+    astray: float = 0.2
+    other_words: float = 0.3
+    recase: float = 0.15
     bare: float = 0.2
     synonym: float = 0.5
     shuffle: float = 0.5
@@ -103,12 +104,20 @@ def _name(name: str, described: bool, style: str, source: random.Random, chances
     draw = source.random()
     if described and draw < chances.opaque:
         return styled(["".join(source.choice(SYLLABLES) for _ in range(source.randint(1, 3))) for _ in range(source.randint(1, 2))], style), True
+    if described and draw < chances.opaque + chances.astray:
+        return styled(source.sample(_plain_words(), source.randint(1, 2)), style), True
     words = WORD.findall(name)
     if not words:
         return name, False
-    if draw < chances.opaque + chances.other_words:
+    if draw < chances.opaque + chances.astray + chances.other_words:
         return styled(WORD.findall(other_words(" ".join(words).lower(), 1.0 if chances.tests else 0.7, source, chances.tests)), style), False
     return (styled(words, style), False) if source.random() < chances.recase else (name, False)
+
+
+@lru_cache(maxsize=1)
+def _plain_words() -> tuple[str, ...]:
+    """Words that tools use, but for the synonyms that are kept for tests."""
+    return tuple(sorted({word for key, others in synonyms().items() for word in (key, *others[1:]) if "-" not in word}))
 
 
 STYLES = ("snake", "camel", "pascal", "kebab")

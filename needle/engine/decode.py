@@ -227,7 +227,7 @@ class Engine:
         Each step scores the last token and some guesses after it (Stern et al. 2018, arXiv:1811.03115; Saxena 2023, prompt
         lookup); guesses are kept as long as they are what the student chooses.
         """
-        device, token = state.place.last.device, self.tokenizer.answer
+        device, token = state.sources.device, self.tokenizer.answer
         while True:
             guesses = [] if token >= self.tokenizer.first_tool_label or token == self.tokenizer.answer else student.guess(state, token, GUESSES)
             fed = torch.tensor([[token, *guesses]], device=device)
@@ -236,7 +236,7 @@ class Engine:
                 (token,) = self._choose(scores[place : place + 1], [row], None)
                 if self._advance(row, token, limit, answers):
                     return answers[row.index]
-                if place == len(guesses) or token != guesses[place]:
+                if place == len(guesses) or token != guesses[place] or int(state.source(fed.new_tensor([token]), place)) != int(state.sources[0, place + 1]):
                     state.cut(len(guesses) - place)
                     break
 

@@ -8,9 +8,10 @@ tool's name and description are one, each of its arguments another.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Split:
     tool_ids: Tensor  # [M] ids
     copyable: Tensor  # [C] positions in M that an answer may copy
     copied: Tensor  # [B, N] which of the C each record's own tools offer; -1 is padding
-    candidates: Tensor  # [B, J] the distinct tokens that a record may copy; padding is <pad>, and stands last in every row
+    candidates: Tensor  # [B, J] <query>, then the distinct tokens that a record may copy; padding is <pad>, and stands last in every row
     slots: Tensor  # [B, Q+N] which candidate each request position and each copied position is
     tools: Tensor  # [B, K] which of the U tools each record has; -1 is padding
     owned: Tensor  # [B, S] the positions in M of each record's own tools, counted from 1; 0, the empty slot, stands first; -1 is padding
@@ -59,10 +60,11 @@ class Split:
     argument_segment: Tensor  # [U, A] the segment of each argument; -1 is padding
     keys: list[str]  # [U] each tool's content, for caches
     sources: Tensor  # [B, T] the request position that each input token was copied from, -1 for none
+    aims: Tensor  # [B, T] the only request position that each target is to be copied from, -1 where there is none or any will do
 
     def select(self, rows: Tensor) -> Split:
         """The same tools for only these rows of the batch."""
-        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools", "owned", "sources")
+        per_record = ("query", "query_mask", "copied", "candidates", "slots", "tools", "owned", "sources", "aims")
         return replace(self, **{name: getattr(self, name)[rows] for name in per_record})
 
 
@@ -106,7 +108,7 @@ def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, 
     if layout == "flat":
         batch.flat = _flat(examples, tokenizer, width)
     else:
-        batch.split = _split(examples, tokenizer, tools, inputs)
+        batch.split = _split(examples, tokenizer, tools, width)
     return batch
 
 
@@ -138,7 +140,7 @@ def _flat(examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> 
     return Flat(_pad(rows, size, tokenizer.pad), predicts, lengths)
 
 
-def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, inputs: Tensor) -> Split:
+def _split(examples: Sequence[Example], tokenizer: TextTokenizer, most_tools: int, width: int) -> Split:
     distinct: dict[str, RenderedTool] = {}
     for example in examples:
         for tool in example.tools:
@@ -154,13 +156,13 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
     queries = [example.query or (tokenizer.query,) for example in examples]
     chunks, kinds, places = _chunks([*((tokenizer.query, *query) for query in queries), *(tool.ids for tool in ordered)], len(queries), tokenizer.pad)
     query_width = max(len(query) for query in queries)
-    padded_queries = _pad(queries, query_width, tokenizer.pad)
     lengths = torch.tensor([len(query) for query in queries])
     copied = [[first_copy[number[tool.key]] + i for tool in example.tools for i in range(len(tool.copyable))] for example in examples]
     offered = [[tool.ids[place] for tool in example.tools for place in tool.copyable] for example in examples]
-    candidates, slots = _candidates(queries, offered, query_width)
+    candidates, slots = _candidates(queries, offered, query_width, tokenizer.query)
+    traced = [trace(query, example.target, tokenizer.first_tool_label) for query, example in zip(queries, examples, strict=True)]
     return Split(
-        query=padded_queries,
+        query=_pad(queries, query_width, tokenizer.pad),
         query_mask=torch.arange(query_width) < lengths.unsqueeze(1),
         chunks=chunks,
         kinds=kinds,
@@ -172,7 +174,7 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
         copied=_pad(copied, slots.shape[1] - query_width, -1),
         candidates=candidates,
         slots=slots,
-        tools=_pad([[number[tool.key] for tool in example.tools] for example in examples], width, -1),
+        tools=_pad([[number[tool.key] for tool in example.tools] for example in examples], most_tools, -1),
         owned=_own_positions([[number[tool.key] for tool in example.tools] for example in examples], starts),
         heads=torch.tensor(starts[:-1], dtype=torch.long),
         segment=torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)], dtype=torch.long),
@@ -180,7 +182,8 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, width: int, in
         tool_segment=torch.tensor(first_segment[:-1], dtype=torch.long),
         argument_segment=_pad([[first_segment[index] + 1 + a for a in range(len(tool.markers))] for index, tool in enumerate(ordered)], arguments, -1),
         keys=[tool.key for tool in ordered],
-        sources=trace_sources(padded_queries, inputs, tokenizer.first_tool_label),
+        sources=_pad([(-1, *sources[:-1]) for sources, _ in traced], width, -1),
+        aims=_pad([aims for _, aims in traced], width, -1),
     )
 
 
@@ -204,52 +207,43 @@ def _own_positions(tools: Sequence[Sequence[int]], starts: np.ndarray) -> Tensor
     return _pad(rows, max(len(row) for row in rows), -1)
 
 
-class Place(NamedTuple):
-    """How far an answer has come in copying from its request. Each [B]; -1 is before the request."""
+def trace(query: Sequence[int], target: Sequence[int], first_tool_label: int) -> tuple[list[int], list[int]]:
+    """Where each token of an answer was copied from in its request, and where it must be: -1 for what isn't in it, or may be from several places.
 
-    last: Tensor  # the position that the last token was copied from, or -1
-    furthest: Tensor  # the last position that any token was copied from
-    begin: Tensor  # where the open call begins to copy: behind all that earlier calls copied
-
-    @classmethod
-    def first(cls, tokens: Tensor) -> Place:
-        """Before the first of some tokens [B]."""
-        before = torch.full_like(tokens, -1)
-        return cls(before, before, before + 1)
-
-    def select(self, rows: Tensor) -> Place:
-        return Place(*(part[rows] for part in self))
-
-
-def trace_sources(query: Tensor, inputs: Tensor, first_tool_label: int) -> Tensor:
-    """Where each of `inputs` [B, T] was copied from in `query` [B, Q]: [B, T] of positions, -1 for a token not in it."""
-    sources, place = torch.full_like(inputs, -1), Place.first(inputs[:, 0])
-    for step in range(inputs.shape[1]):
-        place = next_place(query, place, inputs[:, step], first_tool_label)
-        sources[:, step] = place.last
-    return sources
-
-
-def next_place(query: Tensor, place: Place, tokens: Tensor, first_tool_label: int) -> Place:
-    """Where `tokens` [B] were copied from: the position right after the last one if it holds the token, else the first that the
-    open call may come to, else the first of all, else -1.
-
-    A request names what its calls need in their order. A function of the tokens alone, so that training and decoding agree.
+    The answer is cut into the longest runs of tokens that stand together in the request: a value is where all of it stands, not where its
+    first token does ("the" of a title, the "1" of a number). Of equal runs the one behind what earlier calls copied is taken, else the first.
     """
-    opens = (tokens >= first_tool_label) & (tokens < first_tool_label + TOOL_LABELS)
-    begin = torch.where(opens, place.furthest + 1, place.begin)
-    after = (place.last + 1).clamp_max(query.shape[1] - 1)
-    follows = (place.last >= 0) & (query.gather(1, after[:, None])[:, 0] == tokens) & (place.last + 1 < query.shape[1])
-    matches = (query == tokens[:, None]) & (tokens != 0)[:, None]
-    later = matches & (torch.arange(query.shape[1], device=query.device) >= begin[:, None])
-    matches = torch.where(later.any(1, keepdim=True), later, matches)
-    last = torch.where(follows, after, torch.where(matches.any(1), matches.int().argmax(1), -1))
-    return Place(last, torch.maximum(place.furthest, last), begin)
+    sources, aims = [-1] * len(target), [-1] * len(target)
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, token in enumerate(query):
+        places[token].append(place)
+    begin = furthest = 0  # where the open call begins to look, behind all that earlier calls copied; behind all that was copied
+    start = 0
+    while start < len(target):
+        if first_tool_label <= target[start] < first_tool_label + TOOL_LABELS:
+            begin = furthest
+        lengths = {place: _run(query, place, target, start) for place in places.get(target[start], ())}
+        longest = max(lengths.values(), default=0)
+        best = [place for place, length in lengths.items() if length == longest]
+        if best:
+            place = next((place for place in best if place >= begin), best[0])
+            sources[start : start + longest] = range(place, place + longest)
+            if len(best) == 1:
+                aims[start : start + longest] = sources[start : start + longest]
+            furthest = max(furthest, place + longest)
+        start += max(longest, 1)
+    return sources, aims
 
 
-def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int) -> tuple[Tensor, Tensor]:
-    """The distinct tokens of each record's request and schema names, and the slot of each of those positions among them."""
-    order = [{token: index for index, token in enumerate(dict.fromkeys([*query, *extra]))} for query, extra in zip(queries, offered, strict=True)]
+def _run(query: Sequence[int], place: int, target: Sequence[int], start: int) -> int:
+    """How many tokens of `target` from `start` stand in `query` from `place`."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(query[place:], target[start:], strict=False))
+    return sum(1 for _ in same)
+
+
+def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int, first: int) -> tuple[Tensor, Tensor]:
+    """The distinct tokens of each record's request and schema names behind `first`, and the slot of each of those positions among them."""
+    order = [{token: index for index, token in enumerate(dict.fromkeys([first, *query, *extra]))} for query, extra in zip(queries, offered, strict=True)]
     width = max(len(slots) for slots in order) + 1  # one more, so that every row ends in <pad>
     slots = np.full((len(queries), query_width + max(len(extra) for extra in offered)), width - 1, dtype=np.int64)
     for row, (query, extra, slot) in enumerate(zip(queries, offered, order, strict=True)):

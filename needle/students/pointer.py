@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from needle.students.base import Dropout, LayerNorm, Rope, Student, Trace, at_positions, init_weights, mean_attention, working_precision
-from needle.students.batch import Batch, Place, Split, next_place
+from needle.students.batch import Batch, Split
 from needle.students.pointer_parts import BertBlock, DecoderBlock, EncoderBlock, Keys, Memory, PointerConfig, PointerState, by_length
 from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
@@ -226,23 +226,24 @@ class PointerStudent(Student):
             x = x + self.role(torch.where(is_tool, 2, torch.where(is_argument, 3, (tokens != ANSWER).long())))
         return working_precision(self.dropout(x + self._raised(self.kind.weight[2])))
 
-    def distribution(self, hidden: Tensor, open_tool: Tensor, sources: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None) -> Tensor:
-        """[B, T, D] to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
+    def distribution(self, hidden: Tensor, copied: Tensor, gates: Tensor, open_tool: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None) -> Tensor:
+        """[B, T, D] and the scores of what can be copied (`_copy_scores`) to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
 
         Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched. With
         `wanted` [N] flat positions, [N, V].
         """
         B, T, _ = hidden.shape
-        gates = hidden.new_zeros(B, T, len(OUTCOMES)) if self.gate is None else self.gate(hidden)
-        copied, labels = self._copy_scores(hidden, sources, split, keys, gates), self._label_scores(hidden, open_tool, split, keys, gates)
+        labels = self._label_scores(hidden, open_tool, split, keys, gates)
         row = torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
         hidden, copied, labels, gates, row = (at_positions(x, positions) for x in (hidden, copied, labels, gates, row[:, None].expand(B, T)))
         text = self._text_scores(hidden if self.spell is None else self.spell(hidden)) + gates[:, :1]
-        candidates = split.candidates[row]  # [N, J]
+        candidates, slots = split.candidates[row], split.slots[row]  # [N, J], [N, Q+N]
+        if self.training:
+            slots = _aimed(slots, split, at_positions(split.aims, positions), row)
         spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
-        mass = (spelled - top).exp().scatter_add(1, split.slots[row], (copied - top).exp())
+        mass = (spelled - top).exp().scatter_add(1, slots, (copied - top).exp())
         joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
         scores: Tensor = _Join.apply(text, labels, joined, candidates)  # type: ignore[no-untyped-call]
         return scores.view(B, T, -1) if wanted is None else scores
@@ -256,18 +257,19 @@ class PointerStudent(Student):
         scores = (self.embed.weight @ wide.to(self.embed.weight.dtype).T)[:, :rows].T.to(torch.float32, memory_format=torch.contiguous_format)
         return scores if self.text_bias is None else scores + self.text_bias
 
-    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys, gates: Tensor) -> Tensor:
-        """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
+    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys) -> tuple[Tensor, Tensor]:
+        """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools, and the gates [B, T, O] of the kinds of outcome."""
+        gates = hidden.new_zeros(*hidden.shape[:2], len(OUTCOMES)) if self.gate is None else self.gate(hidden)
         query = (self.point_query(hidden) @ keys.query.transpose(1, 2)).float() * self.scale
         following = torch.arange(query.shape[-1], device=query.device) == (sources + 1)[..., None]
         query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None]) + gates[..., 1:2].float()
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
         if not split.copied.shape[1]:
-            return query  # type: ignore[no-any-return]
+            return query, gates
         every = self.point_schema(hidden) @ keys.schema.T  # [B, T, C]
         index = split.copied[:, None].expand(-1, hidden.shape[1], -1)
         schema = every.gather(2, index.clamp_min(0)).float() * self.scale + gates[..., 2:3].float()
-        return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1)
+        return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1), gates
 
     def _label_scores(self, hidden: Tensor, open_tool: Tensor, split: Split, keys: Keys, gates: Tensor) -> Tensor:
         """[B, T, labels]: the record's tools, then the open tool's arguments; -inf on labels that the record lacks."""
@@ -312,12 +314,14 @@ class PointerStudent(Student):
             x, _ = self.run(block, x, rope, memory, cross, None)
             if trace is not None:
                 trace.hidden.append(x)
-        return self.distribution(self.norm_decoder(x), batch.open_tool, sources, memory.split, self.keys(memory), wanted)
+        hidden, keys = self.norm_decoder(x), self.keys(memory)
+        return self.distribution(hidden, *self._copy_scores(hidden, sources, memory.split, keys), batch.open_tool, memory.split, keys, wanted)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
         cross = [block.cross_keys(memory, memory.projected and memory.projected[index]) for index, block in enumerate(self.decoder)]  # type: ignore[operator]
-        return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), Place.first(batch.tool_count))
+        query = memory.split.query
+        return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), torch.zeros_like(query[:, None], dtype=torch.float32), torch.full_like(query[:, :1], -1))
 
     def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
         """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
@@ -333,34 +337,45 @@ class PointerStudent(Student):
 
         A product is the score of the tool's label as an answer's first token, of a decoder that reads the request alone.
         """
-        hidden, _ = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
+        hidden = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
         return self.point_tool(hidden)[:, 0] * self.scale  # type: ignore[no-any-return]
 
     def step(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         return self.extend(state, tokens[:, None], open_tool[:, None])[:, 0]
 
     def extend(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
-        """`step` for several tokens at once, [B, n] to [B, n, V]; `PointerState.cut` takes back what proves wrong."""
-        hidden, sources = self._advance(state, tokens, open_tool)
-        return self.distribution(hidden, open_tool, sources, state.memory.split, state.keys)
+        """`step` for several tokens at once, [B, n] to [B, n, V], those after the first from right behind it; `PointerState.cut` takes back what proves wrong."""
+        split = state.memory.split
+        hidden = self._advance(state, tokens, open_tool)
+        copied, gates = self._copy_scores(hidden, state.sources, split, state.keys)
+        state.pointed = copied[..., : split.query.shape[1]]
+        return self.distribution(hidden, copied, gates, open_tool, split, state.keys)
 
-    def _advance(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends `tokens` [B, n]: the decoder's hidden states [B, n, D], and where the tokens were copied from, [B, n]."""
-        split, n = state.memory.split, tokens.shape[1]
-        state.trail = []
-        for step in range(n):
-            state.place = next_place(split.query, state.place, tokens[:, step], self.first_label)
-            state.trail.append(state.place)
-        sources = torch.stack([place.last for place in state.trail], dim=1)
-        x = self.embed_inputs(tokens, open_tool, sources, state.memory)
+    def _advance(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
+        """Appends `tokens` [B, n]: the decoder's hidden states [B, n, D]."""
+        n = tokens.shape[1]
+        first = state.source(tokens[:, 0])[:, None]
+        state.sources = torch.where(first >= 0, first + torch.arange(n, device=tokens.device), -1)
+        x = self.embed_inputs(tokens, open_tool, state.sources, state.memory)
         rope = Rope.at(torch.arange(state.position, state.position + n, device=x.device), self.head_width, self.config.rope_theta)
         for index, block in enumerate(self.decoder):
             x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
         state.position += n
-        return self.norm_decoder(x), sources
+        return self.norm_decoder(x)  # type: ignore[no-any-return]
 
     def guess(self, state: PointerState, token: int, most: int) -> list[int]:
-        """What may follow `token` in the answer of the only row: what follows it in the request, if it was copied from there."""
+        """What may follow `token` in the answer of the only row: what follows it in the request, if it is copied from there."""
         query = state.memory.split.query
-        source = int(next_place(query, state.place, torch.tensor([token], device=query.device), self.first_label).last)
+        source = int(state.source(torch.tensor([token], device=query.device)))
         return query[0, source + 1 : source + 1 + most].tolist() if source >= 0 else []
+
+
+def _aimed(slots: Tensor, split: Split, aims: Tensor, row: Tensor) -> Tensor:
+    """The slots [N, Q+N] of what may be copied, in which the right token at a wrong place of the request counts as `<query>`, which no answer holds.
+
+    `aims` [N] are the only right places, -1 where there is none. So a student learns to point at the value, not at any of its tokens' likes.
+    """
+    query = split.query[row]  # [N, Q]
+    aimed = query.gather(1, aims.clamp_min(0)[:, None])
+    wrong = (query == aimed) & (torch.arange(query.shape[1], device=query.device) != aims[:, None]) & (aims >= 0)[:, None]
+    return torch.cat([slots[:, : query.shape[1]].masked_fill(wrong, 0), slots[:, query.shape[1] :]], dim=1)

@@ -6,14 +6,14 @@ Legend: as in `batch`, and D width, H heads, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from needle.students.base import GELU, Dropout, LayerNorm, Rope, SwiGLU, attention
-from needle.students.batch import Place, Split
+from needle.students.batch import Split
 
 
 @dataclass
@@ -78,23 +78,30 @@ class PointerState:
     keys: Keys
     cross: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # keys and values of request and tools, each layer
     cache: list[tuple[Tensor, Tensor] | None]
-    place: Place  # in the request, after the last token
+    pointed: Tensor  # [B, n, Q] the scores of the request's positions behind each of the tokens that came last together
+    sources: Tensor  # [B, n] where in the request these tokens were copied from, -1 for none
     position: int = 0
-    trail: list[Place] = field(default_factory=list)  # the places of the tokens that came last together
 
     def cut(self, count: int) -> None:
         """Forgets the last `count` tokens of those that came together."""
         if count:
             self.position -= count
-            self.place = self.trail[-1 - count]
+            self.pointed, self.sources = self.pointed[:, :-count], self.sources[:, :-count]
             self.cache = [None if kv is None else (kv[0][:, :, :-count], kv[1][:, :, :-count]) for kv in self.cache]
+
+    def source(self, tokens: Tensor, place: int = -1) -> Tensor:
+        """[B] where in the request `tokens` [B], chosen behind the token at `place`, are copied from: of their positions the likeliest; -1 for none."""
+        query = self.memory.split.query
+        matches = (query == tokens[:, None]) & (tokens != 0)[:, None]
+        best = self.pointed[:, place].masked_fill(~matches, -torch.inf).argmax(1)
+        return torch.where(matches.any(1), best, -1)
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory
         asked = None if memory.asked is None else memory.asked[rows]
         self.memory = Memory(memory.query[rows], memory.tools, memory.segments, asked, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
         self.keys = self.keys.select(rows)
-        self.place = self.place.select(rows)
+        self.pointed, self.sources = self.pointed[rows], self.sources[rows]
         self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
         self.cache = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.cache]
 

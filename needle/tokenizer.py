@@ -37,6 +37,7 @@ class TextTokenizer:
         self.json: str = tokenizer.to_str()
         self.fingerprint: str = hashlib.sha256(self.json.encode()).hexdigest()[:16]
         self._cache: dict[str, tuple[int, ...]] = {}
+        self._edges: dict[int, tuple[bool, bool]] = {}
 
     def _id(self, symbol: str) -> int:
         token = self._tokenizer.token_to_id(symbol)
@@ -92,6 +93,18 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; reserved symbols have none. Bytes that aren't UTF-8 come back as U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def joined(self, ids: Sequence[int]) -> list[bool]:
+        """For each of `ids`, whether it goes on with the word or number that the one before it is part of."""
+        edges = [self._edge(token) for token in ids]
+        return [begins and before for (begins, _), (_, before) in zip(edges, [(False, False), *edges], strict=False)]
+
+    def _edge(self, token: int) -> tuple[bool, bool]:
+        """Whether a token begins, and whether it ends, in a letter or digit."""
+        if token not in self._edges:
+            text = self.decode((token,))
+            self._edges[token] = (text[:1].isalnum(), text[-1:].isalnum())
+        return self._edges[token]
 
     def raw(self, token: int) -> str:
         """A token's bytes, one character each, in the alphabet of byte-level BPE; a reserved symbol's own name."""

@@ -14,7 +14,7 @@ from needle.checkpoint import student_config
 from needle.pretrained import fit_config
 from needle.prompt import Example
 from needle.students.base import Student, count_parameters
-from needle.students.batch import Batch, collate, trace
+from needle.students.batch import Batch, collate, find_sources
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, LlamaStudent
 from needle.tokenizer import TOOL_LABELS, TextTokenizer
@@ -160,24 +160,44 @@ def test_llama_weights_load_into_transformers_with_equal_logits(tmp_path: Path) 
         torch.testing.assert_close(mine.head(hidden), theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+TOOL, ARGUMENT = 100, 100 + TOOL_LABELS
+
+
 def test_a_later_call_copies_from_behind_what_earlier_calls_copied() -> None:
-    tool, argument = 100, 100 + TOOL_LABELS
     request = [5, 6, 7, 8, 5, 9, 7, 5]  # "play 6 7 and play 9 7 play"
-    answer = [tool, argument, 5, 6, tool, argument, 5, argument, 7, tool, argument, 6]
-    sources, aims = trace(request, answer, tool)
+    answer = [TOOL, ARGUMENT, 5, 6, TOOL, ARGUMENT, 5, ARGUMENT, 7, TOOL, ARGUMENT, 6]
+    sources, aims = find_sources(request, answer, TOOL, [False] * 8)
     assert sources == [-1, -1, 0, 1, -1, -1, 4, -1, 2, -1, -1, 1]  # the last is nowhere behind, so it's the first of all
     assert aims == [-1, -1, 0, 1, -1, -1, -1, -1, -1, -1, -1, 1]  # where a run stands twice, either may be copied
 
 
-def test_a_value_is_copied_from_where_all_of_it_stands() -> None:
-    tool, argument = 100, 100 + TOOL_LABELS
-    request = [11, 1, 8, 0, 12, 1, 5, 11, 1, 5, 9]  # "a 180 b 15 a 159"
-    for value, place in (([1, 8, 0], 1), ([1, 5], 5), ([1, 5, 9], 8), ([11, 1, 5], 7)):
-        sources, aims = trace(request, [tool, argument, *value], tool)
-        assert sources[2:] == list(range(place, place + len(value)))
-        assert aims == (sources if value != [1, 5] else [-1] * 4)
-    assert trace(request, [tool, argument, 7, 0], tool) == ([-1, -1, -1, 3], [-1, -1, -1, 3])
-    assert trace([], [tool], tool) == ([-1], [-1])
+@pytest.mark.parametrize(
+    ("value", "places"),
+    [
+        ([" 1", "8", "0"], [0, 1, 2]), ([" 1", "5", "9"], [6, 7, 8]), ([" 1", "5"], [11, 12]), ([" 1"], [4]),  # not from a longer number's beginning
+        (["5", "9"], [7, 8]), ([" runs"], [5]), ([" 9"], [-1]), ([" 1", "7"], [4, -1]),
+    ],
+)  # fmt: skip
+def test_a_value_is_copied_from_where_all_of_it_stands(tokenizer: TextTokenizer, value: list[str], places: list[int]) -> None:
+    pieces = [" 1", "8", "0", " of", " 1", " runs", " 1", "5", "9", " and", " of", " 1", "5"]
+    request, target = ([tokenizer.encode(piece)[0] for piece in some] for some in (pieces, value))
+    sources, aims = find_sources(request, [tokenizer.first_tool_label, *target], tokenizer.first_tool_label, tokenizer.joined(request))
+    assert sources == aims == [-1, *places]
+    either = find_sources(request, [tokenizer.encode(" of")[0]], tokenizer.first_tool_label, tokenizer.joined(request))
+    assert either == ([3], [-1])
+
+
+def test_no_word_of_an_answer_is_sought_in_an_empty_request() -> None:
+    assert find_sources([], [TOOL, ARGUMENT, 5], TOOL, []) == ([-1] * 3, [-1] * 3)
+
+
+def test_sources_are_of_what_was_written_and_aims_of_what_comes_next(examples: list[Example], tokenizer: TextTokenizer) -> None:
+    batch = collate(examples, tokenizer, "split")
+    assert batch.split is not None
+    for places, tokens in ((batch.split.sources, batch.inputs), (batch.split.aims, batch.targets)):
+        held = places >= 0
+        assert held.sum() > len(examples)
+        assert torch.equal(batch.split.query.gather(1, places.clamp_min(0))[held], tokens[held])
 
 
 def test_training_tells_the_place_of_a_value_from_its_likes(examples: list[Example], tokenizer: TextTokenizer) -> None:
@@ -197,6 +217,6 @@ def test_training_tells_the_place_of_a_value_from_its_likes(examples: list[Examp
     batch.split.aims[0, t] = place + 2
     aimed = student(batch)[0, t].log_softmax(-1)
     assert aimed[token] < free[token]
-    others = [i for i in range(1, tokenizer.first_tool_label) if i not in (token, tokenizer.query)]
+    others = [other for other in range(1, tokenizer.first_tool_label) if other not in (token, tokenizer.query)]
     torch.testing.assert_close(aimed[others], free[others])
     torch.testing.assert_close(student.eval()(batch)[0, t].log_softmax(-1)[token], free[token])

@@ -6,6 +6,7 @@ python -m experiments.005_needle_26m.judge CHECKPOINT --split test --output resu
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import re
@@ -13,16 +14,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from needle.checkpoint import load_checkpoint, write_json
 from needle.data.augment import Pools, add_strangers
+from needle.data.invented.requests import invented
 from needle.data.rename import Strength, rename
 from needle.data.sources import subset
 from needle.engine.decode import Engine, hold
@@ -30,12 +33,16 @@ from needle.evaluate import judge, write_predictions
 from needle.formats import read_records
 from needle.grammar import Matcher
 from needle.metrics import interval, summarise
+from needle.prompt import render_record
 from needle.records import Call, Record
+from needle.students.batch import Batch, find_sources
 from needle.students.pointer import PointerStudent
+from needle.students.pointer_parts import PointerState
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 CHANGED = ("snips", "hwu64")
 JOINT = re.compile(r" and then | and also |, then |; |\. Also, | and ")  # how mixed_calls joins requests
+MADE_UP, UNDRAWN = 2000, 999  # records, and a seed that no part of the recipe trains with
 NOTHING = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
 
 
@@ -114,6 +121,56 @@ def pieces(engine: Engine, records: Sequence[Record]) -> dict[str, Any]:
     return {"records": len(cut), **{name: interval([(float(one), 1.0) for one in found], 0) for name, found in shares.items()}}
 
 
+def made_up(engine: Engine) -> dict[str, Any]:
+    """Exact calls on made-up requests that training never drew, by the number of calls and, of a single one, of its arguments."""
+    records = invented(MADE_UP, UNDRAWN)
+    scores = judge(engine, records)[1]
+    groups: dict[str, list[bool]] = {}
+    for record, score in zip(records, scores, strict=True):
+        calls = len(record.answers)
+        kind = f"one call, {min(len(record.answers[0].arguments), 4)} arguments" if calls == 1 else "several calls" if calls else "no call"
+        for group in ("all", kind):
+            groups.setdefault(group, []).append(score.exact)
+    return {group: {"records": len(own), "exact_call": interval([(float(one), 1.0) for one in own], 0)} for group, own in sorted(groups.items())}
+
+
+def elsewhere(engine: Engine, records: Sequence[Record]) -> float:
+    """The share of records with a value whose first token stands earlier in the request, too, so that it doesn't tell where to copy from."""
+    checkpoint, found = engine.checkpoint, 0
+    for record in records:
+        example = render_record(checkpoint.renderer, checkpoint.codec, record)
+        _, aims = find_sources(example.query, example.target, checkpoint.tokenizer.first_tool_label, checkpoint.tokenizer.joined(example.query))
+        begins = [aim for before, aim in itertools.pairwise([-1, *aims]) if aim >= 0 and aim != before + 1]
+        found += any(example.query.index(example.query[aim]) < aim for aim in begins)
+    return found / len(records)
+
+
+class Ensemble(torch.nn.Module):
+    """Students of one tokenizer as one: the mean of their probabilities, token by token. Not one student's answers, but what more of its kind could give."""
+
+    layout = "split"
+
+    def __init__(self, students: Sequence[PointerStudent]) -> None:
+        super().__init__()
+        self.students = torch.nn.ModuleList(students)
+
+    def start(self, batch: Batch, cache: Any = None) -> EnsembleState:
+        return EnsembleState([student.start(batch) for student in self.students])  # type: ignore[operator]
+
+    def step(self, state: EnsembleState, tokens: Tensor, open_tool: Tensor) -> Tensor:
+        scores = [student.step(own, tokens, open_tool).float().log_softmax(-1) for student, own in zip(self.students, state.states, strict=True)]  # type: ignore[operator]
+        return torch.stack(scores).logsumexp(0)
+
+
+@dataclass
+class EnsembleState:
+    states: list[PointerState]
+
+    def select(self, rows: Tensor) -> None:
+        for state in self.states:
+            state.select(rows)
+
+
 def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, Any]:
     """Milliseconds of one call with five tools that the engine has met before."""
     chosen = subset([record for record in records if len(record.tools) == 5 and record.answers], calls, 0)
@@ -170,11 +227,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="further checkpoints: the parts but latency and elsewhere judge the mean of all their probabilities")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--predictions", type=Path)
     parser.add_argument("--records", type=int, help="at most so many of each set")
-    parser.add_argument("--parts", default="sets,changes,pieces,latency")
+    parser.add_argument("--parts", default="sets,changes,pieces,made_up,latency", help="also: elsewhere")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="auto", help="as `needle evaluate` and, for latency, `needle serve` have it")
     arguments = parser.parse_args()
@@ -182,6 +240,11 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.checkpoint)
     hold(checkpoint.student, arguments.precision)
     engine = Engine(checkpoint)
+    if arguments.beside:
+        others = [load_checkpoint(folder).student for folder in arguments.beside]
+        for other in others:
+            hold(other, arguments.precision)
+        engine.student = Ensemble([checkpoint.student, *others])  # type: ignore[assignment,list-item]
     out: dict[str, Any] = {"split": arguments.split}
     if "sets" in arguments.parts:
         out["sets"] = {}
@@ -227,6 +290,13 @@ def main() -> None:
     if "pieces" in arguments.parts:
         out["pieces"] = pieces(engine, subset(records_of(arguments.data, "mixed_calls", arguments.split), arguments.records, 0))
         print(out["pieces"], flush=True)
+    if "made_up" in arguments.parts:
+        out["made_up"] = made_up(engine)
+        print({group: f"{100 * row['exact_call']['value']:.1f} of {row['records']}" for group, row in out["made_up"].items()}, flush=True)
+    if "elsewhere" in arguments.parts:
+        asked = {name: records_of(arguments.data, name, arguments.split) for name in SETS} | {"made up": invented(MADE_UP, UNDRAWN)}
+        out["elsewhere"] = {name: elsewhere(engine, records) for name, records in asked.items()}
+        print({name: f"{100 * share:.1f}" for name, share in out["elsewhere"].items()}, flush=True)
     if "latency" in arguments.parts:
         alone = load_checkpoint(arguments.checkpoint)
         hold(alone.student, arguments.precision, alone=True)

@@ -116,8 +116,9 @@ def _name(name: str, described: bool, style: str, source: random.Random, chances
 
 @lru_cache(maxsize=1)
 def _plain_words() -> tuple[str, ...]:
-    """Words that tools use, but for the synonyms that are kept for tests."""
-    return tuple(sorted({word for key, others in synonyms().items() for word in (key, *others[1:]) if "-" not in word}))
+    """Words that tools use, but for those that are kept for tests."""
+    kept = {others[0] for others in synonyms().values()}
+    return tuple(sorted({word for key, others in synonyms().items() for word in (key, *others[1:]) if "-" not in word and word not in kept}))
 
 
 STYLES = ("snake", "camel", "pascal", "kebab")

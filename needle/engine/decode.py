@@ -236,7 +236,7 @@ class Engine:
                 (token,) = self._choose(scores[place : place + 1], [row], None)
                 if self._advance(row, token, limit, answers):
                     return answers[row.index]
-                if place == len(guesses) or token != guesses[place] or int(state.source(fed.new_tensor([token]), place)) != int(state.sources[0, place + 1]):
+                if place == len(guesses) or token != guesses[place] or not state.confirms(token, place):
                     state.cut(len(guesses) - place)
                     break
 

@@ -60,7 +60,7 @@ class Split:
     argument_segment: Tensor  # [U, A] the segment of each argument; -1 is padding
     keys: list[str]  # [U] each tool's content, for caches
     sources: Tensor  # [B, T] the request position that each input token was copied from, -1 for none
-    aims: Tensor  # [B, T] the only request position that each target is to be copied from, -1 where there is none or any will do
+    aims: Tensor  # [B, T] the only request position that each target is to be copied from, -1 where there is none or one of several will do
 
     def select(self, rows: Tensor) -> Split:
         """The same tools for only these rows of the batch."""
@@ -160,7 +160,7 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, most_tools: in
     copied = [[first_copy[number[tool.key]] + i for tool in example.tools for i in range(len(tool.copyable))] for example in examples]
     offered = [[tool.ids[place] for tool in example.tools for place in tool.copyable] for example in examples]
     candidates, slots = _candidates(queries, offered, query_width, tokenizer.query)
-    traced = [trace(query, example.target, tokenizer.first_tool_label) for query, example in zip(queries, examples, strict=True)]
+    found = [find_sources(query, example.target, tokenizer.first_tool_label, tokenizer.joined(query)) for query, example in zip(queries, examples, strict=True)]
     return Split(
         query=_pad(queries, query_width, tokenizer.pad),
         query_mask=torch.arange(query_width) < lengths.unsqueeze(1),
@@ -182,8 +182,8 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, most_tools: in
         tool_segment=torch.tensor(first_segment[:-1], dtype=torch.long),
         argument_segment=_pad([[first_segment[index] + 1 + a for a in range(len(tool.markers))] for index, tool in enumerate(ordered)], arguments, -1),
         keys=[tool.key for tool in ordered],
-        sources=_pad([(-1, *sources[:-1]) for sources, _ in traced], width, -1),
-        aims=_pad([aims for _, aims in traced], width, -1),
+        sources=_pad([(-1, *sources[:-1]) for sources, _ in found], width, -1),
+        aims=_pad([aims for _, aims in found], width, -1),
     )
 
 
@@ -207,11 +207,12 @@ def _own_positions(tools: Sequence[Sequence[int]], starts: np.ndarray) -> Tensor
     return _pad(rows, max(len(row) for row in rows), -1)
 
 
-def trace(query: Sequence[int], target: Sequence[int], first_tool_label: int) -> tuple[list[int], list[int]]:
-    """Where each token of an answer was copied from in its request, and where it must be: -1 for what isn't in it, or may be from several places.
+def find_sources(query: Sequence[int], target: Sequence[int], first_tool_label: int, joined: Sequence[bool]) -> tuple[list[int], list[int]]:
+    """Where in its request each token of an answer was copied from, and where it must be: -1 for one that isn't in it, or may be from several places.
 
     The answer is cut into the longest runs of tokens that stand together in the request: a value is where all of it stands, not where its
-    first token does ("the" of a title, the "1" of a number). Of equal runs the one behind what earlier calls copied is taken, else the first.
+    first token does ("the" of a title, the "1" of a number). Of equal runs those that no word or number goes beyond (`joined`, as the
+    tokenizer tells it) come first; of these, one behind what earlier calls copied.
     """
     sources, aims = [-1] * len(target), [-1] * len(target)
     places: dict[int, list[int]] = defaultdict(list)
@@ -225,6 +226,7 @@ def trace(query: Sequence[int], target: Sequence[int], first_tool_label: int) ->
         lengths = {place: _run(query, place, target, start) for place in places.get(target[start], ())}
         longest = max(lengths.values(), default=0)
         best = [place for place, length in lengths.items() if length == longest]
+        best = [place for place in best if not joined[place] and not any(joined[place + longest : place + longest + 1])] or best
         if best:
             place = next((place for place in best if place >= begin), best[0])
             sources[start : start + longest] = range(place, place + longest)
@@ -237,8 +239,8 @@ def trace(query: Sequence[int], target: Sequence[int], first_tool_label: int) ->
 
 def _run(query: Sequence[int], place: int, target: Sequence[int], start: int) -> int:
     """How many tokens of `target` from `start` stand in `query` from `place`."""
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(query[place:], target[start:], strict=False))
-    return sum(1 for _ in same)
+    most = min(len(query) - place, len(target) - start)
+    return next((size for size in range(most) if query[place + size] != target[start + size]), most)
 
 
 def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int, first: int) -> tuple[Tensor, Tensor]:

@@ -226,21 +226,22 @@ class PointerStudent(Student):
             x = x + self.role(torch.where(is_tool, 2, torch.where(is_argument, 3, (tokens != ANSWER).long())))
         return working_precision(self.dropout(x + self._raised(self.kind.weight[2])))
 
-    def distribution(self, hidden: Tensor, copied: Tensor, gates: Tensor, open_tool: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None) -> Tensor:
+    def distribution(self, hidden: Tensor, copied: Tensor, open_tool: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None, aims: Tensor | None = None) -> Tensor:
         """[B, T, D] and the scores of what can be copied (`_copy_scores`) to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
 
         Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched. With
-        `wanted` [N] flat positions, [N, V].
+        `wanted` [N] flat positions, [N, V]. With `aims` [B, T] a token counts only where it is to be copied from.
         """
         B, T, _ = hidden.shape
+        gates = self._gates(hidden)
         labels = self._label_scores(hidden, open_tool, split, keys, gates)
         row = torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
         hidden, copied, labels, gates, row = (at_positions(x, positions) for x in (hidden, copied, labels, gates, row[:, None].expand(B, T)))
         text = self._text_scores(hidden if self.spell is None else self.spell(hidden)) + gates[:, :1]
         candidates, slots = split.candidates[row], split.slots[row]  # [N, J], [N, Q+N]
-        if self.training:
-            slots = _aimed(slots, split, at_positions(split.aims, positions), row)
+        if aims is not None:
+            slots = _aimed(slots, split.query[row], at_positions(aims, positions))
         spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
         mass = (spelled - top).exp().scatter_add(1, slots, (copied - top).exp())
@@ -257,19 +258,23 @@ class PointerStudent(Student):
         scores = (self.embed.weight @ wide.to(self.embed.weight.dtype).T)[:, :rows].T.to(torch.float32, memory_format=torch.contiguous_format)
         return scores if self.text_bias is None else scores + self.text_bias
 
-    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys) -> tuple[Tensor, Tensor]:
-        """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools, and the gates [B, T, O] of the kinds of outcome."""
-        gates = hidden.new_zeros(*hidden.shape[:2], len(OUTCOMES)) if self.gate is None else self.gate(hidden)
+    def _gates(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] to how likely each of the `OUTCOMES` is, [B, T, 5]."""
+        return hidden.new_zeros(*hidden.shape[:2], len(OUTCOMES)) if self.gate is None else self.gate(hidden)
+
+    def _copy_scores(self, hidden: Tensor, sources: Tensor, split: Split, keys: Keys) -> Tensor:
+        """[B, T, Q+N] for every position of the request and every name and enum member of the record's tools."""
+        gates = self._gates(hidden)
         query = (self.point_query(hidden) @ keys.query.transpose(1, 2)).float() * self.scale
         following = torch.arange(query.shape[-1], device=query.device) == (sources + 1)[..., None]
         query = query + self.follow(hidden).float() * (following & (sources >= 0)[..., None]) + gates[..., 1:2].float()
         query = query.masked_fill(~split.query_mask[:, None], -torch.inf)
         if not split.copied.shape[1]:
-            return query, gates
+            return query  # type: ignore[no-any-return]
         every = self.point_schema(hidden) @ keys.schema.T  # [B, T, C]
         index = split.copied[:, None].expand(-1, hidden.shape[1], -1)
         schema = every.gather(2, index.clamp_min(0)).float() * self.scale + gates[..., 2:3].float()
-        return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1), gates
+        return torch.cat([query, schema.masked_fill(index < 0, -torch.inf)], dim=-1)
 
     def _label_scores(self, hidden: Tensor, open_tool: Tensor, split: Split, keys: Keys, gates: Tensor) -> Tensor:
         """[B, T, labels]: the record's tools, then the open tool's arguments; -inf on labels that the record lacks."""
@@ -315,7 +320,8 @@ class PointerStudent(Student):
             if trace is not None:
                 trace.hidden.append(x)
         hidden, keys = self.norm_decoder(x), self.keys(memory)
-        return self.distribution(hidden, *self._copy_scores(hidden, sources, memory.split, keys), batch.open_tool, memory.split, keys, wanted)
+        copied = self._copy_scores(hidden, sources, memory.split, keys)
+        return self.distribution(hidden, copied, batch.open_tool, memory.split, keys, wanted, memory.split.aims if self.training else None)
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
@@ -344,17 +350,17 @@ class PointerStudent(Student):
         return self.extend(state, tokens[:, None], open_tool[:, None])[:, 0]
 
     def extend(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
-        """`step` for several tokens at once, [B, n] to [B, n, V], those after the first from right behind it; `PointerState.cut` takes back what proves wrong."""
+        """`step` for several tokens at once, [B, n] to [B, n, V]: one, then what follows it in the request; `PointerState.cut` takes back what proves wrong."""
         split = state.memory.split
         hidden = self._advance(state, tokens, open_tool)
-        copied, gates = self._copy_scores(hidden, state.sources, split, state.keys)
+        copied = self._copy_scores(hidden, state.sources, split, state.keys)
         state.pointed = copied[..., : split.query.shape[1]]
-        return self.distribution(hidden, copied, gates, open_tool, split, state.keys)
+        return self.distribution(hidden, copied, open_tool, split, state.keys)
 
     def _advance(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
         """Appends `tokens` [B, n]: the decoder's hidden states [B, n, D]."""
         n = tokens.shape[1]
-        first = state.source(tokens[:, 0])[:, None]
+        first = state.copied_from(tokens[:, 0])[:, None]
         state.sources = torch.where(first >= 0, first + torch.arange(n, device=tokens.device), -1)
         x = self.embed_inputs(tokens, open_tool, state.sources, state.memory)
         rope = Rope.at(torch.arange(state.position, state.position + n, device=x.device), self.head_width, self.config.rope_theta)
@@ -366,16 +372,15 @@ class PointerStudent(Student):
     def guess(self, state: PointerState, token: int, most: int) -> list[int]:
         """What may follow `token` in the answer of the only row: what follows it in the request, if it is copied from there."""
         query = state.memory.split.query
-        source = int(state.source(torch.tensor([token], device=query.device)))
+        source = int(state.copied_from(torch.tensor([token], device=query.device)))
         return query[0, source + 1 : source + 1 + most].tolist() if source >= 0 else []
 
 
-def _aimed(slots: Tensor, split: Split, aims: Tensor, row: Tensor) -> Tensor:
-    """The slots [N, Q+N] of what may be copied, in which the right token at a wrong place of the request counts as `<query>`, which no answer holds.
+def _aimed(slots: Tensor, query: Tensor, aims: Tensor) -> Tensor:
+    """The slots [N, Q+N] of what may be copied, in which the right token elsewhere in the request counts as `<query>`, which no answer holds.
 
-    `aims` [N] are the only right places, -1 where there is none. So a student learns to point at the value, not at any of its tokens' likes.
+    `query` [N, Q], and `aims` [N], its only right positions, -1 where there is none. So a student learns to point at a value, not at any token like it.
     """
-    query = split.query[row]  # [N, Q]
     aimed = query.gather(1, aims.clamp_min(0)[:, None])
     wrong = (query == aimed) & (torch.arange(query.shape[1], device=query.device) != aims[:, None]) & (aims >= 0)[:, None]
     return torch.cat([slots[:, : query.shape[1]].masked_fill(wrong, 0), slots[:, query.shape[1] :]], dim=1)

@@ -89,12 +89,16 @@ class PointerState:
             self.pointed, self.sources = self.pointed[:, :-count], self.sources[:, :-count]
             self.cache = [None if kv is None else (kv[0][:, :, :-count], kv[1][:, :, :-count]) for kv in self.cache]
 
-    def source(self, tokens: Tensor, place: int = -1) -> Tensor:
-        """[B] where in the request `tokens` [B], chosen behind the token at `place`, are copied from: of their positions the likeliest; -1 for none."""
+    def copied_from(self, tokens: Tensor, step: int = -1) -> Tensor:
+        """[B] where in the request `tokens` [B], chosen after the last tokens' `step`, are copied from: of their positions the likeliest; -1 for none."""
         query = self.memory.split.query
         matches = (query == tokens[:, None]) & (tokens != 0)[:, None]
-        best = self.pointed[:, place].masked_fill(~matches, -torch.inf).argmax(1)
+        best = self.pointed[:, step].masked_fill(~matches, -torch.inf).argmax(1)
         return torch.where(matches.any(1), best, -1)
+
+    def confirms(self, token: int, step: int) -> bool:
+        """Whether `token`, chosen after the last tokens' `step` in the only row, is copied from where the token fed after it was taken to be from."""
+        return bool(self.copied_from(self.sources.new_tensor([token]), step) == self.sources[0, step + 1])
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory

@@ -42,7 +42,9 @@ def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(p
         rope = Rope.at(torch.zeros(1), pointer.head_width, pointer.config.rope_theta)
         for block in pointer.decoder:
             x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
-        labels = pointer.distribution(pointer.norm_decoder(x), batch.open_tool, torch.full_like(batch.inputs, -1), memory.split, pointer.keys(memory))[0, 0]
+        hidden, keys = pointer.norm_decoder(x), pointer.keys(memory)
+        copied = pointer._copy_scores(hidden, torch.full_like(batch.inputs, -1), memory.split, keys)
+        labels = pointer.distribution(hidden, copied, batch.open_tool, memory.split, keys)[0, 0]
         expected = labels[tokenizer.first_tool_label : tokenizer.first_tool_label + len(example.tools)]
         query = tokenizer.decode(example.query).removeprefix(" ")
         cold, warm = (retriever.scores(query, example.tools) for _ in range(2))

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from needle.checkpoint import CONFIG, Checkpoint, save_checkpoint, write_json
+from needle.checkpoint import Checkpoint, save_checkpoint, write_json
 from needle.codecs import build_codec
 from needle.data.encoding import Encoded, add_distractors, batch_order, data_fingerprint, rename_examples, share
 from needle.engine.decode import Engine
@@ -43,7 +43,7 @@ from needle.students.build import StudentConfig, build_student
 from needle.tokenizer import TextTokenizer
 from needle.tracking import Tracker, TrackerConfig
 
-STATE = "state"
+STATE, LAST = "state", "last"
 RESUME = ("auto", "never")
 GROUPS = ("length", "source")
 
@@ -379,10 +379,10 @@ class _Loop:
             "processes": self.processes,
             "device": str(self.accelerator.device),
         }
-        if at.best < 0 or not (job.output / CONFIG).exists():
+        if at.best_step != at.step:  # a few validation records tell little between two checkpoints, so the end is kept beside the best
             with self._judged() as checkpoint:
                 if self.main:
-                    save_checkpoint(job.output, checkpoint)
+                    save_checkpoint(job.output / LAST if at.best_step else job.output, checkpoint)
         if tracker:
             origins: dict[str, Mapping[str, Any]] = {"dataset": {"fingerprint": data_fingerprint(job.data.records), **job.data_info}}
             if job.signals is not None:

@@ -21,6 +21,7 @@ from needle.data.encoding import Encoded
 from needle.engine.decode import Engine
 from needle.evaluate import judge
 from needle.losses import LossConfig
+from needle.metrics import METRICS
 from needle.optim import OptimConfig, learning_rate
 from needle.prompt import Example
 from needle.records import Record
@@ -178,6 +179,22 @@ def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path, tokenizer
     )
     assert summary["stopped_early"]
     assert summary["steps"] == 4
+
+
+def test_the_weights_of_the_end_are_kept_beside_the_best(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([0.5, 0.25, 0.25])
+    monkeypatch.setattr("needle.train.summarise", lambda scores: dict.fromkeys(METRICS, {"value": next(rates)}))
+    every = TrainConfig(steps=3, batch_size=4, micro_batch=4, eval_every=1)
+    summary = train(job(tmp_path / "judged", tokenizer, examples, records, validation=records[:4], train=every))
+    train(job(tmp_path / "plain", tokenizer, examples, records, train=every))
+    assert summary["best_step"] == 1
+    judged, last, plain = (weights(tmp_path / folder) for folder in ("judged", "judged/last", "plain"))
+    assert all(torch.equal(last[name], plain[name]) for name in plain)
+    assert any(not torch.equal(judged[name], last[name]) for name in plain)
+    assert not (tmp_path / "plain" / "last").exists()
+    assert load_checkpoint(tmp_path / "judged" / "last").student
 
 
 def test_the_schedule_warms_up_and_decays() -> None:

@@ -119,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--results", type=Path, required=True, help="what experiments.005_needle_26m.judge wrote")
+    parser.add_argument("--weights", type=Path, help="ship this checkpoint, made of the runs' (see average.py), in place of the last run's")
     parser.add_argument("--leaderboard", type=Path, default=HERE / "bfcl.json", help="what `needle evaluate data=bfcl category=all` wrote of the same weights")
     arguments = parser.parse_args()
     results = {
@@ -126,7 +127,7 @@ def main() -> None:
         **json.loads(arguments.results.read_text(encoding="utf-8")),
         "leaderboard": json.loads(arguments.leaderboard.read_text(encoding="utf-8"))["means"],
     }
-    checkpoint = load_checkpoint(arguments.runs[-1])
+    checkpoint = load_checkpoint(arguments.weights or arguments.runs[-1])
     checkpoint.student.to(torch.bfloat16)
     save_checkpoint(TARGET, checkpoint)
     write_json(TARGET / "metrics.json", results)

@@ -69,6 +69,7 @@ def card(checkpoint: Any, results: dict[str, Any]) -> str:
         if met
         else ""
     )
+    made = f" These are the weights that it calls `{results['weights']}`." if results["weights"] else ""
     sources = "\n".join(f"| {name} | {LICENCES[name]} |" for name in LICENCES if name in checkpoint.data["sources"])
     return f"""# needle-26m
 
@@ -80,7 +81,7 @@ needle evaluate data=jsonl data.path=yours.jsonl
 ```
 
 Weights in bfloat16 (`{WEIGHTS}`), Apache-2.0. A pointer student: encoder of six layers that starts from all-MiniLM-L6-v2 (Apache-2.0), decoder of two layers, byte-level vocabulary of
-{checkpoint.tokenizer.size:,}. Trained by `make release` in {len(training)} parts: {sum(part["records"] for part in training):,} records in {sum(part["steps"] for part in training):,} steps, {sum(part["seconds"] for part in training) / 3600:.1f} hours on one or two CPU cores.
+{checkpoint.tokenizer.size:,}. Trained by `make release` in {len(training)} parts: {sum(part["records"] for part in training):,} records in {sum(part["steps"] for part in training):,} steps, {sum(part["seconds"] for part in training) / 3600:.1f} hours on one or two CPU cores.{made}
 
 ## How good it is
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--leaderboard", type=Path, default=HERE / "bfcl.json", help="what `needle evaluate data=bfcl category=all` wrote of the same weights")
     arguments = parser.parse_args()
     results = {
+        "weights": arguments.weights.name if arguments.weights else None,
         "training": [part for run in arguments.runs for part in summaries(run)],
         **json.loads(arguments.results.read_text(encoding="utf-8")),
         "leaderboard": json.loads(arguments.leaderboard.read_text(encoding="utf-8"))["means"],

@@ -223,6 +223,53 @@ def shares(engine: Engine, records: Sequence[Record]) -> dict[str, float]:
     return {**{stage: round(spent[stage] / whole, 3) for stage in stages}, "rest": round(1 - sum(spent.values()) / whole, 3)}
 
 
+def judge_sets(engine: Engine, data: Path, split: str, most: int | None, predictions: Path | None) -> dict[str, Any]:
+    """Every set: the metrics, the errors by kind, and the figure without requests that training met."""
+    found: dict[str, Any] = {}
+    training = [record for name in (*SETS, "seal_tools", "clinc150") for record in records_of(data, name, "train")]
+    for name in SETS:
+        records = subset(records_of(data, name, split), most, 0)
+        answers, scores = judge(engine, records, batch_size=64)
+        if predictions:
+            write_predictions(predictions / f"{name}.jsonl", records, answers, scores)
+        errors = Counter(kind_of_error(r, a.calls) for r, a, s in zip(records, answers, scores, strict=True) if not s.exact)
+        found[name] = {**summarise(scores), "errors": dict(errors.most_common())}
+        row = found[name]
+        known = met(records, training)
+        others = [(float(score.exact), 1.0) for record, score in zip(records, scores, strict=True) if record.id not in known]
+        row["met"] = {"records": len(known), "exact_call_of_the_others": interval(others, 0)}
+        print("   ", f"{len(known)} met in training; of the others {100 * sum(right for right, _ in others) / max(len(others), 1):.1f}")
+        print(
+            name,
+            f"{100 * row['exact_call']['value']:.1f}",
+            "tool",
+            f"{100 * row['tool_name']['value']:.1f}",
+            "false calls",
+            row["false_call_rate"]["value"],
+            dict(errors.most_common()),
+            flush=True,
+        )
+        for group, members in row["groups"].items():
+            if group in ("seen", "calls"):
+                print("   ", group, {member: f"{100 * own['exact_call']['value']:.1f} of {own['records']}" for member, own in members.items()})
+    return found
+
+
+def judge_changes(engine: Engine, data: Path, split: str, most: int | None) -> dict[str, Any]:
+    """The sets of `CHANGED` under each change of their tools, and what it costs, record by record."""
+    found: dict[str, Any] = {}
+    for name in CHANGED:
+        records = subset(records_of(data, name, split), most, 0)
+        plain = [s.exact for s in judge(engine, records)[1]]
+        found[name] = {"as they are": sum(plain) / len(plain)}
+        for change, make in changes(data).items():
+            exact = [s.exact for s in judge(engine, [make(record) for record in records])[1]]
+            lost = interval([(float(b) - float(a), 1.0) for a, b in zip(plain, exact, strict=True)], 0)
+            found[name][change] = {"exact_call": sum(exact) / len(exact), "difference": lost}
+            print(name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
@@ -247,46 +294,9 @@ def main() -> None:
         engine.student = Ensemble([checkpoint.student, *others])  # type: ignore[assignment,list-item]
     out: dict[str, Any] = {"split": arguments.split}
     if "sets" in arguments.parts:
-        out["sets"] = {}
-        training = [record for name in (*SETS, "seal_tools", "clinc150") for record in records_of(arguments.data, name, "train")]
-        for name in SETS:
-            records = subset(records_of(arguments.data, name, arguments.split), arguments.records, 0)
-            answers, scores = judge(engine, records, batch_size=64)
-            if arguments.predictions:
-                write_predictions(arguments.predictions / f"{name}.jsonl", records, answers, scores)
-            errors = Counter(kind_of_error(r, a.calls) for r, a, s in zip(records, answers, scores, strict=True) if not s.exact)
-            out["sets"][name] = {**summarise(scores), "errors": dict(errors.most_common())}
-            row = out["sets"][name]
-            known = met(records, training)
-            others = [(float(score.exact), 1.0) for record, score in zip(records, scores, strict=True) if record.id not in known]
-            row["met"] = {"records": len(known), "exact_call_of_the_others": interval(others, 0)}
-            print("   ", f"{len(known)} met in training; of the others {100 * sum(right for right, _ in others) / max(len(others), 1):.1f}")
-            print(
-                name,
-                f"{100 * row['exact_call']['value']:.1f}",
-                "tool",
-                f"{100 * row['tool_name']['value']:.1f}",
-                "false calls",
-                row["false_call_rate"]["value"],
-                dict(errors.most_common()),
-                flush=True,
-            )
-            for group, members in row["groups"].items():
-                if group in ("seen", "calls"):
-                    print("   ", group, {member: f"{100 * found['exact_call']['value']:.1f} of {found['records']}" for member, found in members.items()})
+        out["sets"] = judge_sets(engine, arguments.data, arguments.split, arguments.records, arguments.predictions)
     if "changes" in arguments.parts:
-        out["changes"] = {}
-        for name in CHANGED:
-            records = subset(records_of(arguments.data, name, arguments.split), arguments.records, 0)
-            plain = [s.exact for s in judge(engine, records)[1]]
-            out["changes"][name] = {"as they are": sum(plain) / len(plain)}
-            for change, make in changes(arguments.data).items():
-                exact = [s.exact for s in judge(engine, [make(record) for record in records])[1]]
-                lost = interval([(float(b) - float(a), 1.0) for a, b in zip(plain, exact, strict=True)], 0)
-                out["changes"][name][change] = {"exact_call": sum(exact) / len(exact), "difference": lost}
-                print(
-                    name, change, f"{100 * sum(exact) / len(exact):.1f}", f"difference {100 * lost['value']:.1f} ({100 * lost['low']:.1f} to {100 * lost['high']:.1f})", flush=True
-                )
+        out["changes"] = judge_changes(engine, arguments.data, arguments.split, arguments.records)
     if "pieces" in arguments.parts:
         out["pieces"] = pieces(engine, subset(records_of(arguments.data, "mixed_calls", arguments.split), arguments.records, 0))
         print(out["pieces"], flush=True)

@@ -17,30 +17,30 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from needle.checkpoint import load_checkpoint, student_config
-from needle.codecs import build_codec
+from needle.collect.services.hosted import HostedTeacher
 from needle.collect.settings import CollectConfig
-from needle.compare import CompareConfig
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
 from needle.data.invented.requests import SOURCE as INVENTED
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
 from needle.data.votes import as_targets
 from needle.engine.decode import MAX_TOKENS, Engine, hold
-from needle.formats import Skipped
-from needle.losses import LossConfig
-from needle.optim import OptimConfig
-from needle.pretrained import fit_config, words
-from needle.prompt import Renderer
-from needle.records import DataError, Record
-from needle.runstate import HardwareConfig
+from needle.judging.compare import CompareConfig
+from needle.losses.loss import LossConfig
 from needle.serve.app import ServeConfig
-from needle.signals import OnlineSignals, SignalCache, Signals
-from needle.teachers.hosted import HostedTeacher
+from needle.students.checkpoint import load_checkpoint, student_config
+from needle.students.pretrained import fit_config, words
 from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals
 from needle.teachers.replay import ValueSignals
-from needle.tokenizer import TextTokenizer
-from needle.tracking import TrackerConfig
-from needle.train import Job, TrainConfig, main_process_first
+from needle.teachers.signals import OnlineSignals, SignalCache, Signals
+from needle.text.codecs import build_codec
+from needle.text.formats import Skipped
+from needle.text.prompt import Renderer
+from needle.text.records import DataError, Record
+from needle.text.tokenizer import TextTokenizer
+from needle.training.loop import Job, TrainConfig, main_process_first
+from needle.training.optim import OptimConfig
+from needle.training.runstate import HardwareConfig
+from needle.training.tracking import TrackerConfig
 
 HOSTED = ("gemini", "openai")
 TEACHERS = ("none", "local", "replay", "stored", *HOSTED)
@@ -166,12 +166,12 @@ def build_hosted(config: Settings) -> HostedTeacher:
     assert teacher.model is not None
     connections = config.collect.concurrency + 8
     if teacher.kind == "openai":
-        from needle.teachers.openai import OpenAI
+        from needle.collect.services.openai import OpenAI
 
         if not teacher.base_url:
             raise ValueError("teacher=openai needs teacher.base_url, which ends in the API's version: teacher.base_url=http://127.0.0.1:8080/v1")
         return OpenAI(teacher.model, secret(teacher.key_file, ("OPENAI_API_KEY",)), teacher.base_url, teacher.timeout, connections)
-    from needle.teachers.gemini import Gemini
+    from needle.collect.services.gemini import Gemini
 
     vertex = (teacher.project, teacher.location) if teacher.project else None
     key = None if vertex else secret(teacher.key_file, ("GEMINI_API_KEY", "GOOGLE_API_KEY"))

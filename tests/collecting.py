@@ -15,9 +15,9 @@ from needle.collect.catalogue import read_catalogue
 from needle.collect.money import Price
 from needle.collect.pipeline import Collection
 from needle.collect.run import finish, run
+from needle.collect.services.gemini import Gemini
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case
-from needle.teachers.gemini import Gemini
 from tests.gemini_server import PRICE
 
 MODEL, KEY = "gemini-3.5-flash-lite", "a-key-that-nobody-may-see"

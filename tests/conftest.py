@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from needle.codecs import build_codec
 from needle.data.encoding import TokenizerConfig, fit_tokenizer
 from needle.data.synthetic import SyntheticConfig, generate
-from needle.prompt import Example, Renderer, render_record
-from needle.records import Record
 from needle.students.base import Student
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, SeedConfig
 from needle.students.pointer_parts import PointerConfig
 from needle.students.san import SanConfig
-from needle.tokenizer import TextTokenizer
+from needle.text.codecs import build_codec
+from needle.text.prompt import Example, Renderer, render_record
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(int(os.environ.get("NEEDLE_TEST_THREADS", "1")))

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LOSS, DIVERGENCE, LOOP, CACHE, BATCH = "needle/losses.py", "needle/divergences.py", "needle/train.py", "needle/signals.py", "needle/students/batch.py"
+LOSS, DIVERGENCE, LOOP, CACHE, BATCH = "needle/losses/loss.py", "needle/losses/divergences.py", "needle/training/loop.py", "needle/teachers/signals.py", "needle/students/batch.py"
 MUTATIONS: list[tuple[str, str, str, str, str]] = [  # trap's test, what is broken, file, right, wrong
     ("trap_01", "each micro-batch divides by its own count", LOSS, "(weights.sum() if normalizer is None else ", "(weights.sum() if True else "),
     ("trap_02", "the step's sum isn't divided by anything", LOOP, "normalizer = sum(self.sizes[index] for index in indices)", "normalizer = 1.0"),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from needle.divergences import LOG_FLOOR
-from needle.losses import LossConfig
+from needle.losses.divergences import LOG_FLOOR
+from needle.losses.loss import LossConfig
 
 Row = Sequence[float]
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from needle import bfcl
-from needle.checkpoint import Checkpoint, save_checkpoint
+from needle.judging import bfcl
 from needle.engine.decode import Answer
-from needle.records import Call, DataError
 from needle.students.build import build_student
-from needle.tokenizer import TextTokenizer
+from needle.students.checkpoint import Checkpoint, save_checkpoint
+from needle.text.records import Call, DataError
+from needle.text.tokenizer import TextTokenizer
 from tests.conftest import TINY
 from tests.test_cli import needle
 

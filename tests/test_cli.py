@@ -16,13 +16,13 @@ import pytest
 from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
 
-from needle.checkpoint import released
 from needle.cli.app import compose, launch, misspelt, sweep_grid
 from needle.config import Settings, build_job, settings
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import votes
-from needle.formats import read_records
-from needle.records import write_jsonl
+from needle.students.checkpoint import released
+from needle.text.formats import read_records
+from needle.text.records import write_jsonl
 
 CONF = Path(__file__).parents[1] / "conf"
 CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("experiment", "sweep")]

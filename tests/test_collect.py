@@ -23,15 +23,15 @@ from aiohttp import web
 
 from needle.collect.books import Books
 from needle.collect.money import DOLLAR
+from needle.collect.services.gemini import Gemini, read_answer, rest_body
+from needle.collect.services.hosted import Ask, Fault
+from needle.collect.services.openai import OpenAI, read_completion
 from needle.collect.settings import CollectConfig
 from needle.collect.shards import rows
 from needle.collect.verify import Case
-from needle.formats import read_records
-from needle.records import Call, Tool
-from needle.teachers.gemini import Gemini, read_answer, rest_body
-from needle.teachers.hosted import Ask, Fault
-from needle.teachers.openai import OpenAI, read_completion
-from needle.toolschema import call_errors
+from needle.text.formats import read_records
+from needle.text.records import Call, Tool
+from needle.text.toolschema import call_errors
 from tests.collecting import KEY, collect
 from tests.gemini_server import Server, name_of, serve
 

@@ -13,8 +13,8 @@ import pytest
 from needle.collect.books import Books
 from needle.collect.ledger import Ledger
 from needle.collect.money import Price, find_price
+from needle.collect.services.hosted import CONNECTION, RATE, Ask, Fault, Usage
 from needle.collect.shards import Place, ShardReader, ShardWriter, cut, rows, tail
-from needle.teachers.hosted import CONNECTION, RATE, Ask, Fault, Usage
 
 
 def ask(number: int) -> Ask:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from needle.collect.pace import Draining, Pace, TeacherDown
-from needle.teachers.hosted import BUSY, RATE, Fault
+from needle.collect.services.hosted import BUSY, RATE, Fault
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -11,9 +11,9 @@ from needle.collect.asks import label_ask, read_requests, read_values, value_ask
 from needle.collect.catalogue import read_catalogue, unseen_families
 from needle.collect.plan import CALLED, KINDS, MISSING, NEAR_MISS, NONE, Planner
 from needle.collect.run import read_requests as read_request_file
-from needle.records import DataError, Tool
-from needle.teachers.hosted import Answer
-from needle.toolschema import call_errors
+from needle.collect.services.hosted import Answer
+from needle.text.records import DataError, Tool
+from needle.text.toolschema import call_errors
 
 # Catalogue
 

@@ -16,11 +16,11 @@ from needle.collect.export import export
 from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.pipeline import _Judge, judge_traffic, mark_duplicates
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Planner
+from needle.collect.services.hosted import Answer
 from needle.collect.verify import Case, check_request, verify
 from needle.collect.workers import Workers
-from needle.formats import read_records
-from needle.records import Call, Record, Tool
-from needle.teachers.hosted import Answer
+from needle.text.formats import read_records
+from needle.text.records import Call, Record, Tool
 
 # Grounding
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from needle.compare import Arm, Run, build_report, holm, interval, paired, verdict, worth, write_report
 from needle.engine.decode import Answer
-from needle.metrics import Score, score
-from needle.records import Call, Record
-from needle.toolschema import normalise_tool
+from needle.judging.compare import Arm, Run, build_report, holm, interval, paired, verdict, worth, write_report
+from needle.judging.metrics import Score, score
+from needle.text.records import Call, Record
+from needle.text.toolschema import normalise_tool
 
 TOOL = normalise_tool({"name": "a", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}})
 RECORDS = [Record(str(i), f"say <b>{i}</b>", (TOOL,), (Call("a", {"x": str(i)}),), "s") for i in range(60)]
@@ -57,7 +57,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 def test_the_luck_of_few_seeds_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two equal arms whose seeds differ by four points: resampled, three seeds would tell them apart in a quarter of the trials."""
-    monkeypatch.setattr("needle.compare.RESAMPLES", 300)
+    monkeypatch.setattr("needle.judging.compare.RESAMPLES", 300)
     found = 0
     for trial in range(60):
         random = np.random.default_rng(trial)

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from needle.codecs import build_codec
 from needle.data.augment import AugmentConfig, Pools, expand, join, swap_values
 from needle.data.catalogue import load_catalogue
 from needle.data.choices import change_members
@@ -25,11 +24,12 @@ from needle.data.rename import Strength, rename, synonyms
 from needle.data.sources import DataConfig, load_splits, subset
 from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
 from needle.data.values import Values
-from needle.formats import read_records
-from needle.prompt import Example
-from needle.records import Call, DataError, Record, Tool, canonical_json, write_jsonl
-from needle.tokenizer import TextTokenizer
-from needle.toolschema import call_errors
+from needle.text.codecs import build_codec
+from needle.text.formats import read_records
+from needle.text.prompt import Example
+from needle.text.records import Call, DataError, Record, Tool, canonical_json, write_jsonl
+from needle.text.tokenizer import TextTokenizer
+from needle.text.toolschema import call_errors
 
 SMALL = SyntheticConfig(train=1500, validation=100, test=200, unseen=80)
 
@@ -170,7 +170,7 @@ import sys
 from pathlib import Path
 from needle.data.augment import AugmentConfig, expand
 from needle.data.encoding import TokenizerConfig, data_fingerprint, fit_tokenizer
-from needle.formats import read_records
+from needle.text.formats import read_records
 records = list(read_records(Path(sys.argv[1]) / "seal_tools" / "train.jsonl.gz"))
 grown = expand(records, AugmentConfig(copies=3, rename=0.5, join=0.5, shuffle=0.5, strangers=0.5), 0)
 print(data_fingerprint(grown), fit_tokenizer(grown, TokenizerConfig(size=1000), Path(sys.argv[2])).fingerprint)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from needle.checkpoint import Checkpoint
 from needle.cli.app import AnsweringProgress
 from needle.engine.decode import Answer, Engine, Request, _Row, hold
-from needle.evaluate import evaluate, judge
-from needle.grammar import Grammar, GrammarError, Matcher
-from needle.prompt import Example, PromptError
-from needle.records import Call, Record, Tool
+from needle.judging.evaluate import evaluate, judge
 from needle.students.batch import collate
 from needle.students.build import build_student
-from needle.tokenizer import TextTokenizer
-from needle.toolschema import ToolSchemaError, call_errors, normalise_tool
+from needle.students.checkpoint import Checkpoint
+from needle.text.grammar import Grammar, GrammarError, Matcher
+from needle.text.prompt import Example, PromptError
+from needle.text.records import Call, Record, Tool
+from needle.text.tokenizer import TextTokenizer
+from needle.text.toolschema import ToolSchemaError, call_errors, normalise_tool
 from tests.conftest import TINY
 
 

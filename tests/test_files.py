@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from needle.checkpoint import write_json
-from needle.files import replacing
-from needle.tokenizer import TextTokenizer
+from needle.text.files import replacing, write_json
+from needle.text.tokenizer import TextTokenizer
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:

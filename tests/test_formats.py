@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from needle.formats import Skipped, read_records
-from needle.records import Call, DataError, Record, write_jsonl
+from needle.text.formats import Skipped, read_records
+from needle.text.records import Call, DataError, Record, write_jsonl
 
 TOOL = {
     "name": "get_weather",

@@ -12,8 +12,8 @@ from needle.data.invented.requests import invented
 from needle.data.rename import FORM
 from needle.data.sources import DataConfig, load_splits
 from needle.data.synthetic import SyntheticConfig
-from needle.records import Record
-from needle.toolschema import call_errors
+from needle.text.records import Record
+from needle.text.toolschema import call_errors
 
 
 def test_made_up_requests_are_valid_and_say_every_value() -> None:

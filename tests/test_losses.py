@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.divergences import DIVERGENCES
-from needle.losses import LossConfig, Signal, TokenWeights, distillation_loss, draw
+from needle.losses.divergences import DIVERGENCES
+from needle.losses.loss import LossConfig, Signal, TokenWeights, distillation_loss, draw
 from tests.slow import slow_loss
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -235,7 +235,7 @@ def test_impossible_tokens_of_the_student_cost_nothing_where_the_teacher_agrees(
 
 PEAK = """
 import sys, torch
-from needle.losses import LossConfig, Signal, distillation_loss
+from needle.losses.loss import LossConfig, Signal, distillation_loss
 torch.manual_seed(0)
 N = V = 8192
 logits = torch.randn(N, V).requires_grad_()

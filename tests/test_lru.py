@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from needle.lru import Lru, kept
+from needle.text.lru import Lru, kept
 
 
 def test_what_was_not_used_the_longest_while_goes_first() -> None:

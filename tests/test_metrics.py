@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from needle.metrics import score, summarise
-from needle.records import Call, Record
-from needle.toolschema import normalise_tool
+from needle.judging.metrics import score, summarise
+from needle.text.records import Call, Record
+from needle.text.toolschema import normalise_tool
 
 TOOLS = tuple(
     normalise_tool({"name": name, "parameters": {"type": "object", "properties": {"x": {"type": "string"}, "n": {"type": "number"}}, "required": ["x"]}}) for name in ("a", "b")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from needle.numbers import number_texts, read_number, with_commas
+from needle.text.numbers import number_texts, read_number, with_commas
 
 
 @pytest.mark.parametrize("most", [999, 1000, 1001, 1999, 4070, 9999, 10_000, 25_300])

@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel
 
-from needle.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from needle.data.encoding import TokenizerConfig, fit_tokenizer
 from needle.engine.retrieve import EncoderRetriever
-from needle.pretrained import find_encoder, fit_config, start_from, words
-from needle.prompt import Renderer
-from needle.records import Record, Tool
 from needle.students.build import build_student
+from needle.students.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from needle.students.pointer import PointerStudent
 from needle.students.pointer_parts import PointerConfig
-from needle.tokenizer import TextTokenizer
+from needle.students.pretrained import find_encoder, fit_config, start_from, words
+from needle.text.prompt import Renderer
+from needle.text.records import Record, Tool
+from needle.text.tokenizer import TextTokenizer
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "null", "the", "set", "alarm", "weather", "in", "##ing", "##s", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiourst")]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from needle.records import Record, write_jsonl
-from needle.tracking import read_metrics
+from needle.text.records import Record, write_jsonl
+from needle.training.tracking import read_metrics
 from tests.test_train import COMMAND, SMALL, run, weights
 
 QUIET = ["student.dropout=0.0", "student.token_dropout=0.0", "optim.lr=1e-4"]
@@ -97,8 +97,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from needle.optim import OptimConfig, build_optimizers
-from needle.runstate import State
+from needle.training.optim import OptimConfig, build_optimizers
+from needle.training.runstate import State
 
 dist.init_process_group("gloo")
 mesh, rank = init_device_mesh("cpu", (2,)), dist.get_rank()

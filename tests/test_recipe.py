@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from needle.formats import read_records
+from needle.text.formats import read_records
 
 PAGE = (Path(__file__).parents[1] / "docs" / "collect.md").read_text(encoding="utf-8")
 SMALLER = {

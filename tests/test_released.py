@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from needle.checkpoint import WEIGHTS, load_checkpoint, released
 from needle.engine.decode import Engine
-from needle.formats import read_records
-from needle.records import Tool
-from needle.toolschema import normalise_tools
+from needle.students.checkpoint import WEIGHTS, load_checkpoint, released
+from needle.text.formats import read_records
+from needle.text.records import Tool
+from needle.text.toolschema import normalise_tools
 
 WEATHER = {
     "name": "get_weather",

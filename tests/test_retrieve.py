@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from needle.checkpoint import Checkpoint
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine, Request
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, recall_at
-from needle.prompt import Example, Renderer
-from needle.records import Call, Record, Tool
 from needle.students.base import Rope
 from needle.students.batch import collate
 from needle.students.build import build_student
+from needle.students.checkpoint import Checkpoint
 from needle.students.pointer import PointerStudent
-from needle.tokenizer import TextTokenizer
+from needle.text.prompt import Example, Renderer
+from needle.text.records import Call, Record, Tool
+from needle.text.tokenizer import TextTokenizer
 from tests.conftest import TINY
 
 TOOLS = [Tool("get_weather", "Get the weather forecast of a city"), Tool("playMusic", "Play a song or an album"), Tool("set_alarm", "Wake somebody up at a time")]

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from needle.engine.decode import Answer, Engine
-from needle.evaluate import judge
-from needle.records import Record
+from needle.judging.evaluate import judge
 from needle.serve.app import ServeConfig, create_app
-from needle.tokenizer import TextTokenizer
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
 from tests.test_engine import random_checkpoint
 
 ARTICLE = {

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from needle.codecs import build_codec
-from needle.losses import LossConfig
-from needle.prompt import Example, Renderer, render_record
-from needle.records import Record
-from needle.signals import SignalCache
+from needle.losses.loss import LossConfig
 from needle.students.batch import collate
 from needle.teachers.local import LocalTeacher, TokenSignals
-from needle.tokenizer import TextTokenizer
-from needle.toolschema import normalise_tools
-from needle.train import TrainConfig, train
+from needle.teachers.signals import SignalCache
+from needle.text.codecs import build_codec
+from needle.text.prompt import Example, Renderer, render_record
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
+from needle.text.toolschema import normalise_tools
+from needle.training.loop import TrainConfig, train
 from tests.test_train import job, trained
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def built(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], rec
 def test_a_killed_build_goes_on_and_a_manifest_says_how_to_rebuild(
     tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("needle.signals.SHARD", 8)
+    monkeypatch.setattr("needle.teachers.signals.SHARD", 8)
     cache, teacher = built(tmp_path, tokenizer, examples, records)
 
     def stop(done: int, every: int) -> None:
@@ -54,7 +54,7 @@ def test_a_killed_build_goes_on_and_a_manifest_says_how_to_rebuild(
 def test_a_corrupt_shard_is_found_and_made_again(
     tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setattr("needle.signals.SHARD", 10)
+    monkeypatch.setattr("needle.teachers.signals.SHARD", 10)
     cache, teacher = built(tmp_path, tokenizer, examples, records)
     cache.build(records[:20], examples[:20], CPU)
     batch = collate(examples[:20], tokenizer, "split")

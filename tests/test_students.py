@@ -10,14 +10,14 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from needle.checkpoint import student_config
-from needle.pretrained import fit_config
-from needle.prompt import Example
 from needle.students.base import Student, count_parameters
 from needle.students.batch import Batch, collate, find_sources
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, LlamaStudent
-from needle.tokenizer import TOOL_LABELS, TextTokenizer
+from needle.students.checkpoint import student_config
+from needle.students.pretrained import fit_config
+from needle.text.prompt import Example
+from needle.text.tokenizer import TOOL_LABELS, TextTokenizer
 
 
 def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: TextTokenizer) -> torch.Tensor:

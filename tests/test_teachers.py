@@ -10,26 +10,26 @@ import pytest
 import torch
 
 from needle.cli.app import compose
-from needle.codecs import build_codec
 from needle.config import build_job, settings
 from needle.data.augment import AugmentConfig, expand
 from needle.data.encoding import Encoded, TokenizerConfig, encode_records, fit_tokenizer
 from needle.data.votes import as_targets, votes
-from needle.losses import LossConfig, distillation_loss
-from needle.matching import Matching, layer_pairs
-from needle.prompt import Example, Renderer, render_record
-from needle.records import Call, DataError, Record, write_jsonl
-from needle.runidentity import RunError
-from needle.signals import OnlineSignals, SignalCache
+from needle.losses.loss import LossConfig, distillation_loss
+from needle.losses.matching import Matching, layer_pairs
 from needle.students.base import Student, Trace
 from needle.students.batch import collate
 from needle.students.build import build_student
 from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals, ends, shared_spans
 from needle.teachers.replay import ValueSignals
-from needle.tokenizer import TextTokenizer
-from needle.toolschema import normalise_tools
-from needle.tracking import read_metrics
-from needle.train import TrainConfig, train
+from needle.teachers.signals import OnlineSignals, SignalCache
+from needle.text.codecs import build_codec
+from needle.text.prompt import Example, Renderer, render_record
+from needle.text.records import Call, DataError, Record, write_jsonl
+from needle.text.tokenizer import TextTokenizer
+from needle.text.toolschema import normalise_tools
+from needle.training.loop import TrainConfig, train
+from needle.training.runidentity import RunError
+from needle.training.tracking import read_metrics
 from tests.conftest import TINY
 from tests.test_train import job, trained
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.codecs import CODECS, DecodeError, build_codec
 from needle.data.encoding import encode_records
-from needle.formats import read_records
-from needle.grammar import Grammar
-from needle.prompt import KINDS, PromptError, Renderer, leaves, render_record
-from needle.records import Call, DataError, Record, Tool
 from needle.students.batch import prompt_ids
-from needle.tokenizer import MARKERS, TextTokenizer
-from needle.toolschema import ToolSchemaError, normalise_tool
+from needle.text.codecs import CODECS, DecodeError, build_codec
+from needle.text.formats import read_records
+from needle.text.grammar import Grammar
+from needle.text.prompt import KINDS, PromptError, Renderer, leaves, render_record
+from needle.text.records import Call, DataError, Record, Tool
+from needle.text.tokenizer import MARKERS, TextTokenizer
+from needle.text.toolschema import ToolSchemaError, normalise_tool
 
 EVERY_TYPE = normalise_tool(
     {

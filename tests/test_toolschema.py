@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from needle.records import Call
-from needle.toolschema import ToolSchemaError, call_errors, normalise_tool, normalise_tools
+from needle.text.records import Call
+from needle.text.toolschema import ToolSchemaError, call_errors, normalise_tool, normalise_tools
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 DIALECTS = [

@@ -16,15 +16,15 @@ import yaml
 
 from needle.cli.app import compose
 from needle.config import settings
-from needle.dashboard import SECTIONS, build_workspace
-from needle.losses import LossConfig
-from needle.prompt import Example
-from needle.records import Record
-from needle.signals import SignalCache
+from needle.judging.dashboard import SECTIONS, build_workspace
+from needle.losses.loss import LossConfig
 from needle.teachers.local import LocalTeacher, TokenSignals
-from needle.tokenizer import TextTokenizer
-from needle.tracking import TrackerConfig, read_metrics
-from needle.train import TrainConfig, train
+from needle.teachers.signals import SignalCache
+from needle.text.prompt import Example
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
+from needle.training.loop import TrainConfig, train
+from needle.training.tracking import TrackerConfig, read_metrics
 from tests.test_train import job, trained
 
 ROOT = Path(__file__).parents[1]

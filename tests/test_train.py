@@ -15,25 +15,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from needle.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from needle.codecs import build_codec
 from needle.data.encoding import Encoded
 from needle.engine.decode import Engine
-from needle.evaluate import judge
-from needle.losses import LossConfig
-from needle.metrics import METRICS
-from needle.optim import OptimConfig, learning_rate
-from needle.prompt import Example
-from needle.records import Record
-from needle.runidentity import RunError
-from needle.runstate import HardwareConfig
-from needle.signals import OnlineSignals, SignalCache, example_key
+from needle.judging.evaluate import judge
+from needle.judging.metrics import METRICS
+from needle.losses.loss import LossConfig
 from needle.students.batch import collate
+from needle.students.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from needle.students.pointer import PointerConfig
 from needle.teachers.local import LocalTeacher, TokenSignals
-from needle.tokenizer import TextTokenizer
-from needle.tracking import TrackerConfig, read_metrics
-from needle.train import Job, TrainConfig, train
+from needle.teachers.signals import OnlineSignals, SignalCache, example_key
+from needle.text.codecs import build_codec
+from needle.text.prompt import Example
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
+from needle.training.loop import Job, TrainConfig, train
+from needle.training.optim import OptimConfig, learning_rate
+from needle.training.runidentity import RunError
+from needle.training.runstate import HardwareConfig
+from needle.training.tracking import TrackerConfig, read_metrics
 from tests.conftest import TINY
 
 CPU = HardwareConfig(device="cpu")
@@ -185,7 +185,7 @@ def test_the_weights_of_the_end_are_kept_beside_the_best(
     tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = iter([0.5, 0.25, 0.25])
-    monkeypatch.setattr("needle.train.summarise", lambda scores: dict.fromkeys(METRICS, {"value": next(rates)}))
+    monkeypatch.setattr("needle.training.loop.summarise", lambda scores: dict.fromkeys(METRICS, {"value": next(rates)}))
     every = TrainConfig(steps=3, batch_size=4, micro_batch=4, eval_every=1)
     summary = train(job(tmp_path / "judged", tokenizer, examples, records, validation=records[:4], train=every))
     train(job(tmp_path / "plain", tokenizer, examples, records, train=every))
@@ -291,7 +291,7 @@ def test_distillation_pulls_a_student_toward_its_teacher(tmp_path: Path, tokeniz
 
 
 def test_the_codec_of_a_checkpoint_decides_how_it_decodes(tmp_path: Path, tokenizer: TextTokenizer, records: list[Record]) -> None:
-    from needle.prompt import Renderer, render_record
+    from needle.text.prompt import Renderer, render_record
 
     codec = build_codec("json", tokenizer)
     few = [render_record(Renderer(tokenizer), codec, record) for record in records[:3]]

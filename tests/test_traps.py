@@ -12,19 +12,19 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from needle.divergences import DIVERGENCES
-from needle.losses import LossConfig, Signal, distillation_loss
-from needle.objective import Objective
-from needle.optim import OptimConfig
-from needle.prompt import Example
-from needle.records import Record
-from needle.signals import SignalCache, example_key
+from needle.losses.divergences import DIVERGENCES
+from needle.losses.loss import LossConfig, Signal, distillation_loss
+from needle.losses.objective import Objective
 from needle.students.base import Student
 from needle.students.batch import collate
 from needle.teachers.local import LocalTeacher, TokenSignals
-from needle.tokenizer import TextTokenizer
-from needle.tracking import read_metrics
-from needle.train import TrainConfig, train
+from needle.teachers.signals import SignalCache, example_key
+from needle.text.prompt import Example
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
+from needle.training.loop import TrainConfig, train
+from needle.training.optim import OptimConfig
+from needle.training.tracking import read_metrics
 from tests.slow import log_softmax, slow_loss
 from tests.test_losses import case, top_k
 from tests.test_train import job, trained

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from needle.formats import read_records
+from needle.text.formats import read_records
 
 URL = "http://127.0.0.1:8000/tool-call"
 

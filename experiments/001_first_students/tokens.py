@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from needle.codecs import CODECS, build_codec
 from needle.data.encoding import TokenizerConfig, fit_tokenizer
-from needle.formats import read_records
-from needle.prompt import Renderer, render_record
+from needle.text.codecs import CODECS, build_codec
+from needle.text.formats import read_records
+from needle.text.prompt import Renderer, render_record
 
 
 def main() -> None:

@@ -20,19 +20,20 @@ import matplotlib
 import numpy as np
 import torch
 
-from needle.checkpoint import load_checkpoint, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.config import build_job, settings
 from needle.data.encoding import encode_records
 from needle.data.sources import subset
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.engine.decode import Engine
-from needle.evaluate import judge
-from needle.formats import read_records
-from needle.metrics import METRICS, interval, summarise
-from needle.records import Record
+from needle.judging.evaluate import judge
+from needle.judging.metrics import METRICS, interval, summarise
+from needle.students.checkpoint import load_checkpoint
 from needle.teachers.local import LocalTeacher
-from needle.train import train
+from needle.text.files import write_json
+from needle.text.formats import read_records
+from needle.text.records import Record
+from needle.training.loop import train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

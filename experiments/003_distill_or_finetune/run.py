@@ -23,20 +23,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from needle.checkpoint import load_checkpoint, student_config, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.cli.sweep import arm_folder
-from needle.compare import Arm, Run, build_report, write_report
 from needle.config import build_job, settings
 from needle.data.sources import subset
 from needle.engine.decode import Answer, Engine, Request
-from needle.evaluate import judge, write_predictions
-from needle.formats import read_records
-from needle.metrics import score
-from needle.records import Call, Record, write_jsonl
-from needle.report import curves
-from needle.runidentity import SUMMARY
-from needle.train import train
+from needle.judging.compare import Arm, Run, build_report, write_report
+from needle.judging.evaluate import judge, write_predictions
+from needle.judging.metrics import score
+from needle.judging.report import curves
+from needle.students.checkpoint import load_checkpoint, student_config
+from needle.text.files import write_json
+from needle.text.formats import read_records
+from needle.text.records import Call, Record, write_jsonl
+from needle.training.loop import train
+from needle.training.runidentity import SUMMARY
 
 STAGES = ("teacher", "label", "tune", "train", "report")
 EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")

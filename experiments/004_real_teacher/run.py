@@ -15,17 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from needle.checkpoint import load_checkpoint, write_json
 from needle.cli.app import TrainingProgress, compose
 from needle.collect.pipeline import judge_traffic
-from needle.compare import Arm, Run, holm, interval, paired
 from needle.config import build_job, released, settings
 from needle.data.sources import subset
 from needle.engine.decode import Engine
-from needle.evaluate import judge
-from needle.formats import read_records
-from needle.records import Record, write_jsonl
-from needle.train import train
+from needle.judging.compare import Arm, Run, holm, interval, paired
+from needle.judging.evaluate import judge
+from needle.students.checkpoint import load_checkpoint
+from needle.text.files import write_json
+from needle.text.formats import read_records
+from needle.text.records import Record, write_jsonl
+from needle.training.loop import train
 
 VERIFIED, AS_MANY = "ha_gemini_verified", "ha_gemini_as_many"
 ARMS = {"gold": ["ha_intents"], "Gemini": ["ha_gemini"], "Gemini, verified": [VERIFIED], "Gemini, as many": [AS_MANY], "gold and Gemini": ["ha_intents", "ha_gemini"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from needle.checkpoint import load_checkpoint, save_checkpoint
+from needle.students.checkpoint import load_checkpoint, save_checkpoint
 
 
 def main() -> None:

@@ -23,21 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from needle.checkpoint import load_checkpoint, write_json
 from needle.data.augment import Pools, add_strangers
 from needle.data.invented.requests import invented
 from needle.data.rename import Strength, rename
 from needle.data.sources import subset
 from needle.engine.decode import Engine, hold
-from needle.evaluate import judge, write_predictions
-from needle.formats import read_records
-from needle.grammar import Matcher
-from needle.metrics import interval, summarise
-from needle.prompt import render_record
-from needle.records import Call, Record
+from needle.judging.evaluate import judge, write_predictions
+from needle.judging.metrics import interval, summarise
 from needle.students.batch import Batch, find_sources
+from needle.students.checkpoint import load_checkpoint
 from needle.students.pointer import PointerStudent
 from needle.students.pointer_parts import PointerState
+from needle.text.files import write_json
+from needle.text.formats import read_records
+from needle.text.grammar import Matcher
+from needle.text.prompt import render_record
+from needle.text.records import Call, Record
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 CHANGED = ("snips", "hwu64")

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from needle.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, write_json
 from needle.students.base import count_parameters
+from needle.students.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
+from needle.text.files import write_json
 
 HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "models" / "needle-26m"

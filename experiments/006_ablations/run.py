@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from needle.checkpoint import load_checkpoint, write_json
 from needle.data.sources import subset
 from needle.engine.decode import Engine
-from needle.evaluate import judge
-from needle.metrics import METRICS, interval, summarise
+from needle.judging.evaluate import judge
+from needle.judging.metrics import METRICS, interval, summarise
+from needle.students.checkpoint import load_checkpoint
+from needle.text.files import write_json
 
 students = importlib.import_module("experiments.002_students.run")
 released = importlib.import_module("experiments.005_needle_26m.judge")

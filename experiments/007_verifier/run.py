@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from needle.collect.pipeline import Judged, judge_traffic
-from needle.formats import read_records
+from needle.text.formats import read_records
 
 SHOWN = 20
 

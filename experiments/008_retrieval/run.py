@@ -14,17 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from needle.checkpoint import load_checkpoint, write_json
 from needle.config import released
 from needle.data.sources import subset
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever, recall_at
-from needle.evaluate import judge
-from needle.formats import read_records
-from needle.metrics import interval
-from needle.records import Record, Tool
+from needle.judging.evaluate import judge
+from needle.judging.metrics import interval
+from needle.students.checkpoint import load_checkpoint
 from needle.students.pointer import PointerStudent
+from needle.text.files import write_json
+from needle.text.formats import read_records
+from needle.text.records import Record, Tool
 
 SETS = {"snips": "validation", "hwu64": "validation", "clinc150": "validation", "sgd": "validation", "seal_tools": "train"}
 KS = (1, 4, 8, 16, 32)

@@ -28,9 +28,9 @@ from needle.collect.money import DOLLAR, Price
 from needle.collect.pace import Pace
 from needle.collect.plan import Planner
 from needle.collect.send import Sender
+from needle.collect.services.gemini import Gemini
+from needle.collect.services.hosted import Ask
 from needle.collect.settings import CollectConfig
-from needle.teachers.gemini import Gemini
-from needle.teachers.hosted import Ask
 from tests.collecting import KEY, MODEL, collect
 from tests.gemini_server import PRICE
 

@@ -23,23 +23,23 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from needle.checkpoint import Checkpoint, save_checkpoint, student_config
 from needle.cli.app import compose
-from needle.codecs import build_codec
 from needle.config import settings
 from needle.data.encoding import BatchOrder, Encoded, TokenizerConfig, encode_records, fit_tokenizer
-from needle.formats import read_records
-from needle.losses import LossConfig
-from needle.optim import OptimConfig
-from needle.prompt import Renderer
-from needle.runstate import HardwareConfig, keep_memory
-from needle.signals import OnlineSignals, SignalCache, Signals
+from needle.losses.loss import LossConfig
 from needle.students.batch import prompt_ids
 from needle.students.build import build_student
+from needle.students.checkpoint import Checkpoint, save_checkpoint, student_config
 from needle.teachers.local import LocalTeacher, TokenSignals
-from needle.tokenizer import TextTokenizer
-from needle.tracking import TrackerConfig
-from needle.train import Job, TrainConfig, _length, _Loop
+from needle.teachers.signals import OnlineSignals, SignalCache, Signals
+from needle.text.codecs import build_codec
+from needle.text.formats import read_records
+from needle.text.prompt import Renderer
+from needle.text.tokenizer import TextTokenizer
+from needle.training.loop import Job, TrainConfig, _length, _Loop
+from needle.training.optim import OptimConfig
+from needle.training.runstate import HardwareConfig, keep_memory
+from needle.training.tracking import TrackerConfig
 
 HERE = Path(__file__).parent
 OURS = ("ours fine-tuning", "ours distillation, cached", "ours distillation, online")

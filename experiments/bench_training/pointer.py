@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from needle.checkpoint import student_config
 from needle.cli.app import compose
-from needle.codecs import build_codec
 from needle.config import settings
 from needle.data.encoding import TokenizerConfig, encode_records, fit_tokenizer
-from needle.formats import read_records
-from needle.losses import LossConfig
-from needle.optim import OptimConfig
-from needle.prompt import Renderer
-from needle.runstate import HardwareConfig
-from needle.tracking import TrackerConfig
-from needle.train import Job, TrainConfig, _Loop
+from needle.losses.loss import LossConfig
+from needle.students.checkpoint import student_config
+from needle.text.codecs import build_codec
+from needle.text.formats import read_records
+from needle.text.prompt import Renderer
+from needle.training.loop import Job, TrainConfig, _Loop
+from needle.training.optim import OptimConfig
+from needle.training.runstate import HardwareConfig
+from needle.training.tracking import TrackerConfig
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents", "clinc150", "seal_tools")
 

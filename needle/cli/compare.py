@@ -10,16 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from needle.checkpoint import load_checkpoint, student_config
 from needle.cli.app import compose, console, given_settings, launch, sweep_grid
 from needle.cli.sweep import arm_folder
 from needle.cli.train import trained
-from needle.compare import Arm, Run, build_report, write_report
 from needle.config import Settings, build_splits, run_folder, settings
 from needle.engine.decode import Engine
-from needle.evaluate import judge
-from needle.records import Record
-from needle.runidentity import SUMMARY
+from needle.judging.compare import Arm, Run, build_report, write_report
+from needle.judging.evaluate import judge
+from needle.students.checkpoint import load_checkpoint, student_config
+from needle.text.records import Record
+from needle.training.runidentity import SUMMARY
 
 UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0}  # of a teacher without a training summary
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from needle.cli.app import console, launch
 from needle.config import Settings
-from needle.dashboard import build_workspace
+from needle.judging.dashboard import build_workspace
 
 
 def run(config: Settings) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from needle.bfcl import evaluate_bfcl
-from needle.checkpoint import write_json
 from needle.cli.app import AnsweringProgress, console, launch
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Engine
-from needle.evaluate import evaluate
-from needle.metrics import METRICS
+from needle.judging.bfcl import evaluate_bfcl
+from needle.judging.evaluate import evaluate
+from needle.judging.metrics import METRICS
+from needle.text.files import write_json
 
 
 def run(config: Settings) -> None:

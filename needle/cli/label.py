@@ -8,7 +8,7 @@ from pathlib import Path
 from needle.cli.app import AnsweringProgress, console, launch
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Request
-from needle.records import write_jsonl
+from needle.text.records import write_jsonl
 
 
 def run(config: Settings) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from needle.checkpoint import write_json
+from needle.text.files import write_json
 
 PLAN = "plan.json"
 

@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from needle.cli.app import TrainingProgress, console, launch
 from needle.cli.sweep import launch_processes
 from needle.config import Settings, build_job, run_folder
-from needle.runidentity import SUMMARY
-from needle.train import leave_processes, train
+from needle.training.loop import leave_processes, train
+from needle.training.runidentity import SUMMARY
 
 
 def trained(config: Settings, words: Sequence[str], name: str = "") -> tuple[Path, dict[str, Any]]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Item
-from needle.records import Call, Tool
-from needle.teachers.hosted import STOP, Answer, Ask
-from needle.toolschema import call_errors
+from needle.collect.services.hosted import STOP, Answer, Ask
+from needle.text.records import Call, Tool
+from needle.text.toolschema import call_errors
 
 PROMPT = 1
 BATCH = 10  # requests that one answer writes

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from needle.collect.ledger import Ledger, Places
+from needle.collect.services.hosted import Ask, Fault
 from needle.collect.shards import ShardReader, ShardWriter
-from needle.teachers.hosted import Ask, Fault
 
 T = TypeVar("T")
 Entry = tuple[Callable[[], Any], dict[str, Any] | None, "asyncio.Future[Any]"]

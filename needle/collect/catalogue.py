@@ -23,8 +23,8 @@ from pydantic import Field, create_model
 from pydantic.errors import PydanticUserError
 
 from needle.data.catalogue import load_catalogue
-from needle.records import DataError, FieldError, Tool, parse_line, read_lines
-from needle.toolschema import ToolSchemaError, normalise_tool
+from needle.text.records import DataError, FieldError, Tool, parse_line, read_lines
+from needle.text.toolschema import ToolSchemaError, normalise_tool
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 LARGE_ENUM, LONG_NAME = 60, 64

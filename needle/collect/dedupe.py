@@ -16,7 +16,7 @@ from pathlib import Path
 from datasketch import MinHash
 
 from needle.collect.grounding import plain
-from needle.records import Record, canonical_json
+from needle.text.records import Record, canonical_json
 
 ROWS, BANDS, ALIKE = 4, 16, 0.8
 WORD = re.compile(r"<\w+>|\w+")

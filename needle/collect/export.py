@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from needle import __version__
 from needle.collect.plan import SPLITS
 from needle.collect.verify import REASONS
-from needle.records import open_text
+from needle.text.records import open_text
 
 SHOWN = 1000  # records on the page, and a fifth as many of each reason
 VERSIONED = ("google-genai", "genai-prices", "datasketch", "dateparser", "text2num", "jsonschema-rs")
@@ -62,7 +62,7 @@ def export(rows: Iterable[Mapping[str, Any]], folder: Path, facts: Mapping[str, 
         "files": {name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(), "bytes": (folder / name).stat().st_size} for name in names},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    environment = Environment(loader=PackageLoader("needle"), autoescape=select_autoescape(("html.j2",)), trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=PackageLoader("needle.collect"), autoescape=select_autoescape(("html.j2",)), trim_blocks=True, lstrip_blocks=True)
     (folder / "README.md").write_text(environment.get_template("dataset_card.md.j2").render(m=manifest), encoding="utf-8")
     data = json.dumps({"rows": page.rows, "manifest": manifest}, ensure_ascii=False).replace("</", "<\\/")
     (folder / "records.html").write_text(environment.get_template("records.html.j2").render(m=manifest, data=data, shown=len(page.rows)), encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 
-from needle.teachers.hosted import Ask, Usage
+from needle.collect.services.hosted import Ask, Usage
 
 DOLLAR = 1_000_000_000
 OVERHEAD = 256  # tokens that the service may add around a request

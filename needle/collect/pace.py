@@ -11,8 +11,8 @@ from typing import Any
 
 from aiolimiter import AsyncLimiter
 
-from needle.teachers import hosted
-from needle.teachers.hosted import Fault
+from needle.collect.services import hosted
+from needle.collect.services.hosted import Fault
 
 FIRST = 8.0  # requests in flight at the start
 MINUTE = 60.0

@@ -23,12 +23,12 @@ from needle.collect.dedupe import Print, Seen, fingerprint
 from needle.collect.money import Price
 from needle.collect.plan import SPLITS, Planner
 from needle.collect.send import RunStopped, Sends
+from needle.collect.services.hosted import Answer, Ask
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case, Verdict
 from needle.collect.workers import Workers
-from needle.formats import record_from_json
-from needle.records import Record
-from needle.teachers.hosted import Answer, Ask
+from needle.text.formats import record_from_json
+from needle.text.records import Record
 
 WAVE = 2000  # items that are written, then labelled, then judged together
 VERDICTS = 1  # version of the verifier: another one judges stored answers anew

@@ -16,8 +16,8 @@ from typing import Any
 from needle.collect.catalogue import Declared
 from needle.data.values import Values
 from needle.engine.bm25 import Bm25Retriever
-from needle.records import Call, Tool
-from needle.toolschema import call_errors
+from needle.text.records import Call, Tool
+from needle.text.toolschema import call_errors
 
 SINGLE, SEVERAL, TWICE, NONE, NEAR_MISS, MISSING = "single", "several", "twice", "none", "near_miss", "missing"
 KINDS = {SINGLE: 0.45, SEVERAL: 0.15, TWICE: 0.1, NONE: 0.08, NEAR_MISS: 0.12, MISSING: 0.1}

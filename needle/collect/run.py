@@ -20,14 +20,14 @@ from needle.collect.money import DOLLAR, Price
 from needle.collect.pace import Pace
 from needle.collect.pipeline import Collection, judge_traffic, mark_duplicates, wave_rows, write_wave
 from needle.collect.send import Batcher, RunStopped, Sender
+from needle.collect.services.hosted import HostedTeacher
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case
 from needle.collect.workers import Workers
 from needle.engine.bm25 import Bm25Retriever
-from needle.formats import Skipped, read_records
-from needle.records import DataError, Tool, parse_line, read_lines, text_field
-from needle.teachers.hosted import HostedTeacher
-from needle.toolschema import normalise_tools
+from needle.text.formats import Skipped, read_records
+from needle.text.records import DataError, Tool, parse_line, read_lines, text_field
+from needle.text.toolschema import normalise_tools
 
 Say = Callable[[str], None]
 EVERY = 5.0  # seconds between lines of progress

@@ -11,8 +11,8 @@ from typing import Protocol
 from needle.collect.books import Books
 from needle.collect.money import Price
 from needle.collect.pace import Draining, Pace, TeacherDown
-from needle.teachers import hosted
-from needle.teachers.hosted import Answer, Ask, Fault, HostedTeacher, Job
+from needle.collect.services import hosted
+from needle.collect.services.hosted import Answer, Ask, Fault, HostedTeacher, Job
 
 ROUNDS = 2  # batches that a request may go in before it is sent by itself
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Item
-from needle.records import Call, FieldError, Record, Tool, canonical_json, encodable
-from needle.teachers.hosted import STOP, Answer
-from needle.toolschema import call_errors
+from needle.collect.services.hosted import STOP, Answer
+from needle.text.records import Call, FieldError, Record, Tool, canonical_json, encodable
+from needle.text.toolschema import call_errors
 
 LONGEST = 2000  # characters of a request
 

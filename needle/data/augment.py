@@ -14,9 +14,10 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from needle.data.rename import WORD, Strength, rename
-from needle.records import Call, Record, Tool
-from needle.toolschema import call_errors
+from needle.data.rename import Strength, rename
+from needle.text.records import Call, Record, Tool
+from needle.text.toolschema import call_errors
+from needle.text.words import WORD
 
 SWAP = 0.6  # chance that a value is replaced
 NO_TOOL = 0.1  # chance that the fitting tools are taken away

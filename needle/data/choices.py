@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from needle.data.rename import synonyms
-from needle.records import Call, Record, Tool
-from needle.toolschema import call_errors
+from needle.text.records import Call, Record, Tool
+from needle.text.toolschema import call_errors
 
 SHARE = 0.3  # of enums
 

@@ -13,9 +13,9 @@ import numpy as np
 from needle.data.choices import change_members
 from needle.data.rename import rename
 from needle.data.votes import votes_key
-from needle.prompt import Codec, Example, PromptError, Renderer, render_record
-from needle.records import DataError, Record
-from needle.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
+from needle.text.prompt import Codec, Example, PromptError, Renderer, render_record
+from needle.text.records import DataError, Record
+from needle.text.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
 
 POOL = 16  # batches are cut from this many batches' worth of records sorted by length, pieces of a group likewise
 MIX = 0.15  # how far costs may seem to differ from what they are, so that pieces of different groups meet in a batch

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 
-from needle.records import Call, Record, Tool
-from needle.toolschema import call_errors
+from needle.text.records import Call, Record, Tool
+from needle.text.toolschema import call_errors
+from needle.text.words import WORD
 
 SYLLABLES = re.findall("..", "babebodadedifafogagokakekilalelomamimonanenopapeporarerisasesotatetovavevizazo")
 FORM = re.compile(r"yyyy|hh:mm|\bformat\b|percent|%|\bdecimal\b|\bfraction\b|between \d|: [^:]*, [^:]*: ", re.IGNORECASE)  # of a description that nothing else can stand in for
-WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from needle.data.encoding import LONG
 from needle.data.invented.requests import invented
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import as_targets, votes
-from needle.formats import FORMATS, Skipped, read_records
-from needle.records import DataError, Record
+from needle.text.formats import FORMATS, Skipped, read_records
+from needle.text.records import DataError, Record
 
 KINDS = ("synthetic", "jsonl", "mixed", "bfcl")
 ON_ERROR = ("stop", "skip")

@@ -19,7 +19,7 @@ from typing import Any
 
 from needle.data.catalogue import Argument, Entry, load_catalogue
 from needle.data.values import Values
-from needle.records import Call, Record, Tool
+from needle.text.records import Call, Record, Tool
 
 Records = tuple[Record, ...]
 SLOT = re.compile(r"\{([\w.]+)\}")

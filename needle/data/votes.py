@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from needle.records import Call, DataError, FieldError, Record, call_from_json, canonical_json
-from needle.toolschema import call_errors
+from needle.text.records import Call, DataError, FieldError, Record, call_from_json, canonical_json
+from needle.text.toolschema import call_errors
 
 
 @dataclass(frozen=True)

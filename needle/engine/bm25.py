@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from needle.data.rename import WORD
-from needle.records import Tool
+from needle.text.records import Tool
+from needle.text.words import WORD
 
 K1, B = 1.5, 0.75  # the usual saturation and length normalisation
 

@@ -16,18 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from needle.checkpoint import Checkpoint
-from needle.codecs import DecodeError
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever
-from needle.grammar import Grammar, GrammarError, Matcher
-from needle.prompt import Example, PromptError
-from needle.records import Call, Tool
 from needle.students.base import Student
 from needle.students.batch import collate, move
+from needle.students.checkpoint import Checkpoint
 from needle.students.pointer import PointerStudent
 from needle.students.pointer_parts import PointerState
-from needle.toolschema import ToolSchemaError, call_errors
+from needle.text.codecs import DecodeError
+from needle.text.grammar import Grammar, GrammarError, Matcher
+from needle.text.prompt import Example, PromptError
+from needle.text.records import Call, Tool
+from needle.text.toolschema import ToolSchemaError, call_errors
 
 DECODINGS = ("constrained", "free")
 PRECISIONS = ("auto", "float32", "bfloat16", "mixed")

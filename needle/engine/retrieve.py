@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from needle.engine.bm25 import Bm25Retriever, descending
-from needle.lru import Lru
-from needle.prompt import Example, RenderedTool, Renderer
-from needle.records import Record, Tool
 from needle.students.batch import collate, move
 from needle.students.pointer import PointerStudent
+from needle.text.lru import Lru
+from needle.text.prompt import Example, RenderedTool, Renderer
+from needle.text.records import Record, Tool
 
 KEPT = 400_000_000  # bytes of keys and characters of the tools that they are of
 

@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from needle import __version__
 from needle.engine.decode import MAX_TOKENS, Engine
-from needle.prompt import PromptError
-from needle.records import Tool
 from needle.students.base import count_parameters
-from needle.toolschema import ToolSchemaError, normalise_tools
+from needle.text.prompt import PromptError
+from needle.text.records import Tool
+from needle.text.toolschema import ToolSchemaError, normalise_tools
 
 
 @dataclass

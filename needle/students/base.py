@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from needle.students.batch import Batch
-from needle.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
+from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
 
 EXPLICIT = 2**27  # attention weights that training on a CPU may hold at once
 HIDDEN = -1e4  # added to the score of what a query may not see; exp of it is 0 in every precision

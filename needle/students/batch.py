@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from needle.losses import IGNORE
-from needle.prompt import Example, RenderedTool
-from needle.tokenizer import TOOL_LABELS, TextTokenizer
+from needle.text.prompt import IGNORE, Example, RenderedTool
+from needle.text.tokenizer import TOOL_LABELS, TextTokenizer
 
 LAYOUTS = ("flat", "split")
 CHUNKS = 10  # requests and tools are encoded in at most this many groups of similar length, to waste less on padding

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from needle.students.base import Dropout, LayerNorm, Rope, Student, Trace, at_positions, init_weights, mean_attention, working_precision
 from needle.students.batch import Batch, Split
 from needle.students.pointer_parts import BertBlock, DecoderBlock, EncoderBlock, Keys, Memory, PointerConfig, PointerState, by_length
-from needle.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
+from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
 ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
 START = MARKERS.index("<query>")  # what the encoder reads in front of a request; a tool begins with its marker

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from needle.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
 from needle.engine.decode import Engine, Request
-from needle.losses import draw
-from needle.prompt import Example, render_record
-from needle.records import Record
+from needle.losses.loss import draw
 from needle.students.base import Trace
 from needle.students.batch import Batch, collate, move
+from needle.students.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
 from needle.teachers.replay import Stored, ValueSignals
-from needle.tokenizer import TextTokenizer
+from needle.text.prompt import Example, render_record
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
 
 
 class LocalTeacher:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from needle.codecs import build_codec
 from needle.data.votes import Vote, votes
-from needle.prompt import Example, PromptError, Renderer
-from needle.records import Record
-from needle.tokenizer import TextTokenizer
+from needle.text.codecs import build_codec
+from needle.text.prompt import Example, PromptError, Renderer
+from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
 
 Stored = dict[str, Tensor]  # one record's signal; the first dimension of each tensor is its target positions
 Shares = Mapping[int, float]  # of the tokens that may come next

@@ -8,8 +8,8 @@ from typing import Any
 
 from needle.data.invented.arguments import Part, Said
 from needle.data.invented.draw import Draw, clock, plain, spoken
-from needle.data.rename import WORD
-from needle.records import Tool
+from needle.text.records import Tool
+from needle.text.words import WORD
 
 READ = {"type", "description", "enum", "items", "default", "minimum", "maximum"}  # the keys that are understood
 EXAMPLES = re.compile(r"\((?:e\.g\.|for example|such as|like),? ([^)]*)\)", re.IGNORECASE)

@@ -18,8 +18,9 @@ from typing import Any
 from needle.data.invented.arguments import Arguments, Part, Said
 from needle.data.invented.draw import plural
 from needle.data.invented.given import neighbours, parts_of
-from needle.data.rename import FORM, STYLES, WORD, other_words, styled
-from needle.records import Call, Record, Tool
+from needle.data.rename import FORM, STYLES, other_words, styled
+from needle.text.records import Call, Record, Tool
+from needle.text.words import WORD
 
 SOURCE = "invented"
 MISSING, VAGUE, UNDONE, ASKED = 0.06, 0.03, 0.02, 0.01  # chances that no call is right, for each of the reasons above

@@ -1,0 +1,226 @@
+"""The one renderer: a record becomes token ids here, for training, evaluation and serving alike.
+
+A tool is rendered by itself, whatever stands beside it:
+
+    <tool> name: description <arg> name* type: description = member | member <arg> …
+
+`*` marks a required argument. An argument that is a closed object of up to 16 values is written out member by member (`address.street`), so
+that every `<arg>` marks one value. Values begin with a space, as words in a request do.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from needle.text.lru import Lru, kept
+from needle.text.records import Call, Record, Tool
+from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
+
+IGNORE = -100  # a target that counts nowhere
+KINDS = ("syntax", "name", "key", "value")
+KEPT_CHARACTERS = 20_000_000  # of the schemas of tools, and four for each token of rendered ones
+MOST_OPENED = 16  # values of an object that is opened, those of the objects in it among them
+
+
+class PromptError(ValueError):
+    """A record that can't be rendered: too many tools or arguments, or too long."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One argument with a value of its own. `path` leads to it from the call's arguments."""
+
+    path: tuple[str, ...]
+    schema: Mapping[str, Any]
+    required: bool
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class RenderedTool:
+    """Token ids of one tool. The tool's marker is at position 0, the markers of its leaves at `markers`.
+
+    `copyable` are the positions of names and enum members: what an answer may copy from a schema.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    markers: tuple[int, ...]
+    copyable: tuple[int, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record as tokens. `target` ends in `<eos>`; `open_tool[t]` is the tool whose arguments target t may name, or -1.
+
+    `kinds[t]` is what target t is part of (`KINDS`); `weight` is how much the record counts in the loss; `votes` tells
+    records apart that read alike but about which a recorded teacher said other things.
+    """
+
+    id: str
+    query: tuple[int, ...]
+    tools: tuple[RenderedTool, ...]
+    target: tuple[int, ...] = ()
+    open_tool: tuple[int, ...] = ()
+    kinds: tuple[int, ...] = ()
+    weight: float = 1.0
+    votes: str = ""
+
+    @property
+    def prompt_length(self) -> int:
+        return sum(len(tool.ids) for tool in self.tools) + len(self.query) + 2
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and target together."""
+        return self.prompt_length + len(self.target)
+
+
+def leaves(tool: Tool) -> tuple[Leaf, ...]:
+    """The arguments of a tool by name, closed objects opened: declared in any order, a tool reads the same."""
+    return _leaves_cached(json.dumps(tool.parameters))
+
+
+@kept(KEPT_CHARACTERS)
+def _leaves_cached(parameters: str) -> tuple[Leaf, ...]:
+    return tuple(_walk(json.loads(parameters), ()))
+
+
+def _walk(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Leaf]:
+    found: list[Leaf] = []
+    for name, sub in by_name(schema):
+        required = name in schema.get("required", ())
+        if opens(sub):
+            inner = _walk(sub, (*path, name))
+            found += inner
+        else:
+            found.append(Leaf((*path, name), sub, required))
+    return found
+
+
+def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The properties of an object by name."""
+    return sorted(schema.get("properties", {}).items())
+
+
+def opens(schema: Mapping[str, Any]) -> bool:
+    """Whether an object is written member by member: if it is closed and has members, and not too many. It may be null: then none is named."""
+    return _closed(schema) and _values(schema) <= MOST_OPENED
+
+
+def _closed(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") in ("object", ["object", "null"]) and schema.get("additionalProperties") is False and bool(schema.get("properties"))
+
+
+def _values(schema: Mapping[str, Any]) -> int:
+    return sum(_values(sub) for sub in schema["properties"].values()) if _closed(schema) else 1
+
+
+def type_word(schema: Mapping[str, Any]) -> str:
+    """A short word for the type; none for a plain string, the commonest."""
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return f"{type_word({**schema, 'type': kind[0]})}?".strip()
+    if kind == "array":
+        return f"list {type_word(schema['items']) if isinstance(schema.get('items'), Mapping) else ''}".strip()
+    if kind == "object":
+        members = ", ".join(name for name, _ in by_name(schema))
+        return f"object {members}".strip()
+    if kind is None and "anyOf" in schema:
+        return " or ".join(type_word(branch) or "string" for branch in schema["anyOf"])
+    return {"string": "", "integer": "int", "number": "number", "boolean": "bool", "null": "null"}.get(kind or "", "any")
+
+
+class Renderer:
+    """Renders tools and requests with one tokenizer; rendered tools are kept, since the same ones come again."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._tools: Lru[RenderedTool] = Lru(KEPT_CHARACTERS)
+
+    def query(self, text: str) -> tuple[int, ...]:
+        return self.tokenizer.encode(" " + text)
+
+    def tool(self, tool: Tool) -> RenderedTool:
+        """Raises `PromptError` for a tool with more leaves than there are labels."""
+        key = json.dumps(tool.to_json(), sort_keys=True)
+        rendered = self._tools.get(key)
+        if rendered is None:
+            rendered = self._render(tool, key)
+            self._tools.put(key, rendered, 4 * len(rendered.ids))
+        return rendered
+
+    def prompt(self, id: str, query: str, tools: Sequence[Tool]) -> Example:
+        """What a model reads before it answers; raises `PromptError` for more tools than there are labels."""
+        if len(tools) > TOOL_LABELS:
+            raise PromptError(f"{len(tools)} tools at once; at most {TOOL_LABELS} fit one request")
+        return Example(id, self.query(query), tuple(self.tool(tool) for tool in tools))
+
+    def _render(self, tool: Tool, key: str) -> RenderedTool:
+        arguments = leaves(tool)
+        if len(arguments) > ARGUMENT_LABELS:
+            raise PromptError(f"tool '{tool.name}' has {len(arguments)} arguments; at most {ARGUMENT_LABELS} are supported")
+        encode = self.tokenizer.encode
+        ids: list[int] = [self.tokenizer.tool]
+        markers: list[int] = []
+        copyable: list[int] = []
+
+        def copy(text: str) -> None:
+            piece = encode(text)
+            copyable.extend(range(len(ids), len(ids) + len(piece)))
+            ids.extend(piece)
+
+        copy(" " + tool.name)
+        if tool.description:
+            ids.extend(encode(": " + tool.description))
+        for leaf in arguments:
+            markers.append(len(ids))
+            ids.append(self.tokenizer.argument)
+            copy(" " + leaf.name)
+            ids.extend(encode(("*" if leaf.required else "") + (" " + type_word(leaf.schema)).rstrip()))
+            if leaf.schema.get("description"):
+                ids.extend(encode(": " + leaf.schema["description"]))
+            for index, member in enumerate(members(leaf.schema)):
+                ids.extend(encode(" |" if index else " ="))
+                copy(" " + member)
+        return RenderedTool(tool.name, tuple(ids), tuple(markers), tuple(copyable), key)
+
+
+def members(schema: Mapping[str, Any]) -> list[str]:
+    """The enum members of a value, or of the items of a list, as text."""
+    if schema.get("type") in ("array", ["array", "null"]) and isinstance(schema.get("items"), Mapping):
+        schema = schema["items"]
+    return [value if isinstance(value, str) else json.dumps(value) for value in schema.get("enum", [])]
+
+
+def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
+    """Prompt and target of one record; raises `PromptError` when the answers can't be written for its tools."""
+    prompt = renderer.prompt(record.id, record.query, record.tools)
+    target, open_tool = codec.encode(record.answers, record.tools, prompt.query)
+    return Example(prompt.id, prompt.query, prompt.tools, target, open_tool, codec.kinds(target))
+
+
+class Codec(ABC):
+    """Turns calls into target tokens and back. The two codecs are `needle.text.codecs.JsonCodec` and `DecisionsCodec`."""
+
+    name: str
+
+    @abstractmethod
+    def encode(self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none)."""
+
+    @abstractmethod
+    def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """What each target token is part of, an index of `KINDS`: a tool's name, an argument's key, a value, or syntax."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int], tools: Sequence[Tool]) -> list[Call]:
+        """Raises `DecodeError` when `ids` (without `<eos>`) aren't an answer."""

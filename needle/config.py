@@ -51,13 +51,14 @@ RUNGS = {"local": ("top_k", "sampled", "value", "span"), "replay": ("value", "se
 class TeacherConfig:
     """Who teaches, and how what it says reaches the student.
 
-    kind local: `checkpoint`, a folder or a list of them (an ensemble), asked once and cached, or `online` for every batch.
-    kind replay: what the records' `teacher` fields hold. kind stored: the folder `signals` of a cache, without its teacher.
-    `rung` top_k (the `k` likeliest tokens and an exact tail) or sampled (`k` drawn tokens) for a teacher that shares the
-    tokenizer; span (pieces of text) or value (shares of `samples` answers) for any; value, sequence or argmax of a replay.
-    `placebo` gives every position the signal of another one: a control that must not help.
-    kind gemini and openai are for `needle collect`: `model`, `base_url` in place of the service's own, `key_file` in place of the
-    environment's key, `thinking` how much the model may think, `timeout` in seconds, `project` and `location` for Vertex AI.
+    kind local: `checkpoint`, a folder or a list of them (an ensemble), asked once and cached, or `online` for every
+    batch. kind replay: what the records' `teacher` fields hold. kind stored: the folder `signals` of a cache, without
+    its teacher. `rung` top_k (the `k` likeliest tokens and an exact tail) or sampled (`k` drawn tokens) for a teacher
+    that shares the tokenizer; span (pieces of text) or value (shares of `samples` answers) for any; value, sequence or
+    argmax of a replay. `placebo` gives every position the signal of another one: a control that must not help. kind
+    gemini and openai are for `needle collect`: `model`, `base_url` in place of the service's own, `key_file` in place
+    of the environment's key, `thinking` how much the model may think, `timeout` in seconds, `project` and `location`
+    for Vertex AI.
     """
 
     kind: str = "none"
@@ -82,7 +83,9 @@ class TeacherConfig:
             raise ValueError(f"teacher.kind is '{self.kind}'; expected one of {', '.join(TEACHERS)}")
         rungs = RUNGS.get(self.kind, ())
         if self.rung is not None and rungs and self.rung not in rungs:
-            raise ValueError(f"teacher.rung is '{self.rung}'; with teacher={self.kind} expected one of {', '.join(rungs)}")
+            raise ValueError(
+                f"teacher.rung is '{self.rung}'; with teacher={self.kind} expected one of {', '.join(rungs)}"
+            )
         for name in ("k", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"teacher.{name} is {getattr(self, name)}; it must be at least 1")
@@ -105,12 +108,16 @@ class Settings:
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     codec: str = "decisions"
-    output: str | None = None  # train: the run's folder; compare: the report's; collect: the data's; evaluate, label: a file
+    output: str | None = (
+        None  # train: the run's folder; compare: the report's; collect: the data's; evaluate, label: a file
+    )
     cache: str = "outputs/cache"
     checkpoint: str | None = None  # evaluate, label, serve: a folder; the released student when there is none
     decoding: str = "constrained"
     precision: str = "auto"  # evaluate, label, serve: float32, bfloat16, mixed, or what is fastest on this processor
-    most_tools: int = 0  # evaluate, label, serve: of more tools than these, the student is shown those that fit best; 0 shows all
+    most_tools: int = (
+        0  # evaluate, label, serve: of more tools than these, the student is shown those that fit best; 0 shows all
+    )
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
     split: str = "test"  # evaluate, label: which split of a named data set
@@ -135,22 +142,33 @@ def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
         return None
     teacher, root, T = config.teacher, Path(config.cache), config.loss.temperature
     if teacher.kind == "none":
-        raise ValueError(f"loss.alpha={config.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
+        raise ValueError(
+            f"loss.alpha={config.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or"
+            " loss=finetune"
+        )
     if teacher.kind == "stored":
         if not teacher.signals:
             raise ValueError("teacher=stored needs teacher.signals, a folder of stored signals")
         return SignalCache.open(Path(teacher.signals), tokenizer.fingerprint, config.codec, T)
     if teacher.kind == "replay":
         if teacher.rung in ("sequence", "argmax"):
-            raise ValueError(f"teacher.rung={teacher.rung} makes targets of the teacher's answers, which fine-tuning learns: set loss=finetune, or teacher.rung=value")
+            raise ValueError(
+                f"teacher.rung={teacher.rung} makes targets of the teacher's answers, which fine-tuning learns: set"
+                " loss=finetune, or teacher.rung=value"
+            )
         return SignalCache.beside(root, ValueSignals(tokenizer, config.codec, teacher.k))
     if teacher.kind in HOSTED:
-        raise ValueError(f"teacher={teacher.kind} answers requests in `needle collect`; train on what it collected with teacher=replay, or teacher=none for its answers as gold")
+        raise ValueError(
+            f"teacher={teacher.kind} answers requests in `needle collect`; train on what it collected with"
+            " teacher=replay, or teacher=none for its answers as gold"
+        )
     paths = teacher.checkpoint if isinstance(teacher.checkpoint, list) else [teacher.checkpoint]
     local = LocalTeacher([Path(path) for path in paths if path])
     rung = teacher.rung or "top_k"
     if rung == "value":
-        return SignalCache.beside(root, SampledAnswers(local, tokenizer, config.codec, teacher.k, teacher.samples, teacher.seed))
+        return SignalCache.beside(
+            root, SampledAnswers(local, tokenizer, config.codec, teacher.k, teacher.samples, teacher.seed)
+        )
     if rung == "span":
         return SignalCache.beside(root, ByteSpans(local, tokenizer, config.codec))
     local.check(tokenizer.fingerprint, config.codec, "the student")
@@ -160,7 +178,8 @@ def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
 
 
 def build_hosted(config: Settings) -> HostedTeacher:
-    """The teacher of `needle collect`, made where an event loop runs. Raises ValueError where its package, model or key is missing."""
+    """The teacher of `needle collect`, made where an event loop runs. Raises ValueError where its package, model or key
+    is missing."""
     teacher = config.teacher
     assert teacher.kind in HOSTED
     assert teacher.model is not None
@@ -169,19 +188,28 @@ def build_hosted(config: Settings) -> HostedTeacher:
         from needle.collect.services.openai import OpenAI
 
         if not teacher.base_url:
-            raise ValueError("teacher=openai needs teacher.base_url, which ends in the API's version: teacher.base_url=http://127.0.0.1:8080/v1")
-        return OpenAI(teacher.model, secret(teacher.key_file, ("OPENAI_API_KEY",)), teacher.base_url, teacher.timeout, connections)
+            raise ValueError(
+                "teacher=openai needs teacher.base_url, which ends in the API's version:"
+                " teacher.base_url=http://127.0.0.1:8080/v1"
+            )
+        return OpenAI(
+            teacher.model, secret(teacher.key_file, ("OPENAI_API_KEY",)), teacher.base_url, teacher.timeout, connections
+        )
     from needle.collect.services.gemini import Gemini
 
     vertex = (teacher.project, teacher.location) if teacher.project else None
     key = None if vertex else secret(teacher.key_file, ("GEMINI_API_KEY", "GOOGLE_API_KEY"))
     if key is None and vertex is None:
-        raise ValueError("Gemini needs a key: set the environment variable GEMINI_API_KEY, or teacher.key_file=FILE (a file with the key alone)")
+        raise ValueError(
+            "Gemini needs a key: set the environment variable GEMINI_API_KEY, or teacher.key_file=FILE (a file with the"
+            " key alone)"
+        )
     return Gemini(teacher.model, key, teacher.base_url, teacher.timeout, vertex, connections)
 
 
 def secret(path: str | None, names: Sequence[str]) -> str | None:
-    """A key from its file, or from the first of some environment variables. It is handed to the client and goes nowhere else."""
+    """A key from its file, or from the first of some environment variables. It is handed to the client and goes nowhere
+    else."""
     if path:
         try:
             return Path(path).expanduser().read_text(encoding="utf-8").strip()
@@ -191,14 +219,21 @@ def secret(path: str | None, names: Sequence[str]) -> str | None:
 
 
 def build_targets(config: Settings, records: list[Record]) -> tuple[list[Record], list[float] | None]:
-    """The records to train on and their weights: the given ones, or a replayed teacher's answers in place of the gold ones."""
+    """The records to train on and their weights: the given ones, or a replayed teacher's answers in place of the gold
+    ones."""
     if config.teacher.kind == "replay" and config.data.augment.copies:
-        raise ValueError(f"data.augment.copies={config.data.augment.copies} can't be combined with teacher=replay: nobody recorded what the teacher says to the changed copies")
+        raise ValueError(
+            f"data.augment.copies={config.data.augment.copies} can't be combined with teacher=replay: nobody recorded"
+            " what the teacher says to the changed copies"
+        )
     if config.teacher.kind != "replay" or config.teacher.rung not in ("sequence", "argmax"):
         return records, None
     replayed, weights = as_targets(records, config.teacher.rung)
     if not replayed:
-        raise DataError('teacher=replay, but no training record has recorded answers: "teacher": {"answers": [{"calls": [...], "count": 1}]} (see docs/data.md)')
+        raise DataError(
+            'teacher=replay, but no training record has recorded answers: "teacher": {"answers": [{"calls": [...],'
+            ' "count": 1}]} (see docs/data.md)'
+        )
     return replayed, weights
 
 
@@ -219,7 +254,10 @@ def fill_cache(config: Settings, cache: SignalCache, data: Encoded, progress: Ca
         now = time.perf_counter() - started
         if now - said > 5 or done == every:
             said = now
-            progress(f"teacher: {done:,} of {every:,} records, {done / max(now, 1e-9):.0f} records/s, {now / done * (every - done):.0f} s left")
+            progress(
+                f"teacher: {done:,} of {every:,} records, {done / max(now, 1e-9):.0f} records/s,"
+                f" {now / done * (every - done):.0f} s left"
+            )
 
     cache.build(data.records, data.examples, device, tell)
 
@@ -229,12 +267,18 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
 
     `progress` hears one line for each stage.
     """
-    if config.train.batch_distractors and (config.train.rename or (config.data.augment.copies and config.data.augment.rename)):
+    if config.train.batch_distractors and (
+        config.train.rename or (config.data.augment.copies and config.data.augment.rename)
+    ):
         raise ValueError(
-            "train.batch_distractors offers the tools of a batch as wrong ones; with data.augment.rename or train.rename the right one may be among them by another name; leave one of the two out"
+            "train.batch_distractors offers the tools of a batch as wrong ones; with data.augment.rename or"
+            " train.rename the right one may be among them by another name; leave one of the two out"
         )
     splits = build_splits(config)
-    progress(f"data: {len(splits.train):,} training, {len(splits.validation):,} validation records" + (f", {len(splits.skipped)} lines skipped" if splits.skipped else ""))
+    progress(
+        f"data: {len(splits.train):,} training, {len(splits.validation):,} validation records"
+        + (f", {len(splits.skipped)} lines skipped" if splits.skipped else "")
+    )
     for message in splits.skipped[:10]:
         progress(f"skipped: {message}")
     train, weights = build_targets(config, splits.train)
@@ -256,7 +300,12 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
             fill_cache(config, signals, data, progress)
     known = set(load_checkpoint(Path(config.train.start)).data.get("tools", [])) if config.train.start else set()
     tools = sorted(known | {tool.name for record in data.records if record.source != INVENTED for tool in record.tools})
-    info = {"fingerprint": data_fingerprint(data.records), "records": len(data.records), "sources": sorted({r.source for r in data.records}), "tools": tools}
+    info = {
+        "fingerprint": data_fingerprint(data.records),
+        "records": len(data.records),
+        "sources": sorted({r.source for r in data.records}),
+        "tools": tools,
+    }
     whole = asdict(config)
     return Job(
         student=student,
@@ -273,27 +322,55 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
         output=run_folder(config),
         signals=signals,
         placebo=config.teacher.placebo,
-        config={key: whole[key] for key in ("data", "student", "teacher", "loss", "optim", "hardware", "train", "tokenizer", "codec", "output", "tracker")},
+        config={
+            key: whole[key]
+            for key in (
+                "data",
+                "student",
+                "teacher",
+                "loss",
+                "optim",
+                "hardware",
+                "train",
+                "tokenizer",
+                "codec",
+                "output",
+                "tracker",
+            )
+        },
         data_info=info,
     )
 
 
 def run_folder(config: Settings) -> Path:
-    """`output`, or a name made of the choices and a hash of all settings, so that the same command finds its run again."""
+    """`output`, or a name made of the choices and a hash of all settings, so that the same command finds its run
+    again."""
     if config.output:
         return Path(config.output)
-    rows = {key: value for key, value in asdict(config).items() if key in ("data", "student", "teacher", "loss", "optim", "hardware", "train", "tokenizer", "codec")}
-    rows["train"] = {key: value for key, value in rows["train"].items() if key not in ("resume", "log_every", "save_every")}
+    rows = {
+        key: value
+        for key, value in asdict(config).items()
+        if key in ("data", "student", "teacher", "loss", "optim", "hardware", "train", "tokenizer", "codec")
+    }
+    rows["train"] = {
+        key: value for key, value in rows["train"].items() if key not in ("resume", "log_every", "save_every")
+    }
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:8]
     kind = "finetune" if config.loss.alpha == 0 else "distill"
     size = f"-n{config.data.size}" if config.data.size else ""
-    return Path("outputs") / f"{config.data.kind}-{config.student.get('family', 'student')}-{kind}{size}-seed{config.train.seed}-{digest}"
+    return (
+        Path("outputs")
+        / f"{config.data.kind}-{config.student.get('family', 'student')}-{kind}{size}-seed{config.train.seed}-{digest}"
+    )
 
 
 def build_engine(config: Settings, alone: bool = False) -> Engine:
     """The engine that the settings describe, for requests that come `alone`, or in batches."""
     if config.most_tools < 0:
-        raise ValueError(f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at once")
+        raise ValueError(
+            f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at"
+            " once"
+        )
     checkpoint = load_checkpoint(config.checkpoint or None)
     hold(checkpoint.student, config.precision, alone)
     return Engine(checkpoint, config.decoding, config.most_tools)

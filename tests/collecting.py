@@ -24,7 +24,13 @@ MODEL, KEY = "gemini-3.5-flash-lite", "a-key-that-nobody-may-see"
 
 
 async def collect(
-    folder: Path, url: str, config: CollectConfig, tools: Path | None = None, requests: Sequence[Case] = (), timeout: float = 5.0, key: str = KEY
+    folder: Path,
+    url: str,
+    config: CollectConfig,
+    tools: Path | None = None,
+    requests: Sequence[Case] = (),
+    timeout: float = 5.0,
+    key: str = KEY,
 ) -> tuple[str | None, dict[str, Any]]:
     """Why it stopped, if it did, and the manifest."""
     collection = Collection(config, read_catalogue(tools)[0], MODEL, Price(*PRICE), requests)
@@ -36,5 +42,7 @@ async def collect(
 
 if __name__ == "__main__":
     where, address, records, budget = sys.argv[1:]
-    reason, _ = asyncio.run(collect(Path(where), address, CollectConfig(records=int(records), budget_usd=float(budget), concurrency=32)))
+    reason, _ = asyncio.run(
+        collect(Path(where), address, CollectConfig(records=int(records), budget_usd=float(budget), concurrency=32))
+    )
     print(reason or "finished", flush=True)

@@ -28,9 +28,21 @@ TINY = {
     "llama": LlamaConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=64, max_length=1024),
     "san": SanConfig(width=32, encoder_layers=1, decoder_layers=2, heads=4, kv_heads=2),
     "san_mlp": SanConfig(width=32, encoder_layers=1, decoder_layers=1, heads=4, kv_heads=2, hidden=64),
-    "pointer": PointerConfig(width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, lexical=True),
+    "pointer": PointerConfig(
+        width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, lexical=True
+    ),
     "pretrained": PointerConfig(
-        width=32, encoder_layers=1, decoder_layers=2, heads=2, hidden=64, dropout=0.0, encoder="tiny", pool=True, encoder_heads=4, encoder_hidden=48, positions=64
+        width=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        heads=2,
+        hidden=64,
+        dropout=0.0,
+        encoder="tiny",
+        pool=True,
+        encoder_heads=4,
+        encoder_hidden=48,
+        positions=64,
     ),
 }
 

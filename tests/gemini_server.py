@@ -1,9 +1,11 @@
-"""A loopback stand-in for Gemini's REST API: writes requests, answers them by calls, goes wrong on demand, and keeps the true bill.
+"""A loopback stand-in for Gemini's REST API: writes requests, answers them by calls, goes wrong on demand, and keeps
+the true bill.
 
     python -m tests.gemini_server --port 0 --faults '{"busy": 0.05, "drop": 0.02}' --seed 3
 
-prints its port and serves until it is killed. GET /bill tells what everything has cost so far, in nanodollars. It knows the calls that fit
-a text because it has written the text; of a text that it hasn't written it says that no function fits.
+prints its port and serves until it is killed. GET /bill tells what everything has cost so far, in nanodollars. It knows
+the calls that fit a text because it has written the text; of a text that it hasn't written it says that no function
+fits.
 """
 
 from __future__ import annotations
@@ -22,15 +24,24 @@ from aiohttp import web
 
 PRICE = (300, 2500)  # nanodollars a token, in and out
 FAULTS = (
-    "rate", "rate_hint", "busy", "drop", "hang", "malformed_call", "empty", "blocked", "no_candidate", "html", "not_json", "no_usage", "merged", "max_tokens", "wrong_value", "wrong_tool",
+    "rate", "rate_hint", "busy", "drop", "hang", "malformed_call", "empty", "blocked", "no_candidate", "html",
+    "not_json", "no_usage", "merged", "max_tokens", "wrong_value", "wrong_tool",
 )  # fmt: skip
 NUMBERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 class Server:
-    """`faults` are chances for each request. `spend_cap` is how many requests are answered before the account is empty."""
+    """`faults` are chances for each request. `spend_cap` is how many requests are answered before the account is
+    empty."""
 
-    def __init__(self, faults: Mapping[str, float] | None = None, seed: int = 0, delay: float = 0.0, spend_cap: int | None = None, batch_plan: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        faults: Mapping[str, float] | None = None,
+        seed: int = 0,
+        delay: float = 0.0,
+        spend_cap: int | None = None,
+        batch_plan: tuple[str, ...] = (),
+    ) -> None:
         assert set(faults or {}) <= set(FAULTS), faults
         self.faults, self.random, self.delay, self.spend_cap = dict(faults or {}), random.Random(seed), delay, spend_cap
         self.bill = 0
@@ -59,7 +70,14 @@ class Server:
         return app
 
     async def account(self, request: web.Request) -> web.Response:
-        return web.json_response({"bill": self.bill, "seen": self.seen, "requests": len(self.log), "log": self.log[int(request.query.get("from", len(self.log))) :]})
+        return web.json_response(
+            {
+                "bill": self.bill,
+                "seen": self.seen,
+                "requests": len(self.log),
+                "log": self.log[int(request.query.get("from", len(self.log))) :],
+            }
+        )
 
     # Online
 
@@ -67,7 +85,12 @@ class Server:
         self.paths[request.path.split("/")[1]] += 1
         body = await request.json()
         if request.headers.get("x-goog-api-key") == "bad":
-            return self._error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", [{"reason": "API_KEY_INVALID"}])
+            return self._error(
+                400,
+                "INVALID_ARGUMENT",
+                "API key not valid. Please pass a valid API key.",
+                [{"reason": "API_KEY_INVALID"}],
+            )
         self.log.append(identity(body))
         if len(self.bodies) < 50:
             self.bodies.append(body)
@@ -79,7 +102,11 @@ class Server:
             await asyncio.sleep(self.delay)
         fault = self._draw()
         if fault in ("rate", "rate_hint"):
-            hint = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.2s"}] if fault == "rate_hint" else []
+            hint = (
+                [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.2s"}]
+                if fault == "rate_hint"
+                else []
+            )
             return self._error(429, "RESOURCE_EXHAUSTED", "Too many requests.", hint)
         if fault == "busy":
             return self._error(503, "UNAVAILABLE", "The model is overloaded.", [])
@@ -105,7 +132,9 @@ class Server:
         return None
 
     def _error(self, code: int, status: str, message: str, details: list[Any]) -> web.Response:
-        return web.json_response({"error": {"code": code, "status": status, "message": message, "details": details}}, status=code)
+        return web.json_response(
+            {"error": {"code": code, "status": status, "message": message, "details": details}}, status=code
+        )
 
     def answer(self, body: Mapping[str, Any], fault: str | None = None, batch: bool = False) -> dict[str, Any]:
         """The body of an answer; it goes on the bill whatever happens to it on its way."""
@@ -122,10 +151,20 @@ class Server:
                 calls = [{"name": tools[0] * 2, "args": {}}]
             parts = [{"functionCall": call} for call in calls] or [{"text": "None of the functions does that."}]
         elif "details" in text or '"task"' in text:
-            parts = [{"text": json.dumps({"requests": [self.write(json.loads(line)) for line in text.splitlines()]}) if fault != "not_json" else "Sure! Here they are:"}]
+            parts = [
+                {
+                    "text": (
+                        json.dumps({"requests": [self.write(json.loads(line)) for line in text.splitlines()]})
+                        if fault != "not_json"
+                        else "Sure! Here they are:"
+                    )
+                }
+            ]
         else:
             paths = body["generationConfig"]["responseJsonSchema"]["properties"]
-            parts = [{"text": json.dumps({path: [f"{path.split('.')[-1]} {word}" for word in NUMBERS] for path in paths})}]
+            parts = [
+                {"text": json.dumps({path: [f"{path.split('.')[-1]} {word}" for word in NUMBERS] for path in paths})}
+            ]
         if fault == "malformed_call":
             parts, finish = [], "MALFORMED_FUNCTION_CALL"
         if fault == "max_tokens":
@@ -133,10 +172,22 @@ class Server:
         if fault == "empty":
             parts = []
         words = sum(len(json.dumps(part)) for part in parts) // 4 + 1
-        used = {"promptTokenCount": len(json.dumps(body)) // 5, "candidatesTokenCount": words, "thoughtsTokenCount": 7, "totalTokenCount": 0}
+        used = {
+            "promptTokenCount": len(json.dumps(body)) // 5,
+            "candidatesTokenCount": words,
+            "thoughtsTokenCount": 7,
+            "totalTokenCount": 0,
+        }
         self.bill += round((used["promptTokenCount"] * PRICE[0] + (words + 7) * PRICE[1]) * (0.5 if batch else 1))
         answer: dict[str, Any] = {
-            "candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": finish, "index": 0, **({"avgLogprobs": -0.1} if self.logprobs else {})}],
+            "candidates": [
+                {
+                    "content": {"role": "model", "parts": parts},
+                    "finishReason": finish,
+                    "index": 0,
+                    **({"avgLogprobs": -0.1} if self.logprobs else {}),
+                }
+            ],
             "modelVersion": "gemini-3.5-flash-lite-001",
         }
         if fault != "no_usage":
@@ -171,13 +222,30 @@ class Server:
         name = f"file{len(self.files)}"
         self.files[name] = b""
         version = request.path.split("/")[2]
-        return web.json_response({}, headers={"X-Goog-Upload-URL": str(request.url.origin()) + f"/upload/{version}/data/{name}", "X-Goog-Upload-Status": "active"})
+        return web.json_response(
+            {},
+            headers={
+                "X-Goog-Upload-URL": str(request.url.origin()) + f"/upload/{version}/data/{name}",
+                "X-Goog-Upload-Status": "active",
+            },
+        )
 
     async def upload(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         self.files[name] += await request.read()
         last = "finalize" in request.headers.get("X-Goog-Upload-Command", "")
-        found = {"file": {"name": f"files/{name}", "uri": f"files/{name}", "mimeType": "application/jsonl", "state": "ACTIVE"}} if last else {}
+        found = (
+            {
+                "file": {
+                    "name": f"files/{name}",
+                    "uri": f"files/{name}",
+                    "mimeType": "application/jsonl",
+                    "state": "ACTIVE",
+                }
+            }
+            if last
+            else {}
+        )
         return web.json_response(found, headers={"X-Goog-Upload-Status": "final" if last else "active"})
 
     async def create_job(self, request: web.Request) -> web.Response:
@@ -203,9 +271,19 @@ class Server:
     def _work(self, job: dict[str, Any]) -> None:
         rows = [json.loads(line) for line in self.files[job["source"]].splitlines()]
         self.log += [identity(row["request"]) for row in rows]
-        done = rows if job["plan"] in ("done", "torn") else rows[: len(rows) // 2] if job["plan"] == "partial" else rows[: len(rows) // 3]
+        done = (
+            rows
+            if job["plan"] in ("done", "torn")
+            else rows[: len(rows) // 2]
+            if job["plan"] == "partial"
+            else rows[: len(rows) // 3]
+        )
         lines = [json.dumps({"key": row["key"], "response": self.answer(row["request"], batch=True)}) for row in done]
-        lines += [json.dumps({"key": row["key"], "error": {"code": 13, "message": "internal"}}) for row in rows[len(done) :]] if job["plan"] == "partial" else []
+        lines += (
+            [json.dumps({"key": row["key"], "error": {"code": 13, "message": "internal"}}) for row in rows[len(done) :]]
+            if job["plan"] == "partial"
+            else []
+        )
         data = "\n".join(lines).encode()
         job["results"] = f"results-{job['label']}-{len(self.files)}"
         self.files[job["results"]] = data[: len(data) * 2 // 3] if job["plan"] == "torn" else data
@@ -263,7 +341,10 @@ def snake(value: Any) -> Any:
     if isinstance(value, list):
         return [snake(item) for item in value]
     if isinstance(value, dict):
-        return {re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", key): item if key == "args" else snake(item) for key, item in value.items()}
+        return {
+            re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", key): item if key == "args" else snake(item)
+            for key, item in value.items()
+        }
     return value
 
 

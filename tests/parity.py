@@ -1,11 +1,12 @@
-"""What a change must leave as it is: the released student's answers, trained weights, collected files. Takes about a quarter of an hour.
+"""What a change must leave as it is: the released student's answers, trained weights, collected files. Takes about a
+quarter of an hour.
 
     python -m tests.parity record before.json              # in a checkout of the old code
     python -m tests.parity record after.json               # in one of the new code, on the same machine
     python -m tests.parity compare before.json after.json  # a table; exit code 1 if anything differs
 
-Everything goes through the commands, so that any two versions can be compared; NEEDLE_DATA names the folder of the real sets.
-`--only answers`, `served`, `weights` or `collected` records a part.
+Everything goes through the commands, so that any two versions can be compared; NEEDLE_DATA names the folder of the real
+sets. `--only answers`, `served`, `weights` or `collected` records a part.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ WHO = {  # of `needle collect`: the words of today, and of versions before servi
 
 def needle(*words: str) -> None:
     """Runs a command of the checkout that this is run in."""
-    subprocess.run([sys.executable, "-m", "needle.cli", *words], check=True, env=_environment(), stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "needle.cli", *words], check=True, env=_environment(), stdout=subprocess.DEVNULL
+    )
 
 
 def _environment() -> dict[str, str]:
@@ -96,9 +99,7 @@ def served(data: Path, folder: Path) -> dict[str, str]:
             with gzip.open(data / name / "validation.jsonl.gz", "rt") as rows:
                 for row in map(json.loads, rows):
                     body = json.dumps({"prompt": row["query"], "available_functions": row["tools"]}).encode()
-                    asked = urllib.request.Request(
-                        f"{url}/tool-call", body, {"Content-Type": "application/json"}
-                    )
+                    asked = urllib.request.Request(f"{url}/tool-call", body, {"Content-Type": "application/json"})
                     with urllib.request.urlopen(asked) as answer:
                         said = json.loads(answer.read())
                     known = ("function_name", "parameters", "confidence", "finish")

@@ -46,7 +46,14 @@ def slow_divergence(p: Row, q: Row, config: LossConfig) -> float:
     return beta * kl(p, mix(p, q, beta)) + (1 - beta) * kl(q, mix(p, q, beta))
 
 
-def slow_loss(logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None, config: LossConfig, k: int | None = None, weights: Sequence[float] | None = None) -> float:
+def slow_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    teacher: torch.Tensor | None,
+    config: LossConfig,
+    k: int | None = None,
+    weights: Sequence[float] | None = None,
+) -> float:
     """The whole loss; `k` merges all but the teacher's k likeliest tokens into one outcome."""
     total, count, T = 0.0, 0.0, config.temperature
     rows = teacher.double().tolist() if teacher is not None else [None] * len(targets)

@@ -25,18 +25,30 @@ from needle.text.formats import read_records
 from needle.text.records import write_jsonl
 
 CONF = Path(__file__).parents[1] / "conf"
-CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("experiment", "sweep")]
+CHOICES = [
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(CONF.glob("*/*.yaml"))
+    if path.parent.name not in ("experiment", "sweep")
+]
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
 SWEEPS = [path.stem for path in sorted((CONF / "sweep").glob("*.yaml"))]
 SHORT = [
-    "data.synthetic.train=60", "data.synthetic.validation=6", "data.synthetic.test=12", "data.synthetic.unseen=4", "tokenizer.size=900", "train.steps=2", "train.batch_size=8",
+    "data.synthetic.train=60", "data.synthetic.validation=6", "data.synthetic.test=12", "data.synthetic.unseen=4",
+    "tokenizer.size=900", "train.steps=2", "train.batch_size=8",
     "train.micro_batch=8", "train.eval_every=2", "hardware.threads=1", "max_tokens=12",
 ]  # fmt: skip
 
 
 def needle(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140"}
-    return subprocess.run([sys.executable, "-m", "needle.cli", *words], capture_output=True, text=True, timeout=280, cwd=folder, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "needle.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=folder,
+        env=environment,
+    )
 
 
 def test_every_package_is_installed() -> None:
@@ -46,7 +58,10 @@ def test_every_package_is_installed() -> None:
     found = {".".join(path.parent.relative_to(root).parts) for path in (root / "needle").rglob("__init__.py")}
     assert set(config["options"]["packages"].split()) == found | {"needle_conf", "needle_models"}
     carried = {
-        file for package, patterns in config["options.package_data"].items() for pattern in patterns.split(", ") for file in root.glob(f"{package.replace('.', '/')}/{pattern}")
+        file
+        for package, patterns in config["options.package_data"].items()
+        for pattern in patterns.split(", ")
+        for file in root.glob(f"{package.replace('.', '/')}/{pattern}")
     }
     lying = {path for path in (root / "needle").rglob("*.*") if path.suffix not in (".py", ".pyc")}
     assert lying <= carried
@@ -81,7 +96,10 @@ def test_every_sweep_composes_and_gives_a_grid(name: str) -> None:
         ("student.widht=3", "did you mean 'student.width'?"),
         ("data.synthetic.tain=3", "did you mean 'data.synthetic.train'?"),
         ("student=lama_tiny", "there is no student=lama_tiny; did you mean student=llama_tiny? choices: llama_26m,"),
-        ("loss.alpha=much", "Error merging override loss.alpha=much: Value 'much' of type 'str' could not be converted to Float"),
+        (
+            "loss.alpha=much",
+            "Error merging override loss.alpha=much: Value 'much' of type 'str' could not be converted to Float",
+        ),
         ("a b", "expected group=choice or key=value"),
     ],
 )
@@ -138,7 +156,14 @@ def test_train_then_evaluate_a_file(tmp_path: Path) -> None:
     trained = needle("train", *SHORT, "output=run", folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     write_jsonl(tmp_path / "mine.jsonl", generate(SyntheticConfig(train=0, validation=0, test=10, unseen=5))[2])
-    words = ("checkpoint=run", "data=jsonl", "data.path=mine.jsonl", "output=metrics.json", "predictions=answers.jsonl", "max_tokens=12")
+    words = (
+        "checkpoint=run",
+        "data=jsonl",
+        "data.path=mine.jsonl",
+        "output=metrics.json",
+        "predictions=answers.jsonl",
+        "max_tokens=12",
+    )
     for decoding in ("constrained", "free"):
         judged = needle("evaluate", *words, f"decoding={decoding}", folder=tmp_path)
         assert judged.returncode == 0, judged.stderr
@@ -154,28 +179,62 @@ def test_train_then_evaluate_a_file(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_twelve_arms_keeps_a_book_and_compare_takes_its_arms_over(tmp_path: Path) -> None:
-    """Half of the arms can't run: the others go on, book and report name them, and the same command goes on with the rest."""
-    size = [*SHORT, "experiment=demo", "data.synthetic.train=520", "train.eval_every=2", "compare.teacher=['train.steps=3']", "output=cmp"]
+    """Half of the arms can't run: the others go on, book and report name them, and the same command goes on with the
+    rest."""
+    size = [
+        *SHORT,
+        "experiment=demo",
+        "data.synthetic.train=520",
+        "train.eval_every=2",
+        "compare.teacher=['train.steps=3']",
+        "output=cmp",
+    ]
     assert needle("train", *size, "train.steps=3", "output=cmp/teacher", folder=tmp_path).returncode == 0
     words = [*size, "sweep=distill_vs_finetune", "teacher.checkpoint=cmp/teacher"]
     result = needle("train", "-m", *words, folder=tmp_path)
     assert result.returncode == 1
     assert "6 of 12 arms finished, 6 failed" in result.stderr
-    assert "missing: loss=distill data.size=2000 train.seed=1: data.size=2000, but only 520 training records exist" in result.stderr
+    assert (
+        "missing: loss=distill data.size=2000 train.seed=1: data.size=2000, but only 520 training records exist"
+        in result.stderr
+    )
     assert len(list((tmp_path / "cmp" / "arms").glob("*/train.json"))) == 6
     report = needle("compare", *size, "compare.train=false", folder=tmp_path)
     assert report.returncode == 0, report.stderr
     stored = json.loads((tmp_path / "cmp" / "report.json").read_text())
-    assert [(arm["name"], arm["data_size"], arm["seeds"]) for arm in stored["arms"]] == [("distill", 500, [0, 1, 2]), ("finetune", 500, [0, 1, 2])]
+    assert [(arm["name"], arm["data_size"], arm["seeds"]) for arm in stored["arms"]] == [
+        ("distill", 500, [0, 1, 2]),
+        ("finetune", 500, [0, 1, 2]),
+    ]
     assert len(stored["missing"]) == 6
     assert "Missing arms" in (tmp_path / "cmp" / "report.md").read_text()
 
 
 def test_ctrl_c_stops_a_sweep_which_then_goes_on(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "needle.cli", "train", "-m", *SHORT, "train.seed=0,1,2", "train.steps=40", "train.eval_every=100"]
+    words = [
+        sys.executable,
+        "-m",
+        "needle.cli",
+        "train",
+        "-m",
+        *SHORT,
+        "train.seed=0,1,2",
+        "train.steps=40",
+        "train.eval_every=100",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job, and so its children, would ignore Ctrl-C
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hears)
+    hears = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell's background job, and so its children, would ignore Ctrl-C
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hears,
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/*/train.json")):
         assert time.monotonic() < deadline
@@ -192,7 +251,9 @@ def test_ctrl_c_stops_a_sweep_which_then_goes_on(tmp_path: Path) -> None:
     assert again.stderr.count("was finished already") >= 1
 
 
-def test_ctrl_c_while_hydra_composes_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_while_hydra_composes_ends_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     runs: list[Settings] = []
 
     def load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -223,7 +284,16 @@ def test_ctrl_c_while_hydra_composes_ends_without_a_traceback(tmp_path: Path, mo
 @pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
 def test_other_launchers_share_the_book(tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray leaves its session's key there
-    result = needle("train", "-m", *SHORT, f"launcher={launcher}", "train.seed=0,1", "loss=finetune,label_smoothing", "train.batch_size=8,0", folder=tmp_path)
+    result = needle(
+        "train",
+        "-m",
+        *SHORT,
+        f"launcher={launcher}",
+        "train.seed=0,1",
+        "loss=finetune,label_smoothing",
+        "train.batch_size=8,0",
+        folder=tmp_path,
+    )
     assert result.returncode == 1, result.stderr
     assert "4 of 8 arms finished, 4 failed" in result.stderr
     assert result.stderr.count("train.batch_size is 0; it must be at least 1") >= 4
@@ -232,7 +302,15 @@ def test_other_launchers_share_the_book(tmp_path: Path, launcher: str, monkeypat
 
 def test_optuna_gives_every_loss_the_same_number_of_trials_and_goes_on(tmp_path: Path) -> None:
     for loss in ("finetune", "label_smoothing"):
-        words = ["train", "-m", *SHORT, "sweep=tune", f"loss={loss}", "hydra.sweeper.n_trials=3", "train.eval_records=6"]
+        words = [
+            "train",
+            "-m",
+            *SHORT,
+            "sweep=tune",
+            f"loss={loss}",
+            "hydra.sweeper.n_trials=3",
+            "train.eval_records=6",
+        ]
         result = needle(*words, folder=tmp_path)
         assert result.returncode == 0, result.stderr
         assert "3 of 3 arms finished" in result.stderr
@@ -244,7 +322,14 @@ def test_optuna_gives_every_loss_the_same_number_of_trials_and_goes_on(tmp_path:
 
 @pytest.mark.parametrize("name", ["demo"])
 def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_path: Path, name: str) -> None:
-    words = [f"experiment={name}", *SHORT, "data.synthetic.train=2050", "train.eval_every=2", "compare.teacher=['train.steps=3']", "output=cmp"]
+    words = [
+        f"experiment={name}",
+        *SHORT,
+        "data.synthetic.train=2050",
+        "train.eval_every=2",
+        "compare.teacher=['train.steps=3']",
+        "output=cmp",
+    ]
     first = needle("compare", *words, folder=tmp_path)
     assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "cmp" / "report.json").read_text())
@@ -256,9 +341,17 @@ def test_compare_runs_the_experiment_and_does_not_run_finished_arms_again(tmp_pa
     ]
     assert len(report["paired"]) == 2
     assert report["test_records"] == 16
-    again = needle("train", "-m", *words, "sweep=distill_vs_finetune", "teacher.checkpoint=cmp/teacher", folder=tmp_path)
+    again = needle(
+        "train", "-m", *words, "sweep=distill_vs_finetune", "teacher.checkpoint=cmp/teacher", folder=tmp_path
+    )
     assert again.stderr.count("was finished already") == 12, again.stderr
-    judged = needle("evaluate", "checkpoint=cmp/best", "max_tokens=12", *[w for w in SHORT if w.startswith("data.")], folder=tmp_path)
+    judged = needle(
+        "evaluate",
+        "checkpoint=cmp/best",
+        "max_tokens=12",
+        *[w for w in SHORT if w.startswith("data.")],
+        folder=tmp_path,
+    )
     assert judged.returncode == 0, judged.stderr
 
 
@@ -271,8 +364,19 @@ def test_a_batchs_tools_are_no_wrong_ones_under_renaming(words: list[str]) -> No
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("demo", "distill_or_finetune")])
 def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Path, name: str) -> None:
     os.environ["NEEDLE_DATA"] = str(real_data)
-    words = [w for w in SHORT if not w.startswith("data.")] + ([f"train.start={released()}"] if name.startswith("needle_26m_") else [])  # parts that train on
-    result = needle("train", f"experiment={name}", "data.size=100", "data.invented=20", *words, "train.eval_records=10", "output=run", folder=tmp_path)
+    words = [w for w in SHORT if not w.startswith("data.")] + (
+        [f"train.start={released()}"] if name.startswith("needle_26m_") else []
+    )  # parts that train on
+    result = needle(
+        "train",
+        f"experiment={name}",
+        "data.size=100",
+        "data.invented=20",
+        *words,
+        "train.eval_records=10",
+        "output=run",
+        folder=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 2
     known = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["tools"]
@@ -282,25 +386,57 @@ def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Pat
 
 
 def test_a_teacher_labels_records_and_every_arm_of_the_comparison_learns_from_them(tmp_path: Path) -> None:
-    """Seven arms on records with gold answers and the teacher's; the unlabelled ones take the teacher's answers of further records."""
+    """Seven arms on records with gold answers and the teacher's; the unlabelled ones take the teacher's answers of
+    further records."""
     write_jsonl(tmp_path / "train.jsonl", generate(SyntheticConfig(train=60, validation=0, test=0, unseen=0))[0])
     write_jsonl(tmp_path / "test.jsonl", generate(SyntheticConfig(train=0, validation=0, test=8, unseen=0))[2])
     files = ["data=jsonl", "data.train=[train.jsonl]", "data.validation=[test.jsonl]", "data.test=[test.jsonl]"]
-    quick = ["tokenizer.size=900", "train.steps=2", "train.batch_size=8", "train.micro_batch=8", "train.eval_every=2", "hardware.threads=1", "max_tokens=12"]
+    quick = [
+        "tokenizer.size=900",
+        "train.steps=2",
+        "train.batch_size=8",
+        "train.micro_batch=8",
+        "train.eval_every=2",
+        "hardware.threads=1",
+        "max_tokens=12",
+    ]
     assert needle("train", *files, *quick, "output=teacher", folder=tmp_path).returncode == 0
-    labelled = needle("label", "checkpoint=teacher", *files, "split=train", "max_tokens=60", "output=labelled.jsonl.gz", folder=tmp_path)
+    labelled = needle(
+        "label",
+        "checkpoint=teacher",
+        *files,
+        "split=train",
+        "max_tokens=60",
+        "output=labelled.jsonl.gz",
+        folder=tmp_path,
+    )
     assert labelled.returncode == 0, labelled.stderr
     rows = list(read_records(tmp_path / "labelled.jsonl.gz"))
     assert rows
     assert all(votes(row) and row.answers is not None for row in rows)
     said = [*files[:1], "data.train=[labelled.jsonl.gz]", *files[2:], *quick]
     size = len(rows) // 2
-    words = [*said, "compare.checkpoint=teacher", "compare.sweep=arms", f"data.size={size}", "compare.seeds=[3]", "output=cmp"]
+    words = [
+        *said,
+        "compare.checkpoint=teacher",
+        "compare.sweep=arms",
+        f"data.size={size}",
+        "compare.seeds=[3]",
+        "output=cmp",
+    ]
     result = needle("compare", *words, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "data.size is given, in place of the values that sweep=arms has for it" in result.stderr
     report = json.loads((tmp_path / "cmp" / "report.json").read_text())
-    assert sorted(arm["name"] for arm in report["arms"]) == ["argmax", "distill", "finetune", "label_smoothing", "placebo", "unlabelled", "unlabelled_argmax"]
+    assert sorted(arm["name"] for arm in report["arms"]) == [
+        "argmax",
+        "distill",
+        "finetune",
+        "label_smoothing",
+        "placebo",
+        "unlabelled",
+        "unlabelled_argmax",
+    ]
     assert report["missing"] == []
     trained = {arm["name"]: arm for arm in report["arms"]}
     assert {tuple(arm["seeds"]) for arm in report["arms"]} == {(3,)}

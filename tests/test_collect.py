@@ -36,8 +36,10 @@ from tests.collecting import KEY, collect
 from tests.gemini_server import Server, name_of, serve
 
 FAULTS = {
-    "rate": 0.03, "rate_hint": 0.03, "busy": 0.05, "drop": 0.03, "hang": 0.01, "malformed_call": 0.03, "empty": 0.03, "blocked": 0.02, "no_candidate": 0.02,
-    "html": 0.02, "not_json": 0.02, "no_usage": 0.03, "merged": 0.03, "max_tokens": 0.02, "wrong_value": 0.03, "wrong_tool": 0.02,
+    "rate": 0.03, "rate_hint": 0.03, "busy": 0.05, "drop": 0.03, "hang": 0.01, "malformed_call": 0.03, "empty": 0.03,
+        "blocked": 0.02, "no_candidate": 0.02,
+    "html": 0.02, "not_json": 0.02, "no_usage": 0.03, "merged": 0.03, "max_tokens": 0.02, "wrong_value": 0.03,
+        "wrong_tool": 0.02,
 }  # fmt: skip
 
 
@@ -65,27 +67,41 @@ def nanodollars(folder: Path) -> int:
 
 def test_every_fault_is_counted_and_the_records_are_right(tmp_path: Path) -> None:
     server = Server(FAULTS, seed=1)
-    stopped, manifest = against(server, tmp_path, CollectConfig(records=300, concurrency=32), timeout=8.0)  # long enough for a busy machine: only what hangs may run out
+    stopped, manifest = against(
+        server, tmp_path, CollectConfig(records=300, concurrency=32), timeout=8.0
+    )  # long enough for a busy machine: only what hangs may run out
     assert stopped is None
     seen, events = server.seen, manifest["events"]
     assert events["rate"] == seen["rate"] + seen["rate_hint"]
     assert events["busy"] == seen["busy"]
     assert events["connection"] == seen["drop"]
     assert events["timeout"] == seen["hang"]
-    for name, fault in (("malformed_function_call", "malformed_call"), ("empty", "empty"), ("blocked", "blocked"), ("no_candidate", "no_candidate"), ("max_tokens", "max_tokens")):
+    for name, fault in (
+        ("malformed_function_call", "malformed_call"),
+        ("empty", "empty"),
+        ("blocked", "blocked"),
+        ("no_candidate", "no_candidate"),
+        ("max_tokens", "max_tokens"),
+    ):
         assert events[f"finish_{name}"] == seen[fault], name
     assert events["finish_unreadable"] == seen["html"]
     assert events["usage_missing"] == seen["no_usage"] + seen["html"]
     assert 0 < events["finish_merged_calls"] <= seen["merged"], "only where functions were offered"
     assert server.bill <= nanodollars(tmp_path)
-    found = [record for split in ("train", "validation", "test") for record in read_records(tmp_path / f"{split}.jsonl.gz")]
+    found = [
+        record for split in ("train", "validation", "test") for record in read_records(tmp_path / f"{split}.jsonl.gz")
+    ]
     assert len(found) == manifest["records"] >= 250
     for record in found:
         assert all(call_errors(call, record.tools) == [] for call in record.answers)
         right = [call for call in server.known[record.query] if call["name"] in {tool.name for tool in record.tools}]
-        assert sorted(call.key() for call in record.answers) == sorted(Call(call["name"], call["args"]).key() for call in right)
+        assert sorted(call.key() for call in record.answers) == sorted(
+            Call(call["name"], call["args"]).key() for call in right
+        )
     reasons = Counter(row["reason"] for row in lines(tmp_path / "dropped.jsonl.gz"))
-    assert {reason: count for reason, count in manifest["funnel"].items() if reason not in ("items", "kept")} == dict(reasons)
+    assert {reason: count for reason, count in manifest["funnel"].items() if reason not in ("items", "kept")} == dict(
+        reasons
+    )
     assert manifest["funnel"]["kept"] + sum(reasons.values()) == manifest["funnel"]["items"]
 
 
@@ -115,7 +131,9 @@ def test_the_budget_is_never_exceeded_and_what_was_paid_for_is_kept(tmp_path: Pa
     assert manifest["funnel"]["items"] > 0
 
 
-def test_money_that_comes_back_while_somebody_looks_is_not_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_money_that_comes_back_while_somebody_looks_is_not_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reserve, refused = Books.reserve, list[str]()
 
     async def late(books: Books, ask: Ask, most: int) -> bool:
@@ -198,20 +216,40 @@ asyncio.run(collect(Path(sys.argv[1]), sys.argv[2], CollectConfig(records=40, mo
 
 
 def test_real_requests_are_labelled_with_votes_where_they_are_in_doubt(tmp_path: Path) -> None:
-    light = Tool("set_light", "Sets a light", {"type": "object", "properties": {"room": {"type": "string"}, "on": {"type": "boolean"}}, "required": ["room"]})
+    light = Tool(
+        "set_light",
+        "Sets a light",
+        {"type": "object", "properties": {"room": {"type": "string"}, "on": {"type": "boolean"}}, "required": ["room"]},
+    )
     other = Tool("play_music", "Plays music", {"type": "object", "properties": {"artist": {"type": "string"}}})
     server = Server()
-    texts = {f"lights in the room number {n} please": [{"name": "set_light", "args": {"room": f"room number {n}", "on": True}}] for n in range(6)}
+    texts = {
+        f"lights in the room number {n} please": [
+            {"name": "set_light", "args": {"room": f"room number {n}", "on": True}}
+        ]
+        for n in range(6)
+    }
     server.known = {**texts, "play something": [{"name": "play_music", "args": {"artist": "nobody said so"}}]}
-    requests = [Case(f"r{number}", text, (light, other)) for number, text in enumerate([*server.known, "what is the meaning of life?"])]
+    requests = [
+        Case(f"r{number}", text, (light, other))
+        for number, text in enumerate([*server.known, "what is the meaning of life?"])
+    ]
     stopped, manifest = against(server, tmp_path, CollectConfig(samples=3, phrasings=10), requests=requests)
     assert stopped is None
     assert manifest["funnel"] == {"items": 8, "ungrounded": 1, "kept": 7}
-    assert {row["reason"]: row["detail"] for row in lines(tmp_path / "dropped.jsonl.gz")} == {"ungrounded": "play_music.artist = 'nobody said so'"}
-    found = {record.query: record for split in ("train", "validation", "test") for record in read_records(tmp_path / f"{split}.jsonl.gz")}
+    assert {row["reason"]: row["detail"] for row in lines(tmp_path / "dropped.jsonl.gz")} == {
+        "ungrounded": "play_music.artist = 'nobody said so'"
+    }
+    found = {
+        record.query: record
+        for split in ("train", "validation", "test")
+        for record in read_records(tmp_path / f"{split}.jsonl.gz")
+    }
     first = found["lights in the room number 0 please"]
     assert first.teacher is not None
-    assert first.teacher["answers"] == [{"calls": [{"name": "set_light", "arguments": {"room": "room number 0", "on": True}}], "count": 3}], "whether it is on is a matter of votes"
+    assert first.teacher["answers"] == [
+        {"calls": [{"name": "set_light", "arguments": {"room": "room number 0", "on": True}}], "count": 3}
+    ], "whether it is on is a matter of votes"
     assert found["what is the meaning of life?"].answers == ()
     assert len(server.log) == 8 + 2 * 7
 
@@ -231,7 +269,18 @@ def test_log_probabilities_are_tried_once_and_never_needed(tmp_path: Path, able:
 
 def test_an_online_request_and_a_line_of_a_batch_say_the_same() -> None:
     ask = Ask(
-        "label", "m", "be brief", "lights on", (Tool("a tool", "does it", {"type": "object", "properties": {"x": {"const": 1}}, "additionalProperties": False}),), thinking="low"
+        "label",
+        "m",
+        "be brief",
+        "lights on",
+        (
+            Tool(
+                "a tool",
+                "does it",
+                {"type": "object", "properties": {"x": {"const": 1}}, "additionalProperties": False},
+            ),
+        ),
+        thinking="low",
     )
     server = Server()
 
@@ -247,13 +296,34 @@ def test_an_online_request_and_a_line_of_a_batch_say_the_same() -> None:
     assert server.bodies == [rest_body(ask)] * 2
     assert server.paths == {"v1beta": 1, "v1": 1}
     sent = rest_body(ask)["tools"][0]["functionDeclarations"][0]
-    assert sent == {"name": "tool_0_a_tool", "description": "does it", "parametersJsonSchema": {"type": "object", "properties": {"x": {"enum": [1]}}}}
+    assert sent == {
+        "name": "tool_0_a_tool",
+        "description": "does it",
+        "parametersJsonSchema": {"type": "object", "properties": {"x": {"enum": [1]}}},
+    }
 
 
 def test_both_spellings_are_read_alike_and_names_come_back() -> None:
-    camel = {"candidates": [{"content": {"parts": [{"thought": True, "text": "hm"}, {"functionCall": {"name": "a_tool_0", "args": {"someKey": 5.0}}}]}, "finishReason": "STOP"}]}
-    camel |= {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 2, "thoughtsTokenCount": 3}, "modelVersion": "m-001"}
-    snake = json.loads(json.dumps(camel).replace("functionCall", "function_call").replace("finishReason", "finish_reason").replace("usageMetadata", "usage_metadata").replace("TokenCount", "_token_count").replace("modelVersion", "model_version"))  # fmt: skip
+    camel = {
+        "candidates": [
+            {
+                "content": {
+                    "parts": [
+                        {"thought": True, "text": "hm"},
+                        {"functionCall": {"name": "a_tool_0", "args": {"someKey": 5.0}}},
+                    ]
+                },
+                "finishReason": "STOP",
+            }
+        ]
+    }
+    camel |= {
+        "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 2, "thoughtsTokenCount": 3},
+        "modelVersion": "m-001",
+    }
+    snake = json.loads(json.dumps(camel).replace("functionCall", "function_call").replace("finishReason",
+        "finish_reason").replace("usageMetadata", "usage_metadata").replace("TokenCount",
+        "_token_count").replace("modelVersion", "model_version"))  # fmt: skip
     answers = [read_answer(json.dumps(body), {"a_tool_0": "a tool"}) for body in (camel, snake)]
     assert answers[0] == answers[1]
     assert [call.to_json() for call in answers[0].calls] == [{"name": "a tool", "arguments": {"someKey": 5}}]
@@ -273,7 +343,12 @@ def test_both_spellings_are_read_alike_and_names_come_back() -> None:
 )
 def test_merged_parallel_calls_of_an_openai_endpoint_are_taken_apart(arguments: str, name: str, expected: Any) -> None:
     body = {
-        "choices": [{"message": {"tool_calls": [{"function": {"name": name, "arguments": arguments}}]}, "finish_reason": "tool_calls"}],
+        "choices": [
+            {
+                "message": {"tool_calls": [{"function": {"name": name, "arguments": arguments}}]},
+                "finish_reason": "tool_calls",
+            }
+        ],
         "usage": {"prompt_tokens": 3, "completion_tokens": 4},
     }
     answer = read_completion(json.dumps(body), {"f": "f", "gg": "gg"})
@@ -292,8 +367,14 @@ def test_an_openai_endpoint_is_asked_and_its_errors_are_understood() -> None:
         assert request.headers["Authorization"] == "Bearer k"
         status, headers = replies[len(seen) - 1]
         call = {"type": "function", "function": {"name": "tool_0_a_tool", "arguments": '{"x": 1}'}}
-        body = {"model": "m-1", "choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
-        return web.json_response(body if status == 200 else {"error": {"message": "no"}}, status=status, headers=headers)
+        body = {
+            "model": "m-1",
+            "choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 2},
+        }
+        return web.json_response(
+            body if status == 200 else {"error": {"message": "no"}}, status=status, headers=headers
+        )
 
     async def talk() -> list[Any]:
         app = web.Application()
@@ -350,7 +431,12 @@ def test_what_the_server_says_about_an_error_decides_what_is_done() -> None:
 
 def test_ctrl_c_waits_for_what_is_under_way_and_the_same_command_goes_on(tmp_path: Path, loopback: str) -> None:
     command = [sys.executable, "-m", "tests.collecting", str(tmp_path), loopback, "150", "5"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while _account(loopback, 0)["requests"] < 40:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -370,7 +456,8 @@ def test_ctrl_c_waits_for_what_is_under_way_and_the_same_command_goes_on(tmp_pat
 @pytest.fixture
 def loopback() -> Iterator[str]:
     """A server in a process of its own, which outlives the runs against it."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.gemini_server", "--faults", json.dumps({"busy": 0.03, "drop": 0.02, "no_usage": 0.02}), "--delay", "0.05"], stdout=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "tests.gemini_server", "--faults", json.dumps({"busy": 0.03,
+        "drop": 0.02, "no_usage": 0.02}), "--delay", "0.05"], stdout=subprocess.PIPE, text=True)  # fmt: skip
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.kill()
@@ -386,9 +473,17 @@ def _killed(folder: Path, url: str, kills: int, records: int, budget: float) -> 
     source = random.Random(0)
     done = 0
     while True:
-        stored = Counter(name_of(row["text"], [tool["name"] for tool in row["tools"]]) for row in rows(folder / "answers")) if (folder / "answers").exists() else Counter[str]()
+        stored = (
+            Counter(name_of(row["text"], [tool["name"] for tool in row["tools"]]) for row in rows(folder / "answers"))
+            if (folder / "answers").exists()
+            else Counter[str]()
+        )
         asked = _account(url, 0)["requests"]
-        process = subprocess.Popen([sys.executable, "-m", "tests.collecting", str(folder), url, str(records), str(budget)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.collecting", str(folder), url, str(records), str(budget)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         if done < kills:
             before = asked
             while _account(url, 0)["requests"] == before and process.poll() is None:

@@ -22,7 +22,9 @@ def ask(number: int) -> Ask:
 
 
 def money(folder: Path) -> tuple[int, int]:
-    charged, reserved = sqlite3.connect(folder / "ledger.sqlite").execute("SELECT charged, reserved FROM money").fetchone()
+    charged, reserved = (
+        sqlite3.connect(folder / "ledger.sqlite").execute("SELECT charged, reserved FROM money").fetchone()
+    )
     return charged, reserved
 
 
@@ -40,7 +42,11 @@ def test_a_torn_end_is_cut_and_everything_before_it_is_read(tmp_path: Path, torn
     assert end == length
     assert cut(path, end) == len(frame[:torn])
     reader = ShardReader(tmp_path)
-    assert [reader.read(place)["raw"] for place in (*places, *more)] == ["first", "zweite Zeile\nmit Umbruch", "x" * 5000]
+    assert [reader.read(place)["raw"] for place in (*places, *more)] == [
+        "first",
+        "zweite Zeile\nmit Umbruch",
+        "x" * 5000,
+    ]
     assert [row["id"] for row in rows(tmp_path)] == ["a", "b", "c"]
 
 
@@ -72,7 +78,9 @@ def test_answers_that_were_stored_before_a_crash_are_entered_and_those_under_way
                 assert await books.reserve(ask(number), 100)
             await books.sent([ask(0), ask(1), ask(2)])
             await books.settle(ask(0), "answer 0", 30)
-            books.writer.append([{"id": ask(1).key, "purpose": "label", "cost": 20, "raw": "answer 1"}])  # on the disk, not in the book
+            books.writer.append(
+                [{"id": ask(1).key, "purpose": "label", "cost": 20, "raw": "answer 1"}]
+            )  # on the disk, not in the book
             (tmp_path / "answers" / f"{books.ledger.owner}-00000.jsonl.zst").open("ab").write(b"\x28\xb5\x2f\xfdtorn")
 
     asyncio.run(begin())
@@ -184,7 +192,9 @@ def test_what_is_written_together_is_all_there(tmp_path: Path) -> None:
             assert all(books.raw(ask(number)) == (f"answer {number}" if number % 5 else None) for number in range(300))
             return books.ledger.money()[0]
 
-    assert asyncio.run(fill()) == sum(number for number in range(300) if number % 5) + 10 * sum(number % 2 == 0 for number in range(0, 300, 5))
+    assert asyncio.run(fill()) == sum(number for number in range(300) if number % 5) + 10 * sum(
+        number % 2 == 0 for number in range(0, 300, 5)
+    )
 
 
 def test_prices_come_from_the_list_or_the_user_and_are_never_guessed() -> None:

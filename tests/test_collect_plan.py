@@ -26,14 +26,19 @@ paths:
       operationId: getPet
       summary: Finds a pet.
       tags: [pets]
-      parameters: [{name: verbose, in: query, schema: {type: boolean}}, {name: X-Trace, in: header, schema: {type: string}}]
+      parameters:
+        - {name: verbose, in: query, schema: {type: boolean}}
+        - {name: X-Trace, in: header, schema: {type: string}}
     put:
       summary: Changes a pet
       requestBody: {content: {application/json: {schema: {$ref: '#/components/schemas/Change'}}}}
 components:
   schemas:
     Named: {type: object, required: [name], properties: {name: {type: string, example: Rex}}}
-    Change: {allOf: [{$ref: '#/components/schemas/Named'}, {type: object, properties: {tag: {type: string, enum: [cat, dog]}}}]}
+    Change:
+      allOf:
+        - {$ref: '#/components/schemas/Named'}
+        - {type: object, properties: {tag: {type: string, enum: [cat, dog]}}}
 """
 MODULE = '''
 from typing import Literal, Optional
@@ -52,7 +57,11 @@ def _hidden(x: int) -> None: ...
 def weather(city: str):
     """Tells the weather."""
 '''
-PLAIN = {"name": "play", "description": "Plays music", "parameters": {"type": "object", "properties": {"song": {"type": "string", "description": "what to play"}}}}
+PLAIN = {
+    "name": "play",
+    "description": "Plays music",
+    "parameters": {"type": "object", "properties": {"song": {"type": "string", "description": "what to play"}}},
+}
 
 
 @pytest.mark.parametrize(
@@ -60,14 +69,22 @@ PLAIN = {"name": "play", "description": "Plays music", "parameters": {"type": "o
     [
         ("tools.json", json.dumps([PLAIN]), ["play"]),
         ("tools.json", json.dumps([{"type": "function", "function": PLAIN}]), ["play"]),
-        ("tools.json", json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "play", "inputSchema": PLAIN["parameters"]}]}}), ["play"]),
+        (
+            "tools.json",
+            json.dumps(
+                {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "play", "inputSchema": PLAIN["parameters"]}]}}
+            ),
+            ["play"],
+        ),
         ("tools.json", json.dumps([{"functionDeclarations": [PLAIN, {**PLAIN, "name": "stop"}]}]), ["play", "stop"]),
         ("tools.jsonl", json.dumps(PLAIN) + "\n" + json.dumps({**PLAIN, "name": "stop"}), ["play", "stop"]),
         ("api.yaml", OPENAPI, ["getPet", "put_pets_id"]),
         ("mine.py", MODULE, ["book_table", "weather"]),
     ],
 )
-def test_tools_are_read_from_whatever_they_are_declared_in(tmp_path: Path, name: str, content: str, names: list[str]) -> None:
+def test_tools_are_read_from_whatever_they_are_declared_in(
+    tmp_path: Path, name: str, content: str, names: list[str]
+) -> None:
     (tmp_path / name).write_text(content)
     sources, findings = read_catalogue(tmp_path / name)
     assert [source.tool.name for source in sources] == names
@@ -91,7 +108,12 @@ def test_an_openapi_operation_and_a_function_keep_what_they_say(tmp_path: Path) 
 
 
 def test_everything_wrong_with_the_tools_is_found_at_once_with_its_place(tmp_path: Path) -> None:
-    broken = [PLAIN, {"name": "x", "parameters": {"type": "object", "properties": {"a": {"type": "strin"}}}}, PLAIN, {"name": "bare"}]
+    broken = [
+        PLAIN,
+        {"name": "x", "parameters": {"type": "object", "properties": {"a": {"type": "strin"}}}},
+        PLAIN,
+        {"name": "bare"},
+    ]
     (tmp_path / "t.json").write_text(json.dumps(broken))
     sources, findings = read_catalogue(tmp_path / "t.json")
     assert [source.tool.name for source in sources] == ["play", "bare"]
@@ -147,7 +169,9 @@ def test_a_plan_is_a_function_of_seed_and_number_and_its_calls_are_valid() -> No
 
 
 def test_values_come_from_the_teacher_where_it_gave_allowed_ones() -> None:
-    tool = Tool("book", "Books", {"type": "object", "properties": {"at": {"type": "string", "pattern": "^[0-9]{2}:[0-9]{2}$"}, "guests": {"type": "array", "items": {"type": "string"}}, "mood": {"enum": ["a"]}}, "required": ["at", "guests"]})  # fmt: skip
+    tool = Tool("book", "Books", {"type": "object", "properties": {"at": {"type": "string",
+        "pattern": "^[0-9]{2}:[0-9]{2}$"}, "guests": {"type": "array", "items": {"type": "string"}},
+        "mood": {"enum": ["a"]}}, "required": ["at", "guests"]})  # fmt: skip
     ((ask, _, open_),) = value_asks([tool], "m")
     assert list(open_) == ["at", "guests"]
     assert ask.schema is not None
@@ -157,21 +181,36 @@ def test_values_come_from_the_teacher_where_it_gave_allowed_ones() -> None:
     from needle.collect.catalogue import Declared
 
     planner = Planner([Declared(tool, "", "book")], frozenset(), 0, ["en"], 3, pools)
-    calls = [call for number in range(60) for call in planner.item(number).calls if "at" in call.arguments and "guests" in call.arguments]
+    calls = [
+        call
+        for number in range(60)
+        for call in planner.item(number).calls
+        if "at" in call.arguments and "guests" in call.arguments
+    ]
     assert {call.arguments["at"] for call in calls} == {"19:30"}
     assert {name for call in calls for name in call.arguments["guests"]} == {"Ann", "Bo"}
 
 
 def test_who_labels_never_sees_the_plan() -> None:
     sources, _ = read_catalogue(None)
-    item = next(item for number in range(100) if (item := Planner(sources, frozenset(), 0, ["en"], 6).item(number)).kind == "single" and len(item.tools) > 3)
+    item = next(
+        item
+        for number in range(100)
+        if (item := Planner(sources, frozenset(), 0, ["en"], 6).item(number)).kind == "single" and len(item.tools) > 3
+    )
     first, second = (label_ask("do it", item.tools, "m", sample) for sample in (0, 1))
     assert first.tools == item.tools
     assert sorted(tool.name for tool in second.tools) == sorted(tool.name for tool in item.tools)
     assert first.key != second.key
     assert item.persona in write_ask([item], "m").text
     assert item.persona not in first.text + first.system
-    texts = read_requests(Answer("stop", text='```json\n{"requests": [{"task": 1, "text": " b "}, {"task": 7, "text": "x"}, {"task": 0}]}\n```'), 3)
+    texts = read_requests(
+        Answer(
+            "stop",
+            text='```json\n{"requests": [{"task": 1, "text": " b "}, {"task": 7, "text": "x"}, {"task": 0}]}\n```',
+        ),
+        3,
+    )
     assert texts == [None, "b", None]
 
 
@@ -180,7 +219,12 @@ def test_who_labels_never_sees_the_plan() -> None:
 
 def test_requests_without_tools_are_offered_those_that_fit(tmp_path: Path) -> None:
     sources, _ = read_catalogue(None)
-    (tmp_path / "r.jsonl").write_text(json.dumps({"query": "set an alarm for seven"}) + "\n" + json.dumps({"id": "own", "query": "x", "tools": [PLAIN]}) + "\n")
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"query": "set an alarm for seven"})
+        + "\n"
+        + json.dumps({"id": "own", "query": "x", "tools": [PLAIN]})
+        + "\n"
+    )
     first, second = read_request_file(tmp_path / "r.jsonl", sources, 5, "en")
     assert len(first.tools) == 5
     assert "set_alarm" in {tool.name for tool in first.tools}

@@ -24,7 +24,10 @@ from needle.text.records import Call, Record, Tool
 
 # Grounding
 
-TEXT = "Remind me to water Anna's plants at half past five, set 25% on the living-room lamp for twenty five minutes and call +1 555-010-9999 on March 3rd"
+TEXT = (
+    "Remind me to water Anna's plants at half past five, set 25% on the living-room lamp for twenty five minutes and"
+    " call +1 555-010-9999 on March 3rd"
+)
 SAID, IMPLIED, ABSENT = Grounded.SAID, Grounded.IMPLIED, Grounded.ABSENT
 
 
@@ -69,8 +72,10 @@ def test_a_value_is_said_implied_or_absent(value: Any, schema: dict[str, Any], t
 @pytest.mark.parametrize(
     ("one", "other", "equal"),
     [
-        ("5 pm", "17:00", True), ("The Kitchen", "kitchen", True), (3, "three", True), (3, 3.0, True), (["a", "b"], ["b", "a"], True), ({"x": "noon"}, {"x": "12:00"}, True),
-        ("milk", "bread", False), ("milk", "oat milk", False), (3, 4, False), (True, False, False), (True, 1, False), (["a"], ["a", "b"], False),
+        ("5 pm", "17:00", True), ("The Kitchen", "kitchen", True), (3, "three", True), (3, 3.0, True), (["a", "b"],
+            ["b", "a"], True), ({"x": "noon"}, {"x": "12:00"}, True),
+        ("milk", "bread", False), ("milk", "oat milk", False), (3, 4, False), (True, False, False), (True, 1, False),
+            (["a"], ["a", "b"], False),
     ],
 )  # fmt: skip
 def test_two_values_that_mean_the_same(one: Any, other: Any, equal: bool) -> None:
@@ -79,7 +84,9 @@ def test_two_values_that_mean_the_same(one: Any, other: Any, equal: bool) -> Non
 
 # Verdicts
 
-LIGHT = Tool("light", "Sets a light", {"type": "object", "properties": {"room": {"type": "string"}, "level": {"type": "integer"}, "mode": {"enum": ["on", "off"]}}, "required": ["room"], "additionalProperties": False})  # fmt: skip
+LIGHT = Tool("light", "Sets a light", {"type": "object", "properties": {"room": {"type": "string"},
+    "level": {"type": "integer"}, "mode": {"enum": ["on", "off"]}}, "required": ["room"],
+    "additionalProperties": False})  # fmt: skip
 RADIO = Tool("radio", "Plays radio")
 
 
@@ -114,7 +121,10 @@ def test_verdicts_and_their_reasons(answers: list[Answer], reason: str, doubt: b
 
 
 def test_votes_are_kept_as_shares() -> None:
-    verdict = verify(ASKED, [said({"room": "kitchen", "level": 40}), said({"level": 40.0, "room": "kitchen"}), said({"room": "kitchen"})])
+    verdict = verify(
+        ASKED,
+        [said({"room": "kitchen", "level": 40}), said({"level": 40.0, "room": "kitchen"}), said({"room": "kitchen"})],
+    )
     assert verdict.record is not None
     assert verdict.record.teacher is not None
     assert [row["count"] for row in verdict.record.teacher["answers"]] == [2, 1]
@@ -125,8 +135,16 @@ def test_the_plan_has_a_say_too() -> None:
     from needle.collect.catalogue import Declared
 
     planner = Planner([Declared(LIGHT, "", "light"), Declared(RADIO, "", "radio")], frozenset(), 0, ["en"], 3)
-    items = {item.kind: item for number in range(300) if (item := planner.item(number)) and item.subjects[0].name == "light"}
-    single = next(item for number in range(300) if (item := planner.item(number)).kind == "single" and item.calls[0].name == "light" and "level" in item.calls[0].arguments)
+    items = {
+        item.kind: item for number in range(300) if (item := planner.item(number)) and item.subjects[0].name == "light"
+    }
+    single = next(
+        item
+        for number in range(300)
+        if (item := planner.item(number)).kind == "single"
+        and item.calls[0].name == "light"
+        and "level" in item.calls[0].arguments
+    )
     arguments = dict(single.calls[0].arguments)
     text = " ".join(str(value) for value in arguments.values())
     source = Case("1", f"light {text} and 77", (LIGHT, RADIO), "en", single)
@@ -159,18 +177,43 @@ def test_values_are_masked_and_the_same_phrasing_is_kept_only_so_often(tmp_path:
     first = record(0, "please dim the lamp in the kitchen down to 40 percent", room="kitchen", level=40)
     assert mask(first) == "please dim the lamp in the <room> down to <level> percent"
     values = (("attic", 5), ("big old hall", 10), ("cellar", 99))
-    others = [record(n, f"please dim the lamp in the {room} down to {level} percent", room=room, level=level) for n, (room, level) in enumerate(values)]
+    others = [
+        record(n, f"please dim the lamp in the {room} down to {level} percent", room=room, level=level)
+        for n, (room, level) in enumerate(values)
+    ]
     with Seen(tmp_path / "seen.sqlite", phrasings=3) as seen:
-        assert [seen.reason(fingerprint(one), "train") for one in (first, *others)] == [None, None, None, "near_duplicate"]
+        assert [seen.reason(fingerprint(one), "train") for one in (first, *others)] == [
+            None,
+            None,
+            None,
+            "near_duplicate",
+        ]
         assert seen.reason(fingerprint(first), "train") == "duplicate"
-        assert seen.reason(fingerprint(record(9, "Please, dim the lamp in the kitchen down to 40 percent!", room="kitchen", level=40)), "train") == "duplicate"
-        assert seen.reason(fingerprint(record(10, "could you make it a bit brighter over there", room="kitchen")), "train") is None
+        assert (
+            seen.reason(
+                fingerprint(
+                    record(9, "Please, dim the lamp in the kitchen down to 40 percent!", room="kitchen", level=40)
+                ),
+                "train",
+            )
+            == "duplicate"
+        )
+        assert (
+            seen.reason(fingerprint(record(10, "could you make it a bit brighter over there", room="kitchen")), "train")
+            is None
+        )
 
 
 def test_a_phrasing_never_stands_in_two_splits(tmp_path: Path) -> None:
     with Seen(tmp_path / "seen.sqlite", phrasings=3) as seen:
-        assert seen.reason(fingerprint(record(0, "please dim the lamp in the kitchen right now", room="kitchen")), "test") is None
-        assert seen.reason(fingerprint(record(1, "please dim the lamp in the attic right now", room="attic")), "train") == "near_duplicate"
+        assert (
+            seen.reason(fingerprint(record(0, "please dim the lamp in the kitchen right now", room="kitchen")), "test")
+            is None
+        )
+        assert (
+            seen.reason(fingerprint(record(1, "please dim the lamp in the attic right now", room="attic")), "train")
+            == "near_duplicate"
+        )
 
 
 def test_an_export_is_complete_and_says_what_is_in_it(tmp_path: Path) -> None:
@@ -178,7 +221,14 @@ def test_an_export_is_complete_and_says_what_is_in_it(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     for n in range(90):
         query = " ".join(words[int(digit)] for digit in str(n * 7919 + 123456))
-        rows.append({"split": "train" if n % 5 else "test", "reason": "" if n % 7 else "schema", "detail": "", "record": record(n, query, room=words[n % 10]).to_json()})
+        rows.append(
+            {
+                "split": "train" if n % 5 else "test",
+                "reason": "" if n % 7 else "schema",
+                "detail": "",
+                "record": record(n, query, room=words[n % 10]).to_json(),
+            }
+        )
     rows.append({**rows[1], "record": {**rows[1]["record"], "id": "twin"}})
     with Workers(processes=2) as workers, Seen(tmp_path / "seen.sqlite", 3) as seen:
         mark_duplicates(rows, seen, workers)
@@ -217,9 +267,15 @@ def test_logged_traffic_is_read_and_verified(tmp_path: Path) -> None:
 
     def row(query: str, arguments: str) -> str:
         calls = [{"type": "function", "function": {"name": "light", "arguments": arguments}}]
-        return json.dumps({"request": {"messages": [{"role": "system", "content": "be good"}, {"role": "user", "content": query}], "tools": tools}, "response": {"choices": [{"message": {"content": None, "tool_calls": calls}}]}})  # fmt: skip
+        return json.dumps({"request": {"messages": [{"role": "system", "content": "be good"}, {"role": "user",
+            "content": query}], "tools": tools}, "response": {"choices": [{"message": {"content": None,
+            "tool_calls": calls}}]}})  # fmt: skip
 
-    (tmp_path / "log.jsonl").write_text("\n".join([row("kitchen light to 40", '{"room": "kitchen", "level": 40}'), row("kitchen light", '{"room": "attic"}')]))
+    (tmp_path / "log.jsonl").write_text(
+        "\n".join(
+            [row("kitchen light to 40", '{"room": "kitchen", "level": 40}'), row("kitchen light", '{"room": "attic"}')]
+        )
+    )
     judged = list(judge_traffic(read_records(tmp_path / "log.jsonl"), "en"))
     assert [one.verdict.reason for one in judged] == ["", "ungrounded"]
     assert judged[0].verdict.record is not None

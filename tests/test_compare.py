@@ -24,9 +24,17 @@ def arm(name: str, alpha: float, rate: float, size: int = 500, seeds: int = 3, s
     runs = []
     for number in range(seeds):
         right = random.random(len(RECORDS)) < rate
-        answers = [Answer(record.answers if ok else (), 0.9, "stop", 3) for record, ok in zip(RECORDS, right, strict=True)]
+        answers = [
+            Answer(record.answers if ok else (), 0.9, "stop", 3) for record, ok in zip(RECORDS, right, strict=True)
+        ]
         scores: list[Score] = [score(record, answer.calls) for record, answer in zip(RECORDS, answers, strict=True)]
-        summary = {"seconds": 10.0, "steps": 5, "records_per_second": 50.0, "parameters": 1_000_000, "training_records": size}
+        summary = {
+            "seconds": 10.0,
+            "steps": 5,
+            "records_per_second": 50.0,
+            "parameters": 1_000_000,
+            "training_records": size,
+        }
         runs.append(Run(scores, answers, number, summary, 1.0, Path()))
     return Arm(name, {"alpha": alpha, "beta": 1 - alpha, "temperature": 4.0}, size, runs)
 
@@ -56,14 +64,18 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_the_luck_of_few_seeds_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two equal arms whose seeds differ by four points: resampled, three seeds would tell them apart in a quarter of the trials."""
+    """Two equal arms whose seeds differ by four points: resampled, three seeds would tell them apart in a quarter of
+    the trials."""
     monkeypatch.setattr("needle.judging.compare.RESAMPLES", 300)
     found = 0
     for trial in range(60):
         random = np.random.default_rng(trial)
         chances = np.clip(random.random((1, 500)) + random.normal(0, 0.04, (6, 1)), 0, 1)
         hits = random.random(chances.shape) < chances
-        runs = [Run([Score({"exact_call": (float(hit), 1.0)}, {}, {}) for hit in row], [], seed % 3, {}, 0.0, Path()) for seed, row in enumerate(hits)]
+        runs = [
+            Run([Score({"exact_call": (float(hit), 1.0)}, {}, {}) for hit in row], [], seed % 3, {}, 0.0, Path())
+            for seed, row in enumerate(hits)
+        ]
         pair = paired(Arm("a", {}, 5, runs[:3]), Arm("b", {}, 5, runs[3:]))
         found += pair["low"] > 0 or pair["high"] < 0
     assert found <= 6
@@ -96,7 +108,9 @@ def test_the_verdict_is_plain_and_symmetric() -> None:
     assert "loses to" in verdict([{**row, "difference": -0.1, "low": -0.15, "high": -0.05}])
     assert "no difference" in verdict([{**row, "difference": 0.01, "low": -0.05, "high": 0.07}])
     assert "no difference" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15, "p_holm": 0.06}])
-    assert "with 1 seed, too few to tell" in verdict([{**row, "difference": 0.1, "low": 0.05, "high": 0.15, "seeds": 1}])
+    assert "with 1 seed, too few to tell" in verdict(
+        [{**row, "difference": 0.1, "low": 0.05, "high": 0.15, "seeds": 1}]
+    )
 
 
 def test_the_verdict_on_many_arms_sorts_them_by_what_came_out() -> None:
@@ -108,9 +122,11 @@ def test_the_verdict_on_many_arms_sorts_them_by_what_came_out() -> None:
         {**row, "a": "unlabelled", "difference": 0.1, "low": 0.05, "high": 0.15},
         {**row, "a": "unlabelled", "b": "distill", "difference": 0.07, "low": 0.05, "high": 0.1},
     ]
-    assert verdict(pairs) == (
-        "With 2,000 records, against finetune: better: unlabelled +10.0 points (+5.0 to +15.0), distill +3.0 points (+1.0 to +5.0); "
-        "no difference shows: argmax +1.0 points (-5.0 to +7.0); worse: placebo -20.0 points (-30.0 to -10.0)."
+    assert (
+        verdict(pairs)
+        == "With 2,000 records, against finetune: better: unlabelled +10.0 points (+5.0 to +15.0), distill +3.0 points"
+        " (+1.0 to +5.0); no difference shows: argmax +1.0 points (-5.0 to +7.0); worse: placebo -20.0 points (-30.0"
+        " to -10.0)."
     )
 
 
@@ -121,10 +137,20 @@ def test_p_values_are_corrected_for_their_number() -> None:
 
 
 def test_named_pairs_are_compared_too_and_unfinished_arms_share_their_seeds() -> None:
-    arms = [arm("finetune", 0, 0.5), arm("distill", 0.7, 0.6, seeds=2), arm("placebo", 0.7, 0.4), arm("argmax", 0, 0.5, size=2000), arm("finetune", 0, 0.6, size=8000, seeds=1)]
+    arms = [
+        arm("finetune", 0, 0.5),
+        arm("distill", 0.7, 0.6, seeds=2),
+        arm("placebo", 0.7, 0.4),
+        arm("argmax", 0, 0.5, size=2000),
+        arm("finetune", 0, 0.6, size=8000, seeds=1),
+    ]
     facts = {"title": "T", "subtitle": "S", "commands": [], "student": {}}
     report = build_report(arms, None, RECORDS, 1.0, facts, 0, [("distill", "placebo"), ("distill", "label_smoothing")])
-    assert [(pair["a"], pair["b"], pair["seeds"]) for pair in report["paired"]] == [("distill", "finetune", 2), ("placebo", "finetune", 3), ("distill", "placebo", 2)]
+    assert [(pair["a"], pair["b"], pair["seeds"]) for pair in report["paired"]] == [
+        ("distill", "finetune", 2),
+        ("placebo", "finetune", 3),
+        ("distill", "placebo", 2),
+    ]
     assert all(pair["p"] <= pair["p_holm"] <= 1 for pair in report["paired"])
     assert [row["seeds"] for row in report["worth"]] == [1, 1, 1]
     with pytest.raises(ValueError, match="nothing to report"):
@@ -135,11 +161,16 @@ def test_parts_of_several_sources_are_shown_apart() -> None:
     other = [replace(record, source="t" if index % 3 else "s") for index, record in enumerate(RECORDS)]
     run = Run([score(record, record.answers) for record in other], [], 0, {}, 1.0, Path())
     report = build_report([Arm("finetune", {"alpha": 0}, 500, [run])], None, other, 1.0, {}, 0)
-    assert {member: row["records"] for member, row in report["arms"][0]["groups"]["source"].items()} == {"s": 20, "t": 40}
+    assert {member: row["records"] for member, row in report["arms"][0]["groups"]["source"].items()} == {
+        "s": 20,
+        "t": 40,
+    }
 
 
 def test_an_arm_is_worth_the_records_at_which_the_plain_curve_meets_it() -> None:
-    curve = [arm("finetune", 0, rate, size, seeds=8, seed=size) for size, rate in ((500, 0.2), (2000, 0.4), (8000, 0.8))]
+    curve = [
+        arm("finetune", 0, rate, size, seeds=8, seed=size) for size, rate in ((500, 0.2), (2000, 0.4), (8000, 0.8))
+    ]
     between = worth(arm("distill", 0.7, 0.6, 500, seeds=8, seed=9), curve)
     assert 2000 < between["low"] < between["records"] < between["high"] < 8000
     itself = worth(curve[1], curve)
@@ -149,19 +180,31 @@ def test_an_arm_is_worth_the_records_at_which_the_plain_curve_meets_it() -> None
     dip = [arm("finetune", 0, rate, size, seed=size) for size, rate in ((500, 0.5), (2000, 0.3), (8000, 0.8))]
     assert 2000 < worth(arm("distill", 0.7, 0.65, 500, seed=9), dip)["records"] < 8000
     level = [Arm("finetune", {"alpha": 0}, size, curve[1].runs) for size in (500, 2000, 8000)]
-    assert worth(Arm("distill", {"alpha": 0.7}, 500, curve[1].runs), level)["records"] == 500  # the first size that comes to it
+    assert (
+        worth(Arm("distill", {"alpha": 0.7}, 500, curve[1].runs), level)["records"] == 500
+    )  # the first size that comes to it
 
 
 def test_every_arm_is_compared_with_fine_tuning_whatever_else_has_no_teacher() -> None:
-    arms = [arm(name, alpha, 0.5, seed=seed) for seed, (name, alpha) in enumerate((("argmax", 0), ("distill", 0.7), ("finetune", 0), ("label_smoothing", 0)))]
+    arms = [
+        arm(name, alpha, 0.5, seed=seed)
+        for seed, (name, alpha) in enumerate((("argmax", 0), ("distill", 0.7), ("finetune", 0), ("label_smoothing", 0)))
+    ]
     report = build_report(arms, None, RECORDS, 1.0, {"title": "T", "subtitle": "S", "commands": [], "student": {}}, 0)
-    assert [(pair["a"], pair["b"]) for pair in report["paired"]] == [(name, "finetune") for name in ("argmax", "distill", "label_smoothing")]
+    assert [(pair["a"], pair["b"]) for pair in report["paired"]] == [
+        (name, "finetune") for name in ("argmax", "distill", "label_smoothing")
+    ]
     assert report["verdict"].count("With 500 records") == 1
     assert report["worth"] == []  # one size is no curve
 
 
 def test_the_report_has_what_it_promises_and_stands_alone(tmp_path: Path) -> None:
-    arms = [arm("finetune", 0, 0.4), arm("distill", 0.7, 0.6, seed=1), arm("finetune", 0, 0.5, 2000), arm("distill", 0.7, 0.7, 2000, seed=1)]
+    arms = [
+        arm("finetune", 0, 0.4),
+        arm("distill", 0.7, 0.6, seed=1),
+        arm("finetune", 0, 0.5, 2000),
+        arm("distill", 0.7, 0.7, 2000, seed=1),
+    ]
     facts = {"title": "T", "subtitle": "S", "commands": ["needle compare"], "student": {}}
     report = build_report(arms, arm("teacher", 0, 0.9, 16000, 1).runs[0], RECORDS, 12.5, facts, 6)
     write_report(tmp_path, report)
@@ -173,10 +216,14 @@ def test_the_report_has_what_it_promises_and_stands_alone(tmp_path: Path) -> Non
         assert row["seeds"] == [0, 1, 2]
         for metric in ("exact_call", "tool_name", "false_call_rate"):
             assert set(row["metrics"][metric]) == {"mean", "low", "high"}
-    assert {tuple(sorted(row)) for row in stored["paired"]} == {("a", "b", "data_size", "difference", "high", "low", "p", "p_holm", "seeds")}
+    assert {tuple(sorted(row)) for row in stored["paired"]} == {
+        ("a", "b", "data_size", "difference", "high", "low", "p", "p_holm", "seeds")
+    }
     html = (tmp_path / "report.html").read_text()
     assert "<svg" in html
-    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
     assert "<b>0</b>" not in html  # what users wrote is escaped
     assert "say &lt;b&gt;" in html
     assert "| distill | 2,000 |" in (tmp_path / "report.md").read_text()

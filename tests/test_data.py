@@ -180,7 +180,13 @@ print(data_fingerprint(grown), fit_tokenizer(grown, TokenizerConfig(size=1000), 
 def test_every_process_makes_the_same_copies_and_tokenizer(real_data: Path, tmp_path: Path) -> None:
     """Python hashes strings differently in each process, so that whatever depends on the order of a set differs."""
     made = [
-        subprocess.run([sys.executable, "-c", GROWN, real_data, tmp_path / str(seed)], env={**os.environ, "PYTHONHASHSEED": str(seed)}, text=True, capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", GROWN, real_data, tmp_path / str(seed)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            text=True,
+            capture_output=True,
+            check=True,
+        )
         for seed in range(3)
     ]
     assert len({process.stdout for process in made}) == 1
@@ -193,13 +199,25 @@ def test_whole_copies_are_renamed_or_shuffled(real_data: Path) -> None:
     grown = expand(records, AugmentConfig(copies=4, rename=0.5, shuffle=0.5), 0)
     kinds = []
     for copy in range(5):
-        tools = {json.dumps(tool.to_json()): tool for record in grown if record.meta.get("copy", 0) == copy for tool in record.tools}
-        kinds.append("same" if set(tools) <= known else "shuffled" if {tool.name for tool in tools.values()} <= names else "renamed")
+        tools = {
+            json.dumps(tool.to_json()): tool
+            for record in grown
+            if record.meta.get("copy", 0) == copy
+            for tool in record.tools
+        }
+        kinds.append(
+            "same"
+            if set(tools) <= known
+            else "shuffled"
+            if {tool.name for tool in tools.values()} <= names
+            else "renamed"
+        )
     assert kinds == ["same", "renamed", "shuffled", "renamed", "same"]
 
 
 def test_new_distractors_are_tools_that_stood_beside_the_right_one_before_or_are_unlike_it(real_data: Path) -> None:
-    """A tool never offered beside the right one may be as right as it: hwu64's weather_query beside snips' GetWeather."""
+    """A tool never offered beside the right one may be as right as it: hwu64's weather_query beside snips'
+    GetWeather."""
     records = [r for name in ("snips", "hwu64") for r in read_records(real_data / name / "validation.jsonl.gz")]
     beside: dict[str, set[str]] = defaultdict(set)
     for record in records:
@@ -213,7 +231,10 @@ def test_new_distractors_are_tools_that_stood_beside_the_right_one_before_or_are
     assert len(more) > len(records) / 4
     for record in more:
         for call in record.answers:
-            assert not {"GetWeather", "weather_query"} <= {tool.name for tool in record.tools} or call.name not in ("GetWeather", "weather_query")
+            assert not {"GetWeather", "weather_query"} <= {tool.name for tool in record.tools} or call.name not in (
+                "GetWeather",
+                "weather_query",
+            )
 
 
 def test_joined_requests_hold_all_their_calls_and_no_tool_that_might_answer_both(real_data: Path) -> None:
@@ -268,9 +289,13 @@ WEATHER = Tool(
 )
 
 
-def test_renamed_examples_are_what_their_renamed_records_would_be(records: list[Record], tokenizer: TextTokenizer, examples: list[Example]) -> None:
+def test_renamed_examples_are_what_their_renamed_records_would_be(
+    records: list[Record], tokenizer: TextTokenizer, examples: list[Example]
+) -> None:
     codec = build_codec("decisions", tokenizer)
-    once, again, other = (rename_examples(examples[:60], records[:60], tokenizer, codec, 2048, seed) for seed in (1, 1, 2))
+    once, again, other = (
+        rename_examples(examples[:60], records[:60], tokenizer, codec, 2048, seed) for seed in (1, 1, 2)
+    )
     assert once == again
     asking = [row for row in range(60) if examples[row].tools]
     assert sum(once[row].tools == examples[row].tools for row in asking) < len(asking) / 5
@@ -280,16 +305,29 @@ def test_renamed_examples_are_what_their_renamed_records_would_be(records: list[
         assert codec.decode(example.target[:-1], renamed.tools) == list(renamed.answers)
         assert [tool.name for tool in example.tools] == [tool.name for tool in renamed.tools]
     weighted = [replace(example, weight=0.25, votes="v") for example in examples[:60]]
-    assert {(example.weight, example.votes) for example in rename_examples(weighted, records[:60], tokenizer, codec, 2048, 1)} == {(0.25, "v")}
-    assert rename_examples(examples[:60], records[:60], tokenizer, codec, 1, 1) == examples[:60]  # too long by another name: as it was
+    assert {
+        (example.weight, example.votes)
+        for example in rename_examples(weighted, records[:60], tokenizer, codec, 2048, 1)
+    } == {(0.25, "v")}
+    assert (
+        rename_examples(examples[:60], records[:60], tokenizer, codec, 1, 1) == examples[:60]
+    )  # too long by another name: as it was
 
 
 def test_a_request_names_the_new_members_that_its_calls_take() -> None:
-    schema = {"type": "object", "properties": {"genre": {"type": "string", "enum": ["Jazz", "Hard Rock"]}, "loud": {"type": "integer", "enum": [0, 1]}}}
+    schema = {
+        "type": "object",
+        "properties": {
+            "genre": {"type": "string", "enum": ["Jazz", "Hard Rock"]},
+            "loud": {"type": "integer", "enum": [0, 1]},
+        },
+    }
     play, other = Tool("play", "Plays music", schema), Tool("show", "Shows films", schema)
     seen = set()
     for seed in range(20):
-        record = Record("1", "some hard rock, now", (play, other), (Call("play", {"genre": "Hard Rock", "loud": 0}),), "s")
+        record = Record(
+            "1", "some hard rock, now", (play, other), (Call("play", {"genre": "Hard Rock", "loud": 0}),), "s"
+        )
         changed = change_members(record, seed, 1.0)
         assert changed == change_members(record, seed, 1.0)
         (call,) = changed.answers
@@ -301,7 +339,10 @@ def test_a_request_names_the_new_members_that_its_calls_take() -> None:
         assert changed.tools[1].parameters["properties"]["genre"]["enum"] != old
         assert changed.tools[0].parameters["properties"]["loud"] == schema["properties"]["loud"]
         seen.add(new[1])
-        for query in ("something heavy", "hard rock, I said hard rock"):  # not named, or not once: this tool keeps its members
+        for query in (
+            "something heavy",
+            "hard rock, I said hard rock",
+        ):  # not named, or not once: this tool keeps its members
             unnamed = change_members(replace(record, query=query), seed, 1.0)
             assert (unnamed.query, unnamed.tools[0], unnamed.answers) == (query, play, record.answers)
             assert unnamed.tools[1] != other
@@ -310,12 +351,22 @@ def test_a_request_names_the_new_members_that_its_calls_take() -> None:
 
 
 def pay(id: str, query: str, *pairs: tuple[str, str]) -> Record:
-    tool = Tool("pay", "", {"type": "object", "properties": {"account": {"type": "string"}, "to": {"type": "string"}}, "required": [], "additionalProperties": False})
+    tool = Tool(
+        "pay",
+        "",
+        {
+            "type": "object",
+            "properties": {"account": {"type": "string"}, "to": {"type": "string"}},
+            "required": [],
+            "additionalProperties": False,
+        },
+    )
     return Record(id, query, (tool,), tuple(Call("pay", {"account": account, "to": to}) for account, to in pairs), "s")
 
 
 def test_no_value_is_replaced_by_one_that_the_request_says_of_another_argument() -> None:
-    """From savings to checking: with the values of both arguments alike, an exchange of one may name the other twice, and the next exchange then takes the wrong place."""
+    """From savings to checking: with the values of both arguments alike, an exchange of one may name the other twice,
+    and the next exchange then takes the wrong place."""
     record = pay("1", "From savings to checking", ("savings", "checking"))
     pools = {("pay", "account"): ["Checking", "savings", "credit"], ("pay", "to"): ["SAVINGS", "checking", "rent"]}
     for seed in range(200):
@@ -327,7 +378,12 @@ def test_no_value_is_replaced_by_one_that_the_request_says_of_another_argument()
 
 def test_joined_requests_keep_the_points_of_their_values_and_ask_nothing_twice() -> None:
     one, same, other = (
-        pay(id, query, pair) for id, query, pair in (("1", "Pay Shazam!", ("a", "Shazam!")), ("2", "pay shazam from a", ("a", "Shazam!")), ("3", "Pay Bob.", ("b", "Bob")))
+        pay(id, query, pair)
+        for id, query, pair in (
+            ("1", "Pay Shazam!", ("a", "Shazam!")),
+            ("2", "pay shazam from a", ("a", "Shazam!")),
+            ("3", "Pay Bob.", ("b", "Bob")),
+        )
     )
     pools = Pools([one, same, other])
     for seed in range(60):
@@ -340,7 +396,13 @@ def test_joined_requests_keep_the_points_of_their_values_and_ask_nothing_twice()
 def test_names_that_differ_little_stay_apart_when_renamed() -> None:
     properties = {name: {"type": "string"} for name in ("x1", "x_1", "from", "From")}
     arguments = {name: name * 2 for name in properties}
-    record = Record("1", "x", (Tool("t", "", {"type": "object", "properties": properties, "required": []}),), (Call("t", arguments),), "s")
+    record = Record(
+        "1",
+        "x",
+        (Tool("t", "", {"type": "object", "properties": properties, "required": []}),),
+        (Call("t", arguments),),
+        "s",
+    )
     for seed in range(200):
         renamed = rename(record, 0, seed)
         assert len(renamed.tools[0].parameters["properties"]) == 4
@@ -349,7 +411,17 @@ def test_names_that_differ_little_stay_apart_when_renamed() -> None:
 
 def test_of_further_requests_those_that_the_teacher_answered_count() -> None:
     tool = Tool("t", "", {"type": "object", "properties": {}, "required": [], "additionalProperties": False})
-    rows = [Record(str(number), f"q {number}", (tool,), (), "s", {"answers": [{"calls": [{"name": "t", "arguments": {}}]}]} if number % 2 else None) for number in range(40)]
+    rows = [
+        Record(
+            str(number),
+            f"q {number}",
+            (tool,),
+            (),
+            "s",
+            {"answers": [{"calls": [{"name": "t", "arguments": {}}]}]} if number % 2 else None,
+        )
+        for number in range(40)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         write_jsonl(Path(folder) / "a.jsonl", rows)
         splits = load_splits(DataConfig(kind="jsonl", train=[f"{folder}/a.jsonl"], size=10, unlabelled=5))
@@ -364,10 +436,17 @@ def test_of_further_requests_those_that_the_teacher_answered_count() -> None:
 
 def test_two_tools_of_one_name_are_never_joined() -> None:
     def record(id: str, query: str, description: str) -> Record:
-        tool, other = Tool("find", description, {"type": "object", "properties": {}}), Tool(f"other_{id}", "", {"type": "object", "properties": {}})
+        tool, other = (
+            Tool("find", description, {"type": "object", "properties": {}}),
+            Tool(f"other_{id}", "", {"type": "object", "properties": {}}),
+        )
         return Record(id, query, (tool, other), (Call("find", {}),), "s")
 
-    one, same, different = record("1", "a b", "Finds flights."), record("2", "c d", "Finds flights."), record("3", "e f", "Finds hotels.")
+    one, same, different = (
+        record("1", "a b", "Finds flights."),
+        record("2", "c d", "Finds flights."),
+        record("3", "e f", "Finds hotels."),
+    )
     pools = Pools([one, same, different])
     assert pools.apart(one, same)
     assert not pools.apart(one, different)
@@ -375,8 +454,18 @@ def test_two_tools_of_one_name_are_never_joined() -> None:
 
 def test_no_argument_takes_the_name_of_another_and_forms_stay_described() -> None:
     about = "Day of travel, in the format YYYY-MM-DD"
-    properties = {"movie": {"type": "string"}, "film": {"type": "string"}, "date": {"type": "string", "description": about}}
-    record = Record("1", "Up and Brazil", (Tool("compare", "", {"type": "object", "properties": properties}),), (Call("compare", {"movie": "Up", "film": "Brazil"}),), "s")
+    properties = {
+        "movie": {"type": "string"},
+        "film": {"type": "string"},
+        "date": {"type": "string", "description": about},
+    }
+    record = Record(
+        "1",
+        "Up and Brazil",
+        (Tool("compare", "", {"type": "object", "properties": properties}),),
+        (Call("compare", {"movie": "Up", "film": "Brazil"}),),
+        "s",
+    )
     for variant in range(200):
         (tool,) = rename(record, variant, 0).tools
         names = {name.lower(): schema for name, schema in tool.parameters["properties"].items()}
@@ -389,15 +478,26 @@ def test_no_argument_takes_the_name_of_another_and_forms_stay_described() -> Non
 
 def test_members_that_a_description_tells_stay() -> None:
     schema = {"type": "string", "enum": ["asc", "desc"], "description": "Order: asc or desc"}
-    record = Record("1", "asc", (Tool("sort", "", {"type": "object", "properties": {"order": schema}}),), (Call("sort", {"order": "asc"}),), "s")
+    record = Record(
+        "1",
+        "asc",
+        (Tool("sort", "", {"type": "object", "properties": {"order": schema}}),),
+        (Call("sort", {"order": "asc"}),),
+        "s",
+    )
     assert all(change_members(record, seed, share=1.0) == record for seed in range(10))
-    plain = replace(record, tools=(Tool("sort", "", {"type": "object", "properties": {"order": {**schema, "description": "The order"}}}),))
+    plain = replace(
+        record,
+        tools=(Tool("sort", "", {"type": "object", "properties": {"order": {**schema, "description": "The order"}}}),),
+    )
     assert change_members(plain, 1, share=1.0) != plain
 
 
 def test_a_renamed_record_asks_the_same_of_the_same_tools() -> None:
     other = Tool("play_music", "Play music")
-    record = Record("1", "weather in Rome in C", (WEATHER, other), (Call("get_weather", {"city": "Rome", "unit": "C"}),), "s")
+    record = Record(
+        "1", "weather in Rome in C", (WEATHER, other), (Call("get_weather", {"city": "Rome", "unit": "C"}),), "s"
+    )
     seen = set()
     for variant in range(60):
         changed = rename(record, variant, 0)
@@ -411,7 +511,10 @@ def test_a_renamed_record_asks_the_same_of_the_same_tools() -> None:
         assert sorted(schema.get("type", "") for schema in properties.values()) == ["integer", "string", "string"]
         (city,) = tool.parameters["required"]
         assert call.arguments[city] == "Rome"
-        if re.fullmatch(r"(get|climate|weather|meteorology|obtain|retrieve|fetch|give|[_-])+", tool.name.lower()) is None:
+        if (
+            re.fullmatch(r"(get|climate|weather|meteorology|obtain|retrieve|fetch|give|[_-])+", tool.name.lower())
+            is None
+        ):
             assert tool.description, "a name that tells nothing keeps its description"
         seen.add((tool.name, tuple(properties), tool.description))
     assert len(seen) > 40
@@ -432,10 +535,17 @@ def test_synonyms_of_tests_and_of_training_share_no_word() -> None:
 
 def test_a_source_can_be_limited_and_files_joined_by_synthetic_records(real_data: Path) -> None:
     files = [str(real_data / "ha_intents" / "train.jsonl.gz"), str(real_data / "seal_tools" / "train.jsonl.gz")]
-    config = DataConfig(kind="mixed", train=files, limits={"ha_intents": 50}, synthetic=SyntheticConfig(train=30, validation=0, test=0, unseen=0))
+    config = DataConfig(
+        kind="mixed",
+        train=files,
+        limits={"ha_intents": 50},
+        synthetic=SyntheticConfig(train=30, validation=0, test=0, unseen=0),
+    )
     counts = Counter(record.source for record in load_splits(config).train)
     assert counts == {"ha_intents": 50, "seal_tools": 668, "synthetic": 30}
-    with pytest.raises(DataError, match="data.limits.nonsense: no training record is of this source; there are ha_intents, seal_tools"):
+    with pytest.raises(
+        DataError, match="data.limits.nonsense: no training record is of this source; there are ha_intents, seal_tools"
+    ):
         load_splits(DataConfig(kind="jsonl", train=files, limits={"nonsense": 3}))
 
 
@@ -456,7 +566,10 @@ def test_an_epoch_shows_every_record_once_in_an_order_of_seed_and_step_alone(cou
     epoch = [index for step in range(order.per_epoch) for index in order[step]]
     assert sorted(epoch) == list(range(count))
     jumped = BatchOrder(lengths, batch, 3)
-    assert jumped[order.per_epoch + 1 if order.per_epoch > 1 else 1] == order[order.per_epoch + 1 if order.per_epoch > 1 else 1]
+    assert (
+        jumped[order.per_epoch + 1 if order.per_epoch > 1 else 1]
+        == order[order.per_epoch + 1 if order.per_epoch > 1 else 1]
+    )
     if count > 10:
         assert [order[s] for s in range(3)] != [BatchOrder(lengths, batch, 4)[s] for s in range(3)] or batch >= count
 
@@ -483,7 +596,9 @@ def test_processes_share_a_batch_without_loss_and_in_step(batch: int, processes:
     assert max(len(part) for piece in pieces for part in piece) <= micro
 
 
-def test_tools_borrowed_from_the_batch_leave_labels_right_and_spare_records_without_a_call(examples: list[Example]) -> None:
+def test_tools_borrowed_from_the_batch_leave_labels_right_and_spare_records_without_a_call(
+    examples: list[Example],
+) -> None:
     some = examples[:20]
     grown = add_distractors(some, 3, (0, 1))
     assert grown == add_distractors(some, 3, (0, 1))

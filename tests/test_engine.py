@@ -25,14 +25,18 @@ from needle.text.toolschema import ToolSchemaError, call_errors, normalise_tool
 from tests.conftest import TINY
 
 
-def random_checkpoint(tokenizer: TextTokenizer, family: str = "pointer", codec: str = "decisions", seed: int = 0) -> Checkpoint:
+def random_checkpoint(
+    tokenizer: TextTokenizer, family: str = "pointer", codec: str = "decisions", seed: int = 0
+) -> Checkpoint:
     torch.manual_seed(seed)
     return Checkpoint(build_student(TINY[family], tokenizer.size).eval(), TINY[family], tokenizer, codec, 1024)
 
 
 @pytest.mark.parametrize("family", list(TINY))
 @pytest.mark.parametrize("codec", ["decisions", "json"])
-def test_even_random_weights_answer_schema_valid_calls_under_the_grammar(tokenizer: TextTokenizer, records: list[Record], family: str, codec: str) -> None:
+def test_even_random_weights_answer_schema_valid_calls_under_the_grammar(
+    tokenizer: TextTokenizer, records: list[Record], family: str, codec: str
+) -> None:
     engine = Engine(random_checkpoint(tokenizer, family, codec))
     answers, _ = judge(engine, records[:16], max_tokens=40)
     assert {answer.finish for answer in answers} <= {"stop", "length"}
@@ -43,7 +47,9 @@ def test_even_random_weights_answer_schema_valid_calls_under_the_grammar(tokeniz
 
 
 @pytest.mark.parametrize("family", list(TINY))
-def test_answers_are_the_same_alone_in_a_batch_and_after_other_requests(tokenizer: TextTokenizer, records: list[Record], family: str) -> None:
+def test_answers_are_the_same_alone_in_a_batch_and_after_other_requests(
+    tokenizer: TextTokenizer, records: list[Record], family: str
+) -> None:
     engine = Engine(random_checkpoint(tokenizer, family, seed=1))
     requests = [Request(record.query, record.tools) for record in records[:8]]
     together = engine.answer_all(requests, max_tokens=12)
@@ -52,7 +58,9 @@ def test_answers_are_the_same_alone_in_a_batch_and_after_other_requests(tokenize
         assert (alone.calls, alone.finish, alone.tokens) == (answer.calls, answer.finish, answer.tokens)
 
 
-def test_progress_is_heard_after_each_batch_and_ends_with_all(tokenizer: TextTokenizer, records: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_heard_after_each_batch_and_ends_with_all(
+    tokenizer: TextTokenizer, records: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
     heard: list[tuple[int, int]] = []
     printed = AnsweringProgress("simple: ", every=0.0)
 
@@ -88,7 +96,9 @@ def test_a_long_request_is_refused_and_the_rest_go_on(tokenizer: TextTokenizer, 
 def test_a_student_that_reads_tools_apart_takes_many_of_them(tokenizer: TextTokenizer, records: list[Record]) -> None:
     """Each is far below the limit, all together are above it."""
     tools = list({tool.name: tool for record in records for tool in record.tools}.values())[:20]
-    apart, together = (Engine(replace(random_checkpoint(tokenizer, family), max_length=300)) for family in ("pointer", "llama"))
+    apart, together = (
+        Engine(replace(random_checkpoint(tokenizer, family), max_length=300)) for family in ("pointer", "llama")
+    )
     assert apart.answer("turn it off", tools, max_tokens=5).finish in ("stop", "length")
     with pytest.raises(PromptError, match=r"the request and its tools are \d+ tokens long"):
         together.answer("turn it off", tools)
@@ -101,7 +111,16 @@ def test_without_tools_no_call_is_the_only_answer(tokenizer: TextTokenizer) -> N
 
 
 def test_an_answer_that_runs_out_of_tokens_has_no_call(tokenizer: TextTokenizer) -> None:
-    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"x": {"type": "string", "minLength": 200}}, "required": ["x"]}})
+    tool = normalise_tool(
+        {
+            "name": "say",
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string", "minLength": 200}},
+                "required": ["x"],
+            },
+        }
+    )
     checkpoint = random_checkpoint(tokenizer)
     for seed in range(20):  # a random student that starts a call at all
         answer = Engine(random_checkpoint(tokenizer, seed=seed)).answer("say it", (tool,), max_tokens=10)
@@ -117,7 +136,9 @@ def test_unknown_decoding_is_named(tokenizer: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize("follow", [40.0, 2.0, -2.0])
-def test_guessing_ahead_saves_steps_and_changes_no_answer(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch, follow: float) -> None:
+def test_guessing_ahead_saves_steps_and_changes_no_answer(
+    tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch, follow: float
+) -> None:
     checkpoint = random_checkpoint(tokenizer, seed=2)
     student = checkpoint.student
     with torch.no_grad():
@@ -135,7 +156,9 @@ def test_guessing_ahead_saves_steps_and_changes_no_answer(tokenizer: TextTokeniz
     monkeypatch.setattr(student, "extend", counted)
     taken = tokens = 0
     for record in records[:12]:
-        record = replace(record, query=f"{record.query} the {record.query} the the")  # words that stand in several places
+        record = replace(
+            record, query=f"{record.query} the {record.query} the the"
+        )  # words that stand in several places
         request = Request(record.query, record.tools)
         monkeypatch.setattr(engine, "_decode_one", None)
         plain = engine.answer_all([request, request], max_tokens=30)[0]
@@ -152,7 +175,9 @@ def test_guessing_ahead_saves_steps_and_changes_no_answer(tokenizer: TextTokeniz
 
 @pytest.mark.parametrize("precision", ["bfloat16", "mixed", "auto"])
 @pytest.mark.parametrize("family", list(TINY))
-def test_a_student_held_in_less_precision_answers_as_well(tokenizer: TextTokenizer, records: list[Record], family: str, precision: str) -> None:
+def test_a_student_held_in_less_precision_answers_as_well(
+    tokenizer: TextTokenizer, records: list[Record], family: str, precision: str
+) -> None:
     checkpoint = random_checkpoint(tokenizer, family)
     hold(checkpoint.student, precision, alone=True)
     engine = Engine(checkpoint)
@@ -161,11 +186,18 @@ def test_a_student_held_in_less_precision_answers_as_well(tokenizer: TextTokeniz
     assert engine.answer(records[0].query, records[0].tools, max_tokens=20).finish in ("stop", "length")
 
 
-def test_mixed_precision_decodes_in_float32_what_was_read_in_bfloat16(tokenizer: TextTokenizer, examples: list[Example]) -> None:
+def test_mixed_precision_decodes_in_float32_what_was_read_in_bfloat16(
+    tokenizer: TextTokenizer, examples: list[Example]
+) -> None:
     student = random_checkpoint(tokenizer, "pointer").student
     exact = copy.deepcopy(student)
     hold(student, "mixed")
-    assert {name.split(".")[0] for name, value in student.named_parameters() if value.dtype == torch.bfloat16} == {"embed", "kind", "encoder", "norm_encoder"}
+    assert {name.split(".")[0] for name, value in student.named_parameters() if value.dtype == torch.bfloat16} == {
+        "embed",
+        "kind",
+        "encoder",
+        "norm_encoder",
+    }
     batch = collate(examples[:4], tokenizer, "split")
     with torch.inference_mode():
         whole, mixed = (model(batch).log_softmax(-1) for model in (exact, student))
@@ -179,11 +211,14 @@ def test_a_wrong_precision_is_refused(tokenizer: TextTokenizer) -> None:
 
 
 def amount(schema: dict[str, object]) -> Tool:
-    return normalise_tool({"name": "send", "parameters": {"type": "object", "properties": {"amount": schema}, "required": ["amount"]}})
+    return normalise_tool(
+        {"name": "send", "parameters": {"type": "object", "properties": {"amount": schema}, "required": ["amount"]}}
+    )
 
 
 class Scripted:
-    """A student's place taken by a script: the tokens that it wants, one after the other, each with this log-probability."""
+    """A student's place taken by a script: the tokens that it wants, one after the other, each with this
+    log-probability."""
 
     def __init__(self, engine: Engine, wanted: list[int], log_prob: float = -0.1) -> None:
         self.engine, self.wanted, self.log_prob = engine, wanted, log_prob
@@ -219,7 +254,9 @@ def test_a_value_that_the_grammar_cut_off_has_no_confidence(tokenizer: TextToken
     assert cut.confidence < 1e-6
 
 
-def test_a_grammar_that_gives_up_costs_its_own_answer_alone(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_that_gives_up_costs_its_own_answer_alone(
+    tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(random_checkpoint(tokenizer))
     tools = (amount({"type": "integer"}),)
     plain = engine.answer_all([Request(record.query, record.tools) for record in records[:4]], max_tokens=12)
@@ -241,7 +278,9 @@ def test_a_grammar_that_gives_up_costs_its_own_answer_alone(tokenizer: TextToken
 
     monkeypatch.setattr(Matcher, "allowed", failing)
     monkeypatch.setattr(Grammar, "matcher", remembered)
-    *others, failed = engine.answer_all([*(Request(record.query, record.tools) for record in records[:4]), Request("x", tools)], max_tokens=12)
+    *others, failed = engine.answer_all(
+        [*(Request(record.query, record.tools) for record in records[:4]), Request("x", tools)], max_tokens=12
+    )
     assert [(answer.calls, answer.finish) for answer in others] == [(answer.calls, answer.finish) for answer in plain]
     assert (failed.calls, failed.finish) == (None, "invalid")
     assert "too many items" in failed.error
@@ -251,31 +290,56 @@ def test_of_many_tools_those_too_long_are_never_chosen_and_a_long_request_is_ref
     tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(replace(random_checkpoint(tokenizer), max_length=200), most_tools=2)
-    tools = [amount({"type": "integer"}), *({tool.name: tool for record in records[:20] for tool in record.tools}.values())]
+    tools = [
+        amount({"type": "integer"}),
+        *({tool.name: tool for record in records[:20] for tool in record.tools}.values()),
+    ]
     long = Tool("long", "word " * 300)
     assert engine.answer("send 5", [long, *tools], max_tokens=5).finish in ("stop", "length")
-    monkeypatch.setattr(engine.retriever, "rank", lambda *_: pytest.fail("the request was ranked before its length was known"))
+    monkeypatch.setattr(
+        engine.retriever, "rank", lambda *_: pytest.fail("the request was ranked before its length was known")
+    )
     with pytest.raises(PromptError, match="tokens long"):
         engine.answer("word " * 300, tools)
 
 
 def test_of_many_tools_none_of_which_can_be_read_one_is_named(tokenizer: TextTokenizer) -> None:
     engine = Engine(random_checkpoint(tokenizer), most_tools=1)
-    wide = [Tool(f"wide{number}", "", {"type": "object", "properties": {f"a{place}": {"type": "string"} for place in range(70)}, "required": []}) for number in range(3)]
+    wide = [
+        Tool(
+            f"wide{number}",
+            "",
+            {"type": "object", "properties": {f"a{place}": {"type": "string"} for place in range(70)}, "required": []},
+        )
+        for number in range(3)
+    ]
     with pytest.raises(PromptError, match="'wide0' has 70 arguments"):
         engine.answer("send 5", wide)
 
 
-def test_the_fault_of_a_schema_is_found_among_all_tools(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fault_of_a_schema_is_found_among_all_tools(
+    tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(random_checkpoint(tokenizer), most_tools=1)
-    bad = Tool("bad", "", {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["a"], "additionalProperties": False})
+    bad = Tool(
+        "bad",
+        "",
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    )
     monkeypatch.setattr(engine.retriever, "rank", lambda query, tools: [len(tools) - 1])
     with pytest.raises(ToolSchemaError, match="'bad'") as error:
         engine.answer("x", [*records[0].tools[:1], *records[1].tools[:1], bad])
     assert error.value.pointer == "/2/parameters"
 
 
-def test_encoded_tools_are_kept_up_to_a_number_of_bytes(tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoded_tools_are_kept_up_to_a_number_of_bytes(
+    tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(random_checkpoint(tokenizer))
     engine.answer(records[0].query, records[0].tools, max_tokens=2)
     before = len(engine._tools)

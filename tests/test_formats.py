@@ -15,7 +15,11 @@ from needle.text.records import Call, DataError, Record, write_jsonl
 TOOL = {
     "name": "get_weather",
     "description": "Weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]},
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
 }
 ANSWER = {"name": "get_weather", "arguments": {"city": "Paris"}}
 OURS: dict[str, Any] = {"id": "1", "query": "weather in Paris", "tools": [TOOL], "answers": [ANSWER], "source": "mine"}
@@ -26,7 +30,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "messages": [
             {"role": "system", "content": "help"},
             {"role": "user", "content": [{"type": "text", "text": "weather in Paris"}]},
-            {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}]},
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}],
+            },
         ],
         "tools": [{"type": "function", "function": TOOL}],
     },
@@ -40,7 +47,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def save(path: Path, *rows: Any) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -55,12 +64,22 @@ def test_every_shape_reads_the_same(tmp_path: Path, shape: str, format: str) -> 
 
 
 USER, AGAIN = {"role": "user", "content": "weather in Paris"}, {"role": "user", "content": "weather in Rome"}
-CALLING = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}]}
-RESULT, SAID = {"role": "tool", "tool_call_id": "c", "content": "20 degrees"}, {"role": "assistant", "content": "It is warm."}
+CALLING = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}],
+}
+RESULT, SAID = (
+    {"role": "tool", "tool_call_id": "c", "content": "20 degrees"},
+    {"role": "assistant", "content": "It is warm."},
+)
 
 
 def exchange(messages: list[dict[str, Any]], answer: dict[str, Any]) -> dict[str, Any]:
-    return {"request": {"messages": messages, "tools": [{"type": "function", "function": TOOL}]}, "response": {"choices": [{"message": answer}]}}
+    return {
+        "request": {"messages": messages, "tools": [{"type": "function", "function": TOOL}]},
+        "response": {"choices": [{"message": answer}]},
+    }
 
 
 @pytest.mark.parametrize(
@@ -68,12 +87,23 @@ def exchange(messages: list[dict[str, Any]], answer: dict[str, Any]) -> dict[str
     [
         ([USER], CALLING, "weather in Paris", 1),
         ([USER], SAID, "weather in Paris", 0),
-        ([{"role": "user", "content": "weather"}, {"role": "assistant", "content": "Where?"}, {"role": "user", "content": "Paris"}], CALLING, "weather\nParis", 1),
+        (
+            [
+                {"role": "user", "content": "weather"},
+                {"role": "assistant", "content": "Where?"},
+                {"role": "user", "content": "Paris"},
+            ],
+            CALLING,
+            "weather\nParis",
+            1,
+        ),
         ([AGAIN, CALLING, RESULT, SAID, USER], CALLING, "weather in Paris", 1),
         ([USER], {**SAID, "function_call": CALLING["tool_calls"][0]["function"]}, "weather in Paris", 1),
     ],
 )
-def test_logged_exchanges_hold_what_was_asked_since_the_last_use_of_a_tool(tmp_path: Path, messages: Any, answer: Any, query: str, calls: int) -> None:
+def test_logged_exchanges_hold_what_was_asked_since_the_last_use_of_a_tool(
+    tmp_path: Path, messages: Any, answer: Any, query: str, calls: int
+) -> None:
     (record,) = read_records(save(tmp_path / "log.jsonl", exchange(messages, answer)))
     assert record.query == query
     assert record.answers == (Call("get_weather", {"city": "Paris"}),) * calls
@@ -89,10 +119,23 @@ def test_what_is_said_of_a_tools_result_is_no_record(tmp_path: Path) -> None:
 
 
 def test_older_function_calls_are_read_and_calls_in_the_text_refused(tmp_path: Path) -> None:
-    older = {"messages": [USER, {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}], "functions": [TOOL]}
+    older = {
+        "messages": [
+            USER,
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+            },
+        ],
+        "functions": [TOOL],
+    }
     (record,) = read_records(save(tmp_path / "a.jsonl", older))
     assert record.answers == (Call("get_weather", {"city": "Paris"}),)
-    text = {"messages": [USER, {"role": "assistant", "content": '<tool_call>{"name": "get_weather"}</tool_call>'}], "tools": [TOOL]}
+    text = {
+        "messages": [USER, {"role": "assistant", "content": '<tool_call>{"name": "get_weather"}</tool_call>'}],
+        "tools": [TOOL],
+    }
     with pytest.raises(DataError, match="written into the text"):
         list(read_records(save(tmp_path / "b.jsonl", text)))
 
@@ -113,7 +156,11 @@ def test_gzip_and_one_json_array_read_as_well(tmp_path: Path) -> None:
 
 def test_a_finished_conversation_gives_the_call_and_the_words_before_it(tmp_path: Path) -> None:
     shape = SHAPES["openai"]
-    later = [{"role": "tool", "content": "sunny"}, {"role": "assistant", "content": "It is sunny."}, {"role": "user", "content": "thanks, and Rome?"}]
+    later = [
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "It is sunny."},
+        {"role": "user", "content": "thanks, and Rome?"},
+    ]
     (record,) = read_records(save(tmp_path / "d.jsonl", {**shape, "messages": [*shape["messages"], *later]}))
     assert record.query == "weather in Paris"
     assert record.answers == (Call("get_weather", {"city": "Paris"}),)
@@ -142,17 +189,38 @@ BAD: list[tuple[Any, str]] = [
     ({**OURS, "query": 3}, "field 'query': expected a string, got a number"),
     ({"query": "x", "tools": []}, "field 'answers': expected an array, got nothing"),
     ({**OURS, "tools": [{**TOOL, "name": ""}]}, "tools/0/name: expected the tool's name"),
-    ({**OURS, "tools": [{**TOOL, "parameters": {"type": "object", "properties": {"x": {"type": "strin"}}}}]}, "tools/0/parameters/properties/x/type: unknown type"),
-    ({**OURS, "answers": [{"name": "other", "arguments": {}}]}, r"field 'answers\[0\]': a call that its tool accepts; no tool is called 'other'"),
-    ({**OURS, "answers": [{"name": "get_weather", "arguments": {"city": 3}}]}, r"answers\[0\].*is not of type \"string\""),
+    (
+        {**OURS, "tools": [{**TOOL, "parameters": {"type": "object", "properties": {"x": {"type": "strin"}}}}]},
+        "tools/0/parameters/properties/x/type: unknown type",
+    ),
+    (
+        {**OURS, "answers": [{"name": "other", "arguments": {}}]},
+        r"field 'answers\[0\]': a call that its tool accepts; no tool is called 'other'",
+    ),
+    (
+        {**OURS, "answers": [{"name": "get_weather", "arguments": {"city": 3}}]},
+        r"answers\[0\].*is not of type \"string\"",
+    ),
     ({**OURS, "answers": [{"arguments": {}}]}, r"field 'answers\[0\].name': expected the name of a tool, got null"),
     ({**SHAPES["xlam"], "answers": "[{"}, "field 'answers': expected JSON inside the string"),
     ({"messages": [{"role": "assistant"}]}, "at least one message of role 'user'"),
     ({"messages": [{"role": "user", "content": "x"}]}, "a message of role 'assistant' with the answer"),
-    ({**SHAPES["openai"], "messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, {"role": "assistant"}]}, r"field 'messages\[0\].content'"),
-    ({key: value for key, value in SHAPES["bfcl"].items() if key != "ground_truth"}, "field 'ground_truth': expected an array.*possible_answer/"),
+    (
+        {
+            **SHAPES["openai"],
+            "messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, {"role": "assistant"}],
+        },
+        r"field 'messages\[0\].content'",
+    ),
+    (
+        {key: value for key, value in SHAPES["bfcl"].items() if key != "ground_truth"},
+        "field 'ground_truth': expected an array.*possible_answer/",
+    ),
     ({**OURS, "query": "\ud800"}, "field 'query': expected Unicode text, found an unpaired surrogate"),
-    ({**SHAPES["openai"], "messages": [{"role": "user", "content": 4}, {"role": "assistant"}]}, r"field 'messages\[0\].content': expected a string"),
+    (
+        {**SHAPES["openai"], "messages": [{"role": "user", "content": 4}, {"role": "assistant"}]},
+        r"field 'messages\[0\].content': expected a string",
+    ),
     ({**SHAPES["bfcl"], "ground_truth": [{"a": 1, "b": 2}]}, r"field 'ground_truth\[0\]': expected"),
 ]
 
@@ -168,7 +236,9 @@ def test_a_bad_line_stops_with_file_line_field_and_what_was_expected(tmp_path: P
 
 
 def test_a_file_of_no_known_shape_says_what_was_found(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 1: .*expected query, tools and answers \(needle, xlam\).*found text, label"):
+    with pytest.raises(
+        DataError, match=r"line 1: .*expected query, tools and answers \(needle, xlam\).*found text, label"
+    ):
         list(read_records(save(tmp_path / "data.jsonl", {"text": "x", "label": 1})))
 
 
@@ -204,5 +274,13 @@ def test_missing_torn_and_binary_files_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_every_real_record_validates(real_data: Path) -> None:
-    for name in ("snips/test", "hwu64/test", "mixed_calls/validation", "sgd/validation", "ha_gemini/train", "seal_tools/train", "clinc150/validation"):
+    for name in (
+        "snips/test",
+        "hwu64/test",
+        "mixed_calls/validation",
+        "sgd/validation",
+        "ha_gemini/train",
+        "seal_tools/train",
+        "clinc150/validation",
+    ):
         assert sum(1 for _ in read_records(real_data / f"{name}.jsonl.gz")) > 0

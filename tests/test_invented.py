@@ -70,7 +70,12 @@ def test_made_up_requests_hold_several_calls_and_none() -> None:
 
 
 def test_made_up_records_come_on_top_of_all_others() -> None:
-    config = DataConfig(synthetic=SyntheticConfig(train=60, validation=1, test=1, unseen=0), size=30, augment=AugmentConfig(copies=1), invented=20)
+    config = DataConfig(
+        synthetic=SyntheticConfig(train=60, validation=1, test=1, unseen=0),
+        size=30,
+        augment=AugmentConfig(copies=1),
+        invented=20,
+    )
     found = load_splits(config).train
     assert Counter(record.source for record in found) == {"synthetic": 60, "invented": 20}
     assert {record.id for record in found[60:]} == {record.id for record in invented(20, 0)}

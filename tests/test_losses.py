@@ -34,7 +34,9 @@ def top_k(teacher: torch.Tensor, K: int, T: float = 1.0) -> Signal:
     return Signal.top_k(top.indices, top.values, T, tail=tempered.scatter(1, top.indices, -torch.inf).logsumexp(-1))
 
 
-def slope(logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor, config: LossConfig, k: int | None) -> torch.Tensor:
+def slope(
+    logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor, config: LossConfig, k: int | None
+) -> torch.Tensor:
     """The gradient of the slow loop by central differences."""
     out, step = torch.zeros(logits.shape, dtype=torch.float64), 1e-4
     for index in range(logits.numel()):
@@ -68,7 +70,9 @@ def test_every_divergence_equals_the_slow_loop(config: LossConfig, N: int, V: in
     dense = distillation_loss(logits, targets, Signal.dense(teacher), config).total
     assert dense.item() == pytest.approx(slow_loss(logits.detach(), targets, teacher, config), rel=1e-4, abs=2e-5)
     sparse = distillation_loss(logits, targets, top_k(teacher, min(K, V), config.temperature), config).total
-    assert sparse.item() == pytest.approx(slow_loss(logits.detach(), targets, teacher, config, min(K, V)), rel=1e-4, abs=2e-5)
+    assert sparse.item() == pytest.approx(
+        slow_loss(logits.detach(), targets, teacher, config, min(K, V)), rel=1e-4, abs=2e-5
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -89,7 +93,10 @@ def test_the_ends_of_a_family_are_its_named_members(kind: str) -> None:
         "skew 0 forward": (LossConfig(2.0, 1, 0, "skew_forward_kl", skew=0.0), "forward_kl"),
         "skew 0 reverse": (LossConfig(2.0, 1, 0, "skew_reverse_kl", skew=0.0), "reverse_kl"),
     }[kind]
-    values = [distillation_loss(logits, targets, Signal.dense(teacher), config).total.item() for config in (family, replace(family, divergence=member))]
+    values = [
+        distillation_loss(logits, targets, Signal.dense(teacher), config).total.item()
+        for config in (family, replace(family, divergence=member))
+    ]
     assert values[0] == values[1]
 
 
@@ -159,9 +166,13 @@ def test_a_sampled_signal_is_refused_where_it_would_be_biased() -> None:
 def test_the_tail_is_one_exact_outcome() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
     teacher = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    loss = distillation_loss(logits, torch.tensor([0]), Signal.top_k(torch.tensor([[0, 1]]), teacher[:, :2]), LossConfig(1.0, 1.0, 0.0)).total
+    loss = distillation_loss(
+        logits, torch.tensor([0]), Signal.top_k(torch.tensor([[0, 1]]), teacher[:, :2]), LossConfig(1.0, 1.0, 0.0)
+    ).total
     q = logits.softmax(-1)[0]
-    expected = sum(p * math.log(p / r) for p, r in ((0.5, q[0].item()), (0.3, q[1].item()), (0.2, (q[2] + q[3]).item())))
+    expected = sum(
+        p * math.log(p / r) for p, r in ((0.5, q[0].item()), (0.3, q[1].item()), (0.2, (q[2] + q[3]).item()))
+    )
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -169,12 +180,16 @@ def test_positions_without_a_signal_count_for_the_gold_answer_alone() -> None:
     logits, targets, teacher = case()
     known = torch.tensor([True, False, True, True, False, True, True])
     config = LossConfig(2.0, 0.7, 0.3)
-    loss = distillation_loss(logits, targets, Signal.dense(teacher.masked_fill(~known[:, None], -torch.inf), known=known), config)
+    loss = distillation_loss(
+        logits, targets, Signal.dense(teacher.masked_fill(~known[:, None], -torch.inf), known=known), config
+    )
     (gradient,) = torch.autograd.grad(loss.total, logits)
     (hard,) = torch.autograd.grad(distillation_loss(logits, targets, None, LossConfig(beta=0.3)).total, logits)
     torch.testing.assert_close(gradient[1], hard[1])
     whole = distillation_loss(logits, targets, Signal.dense(teacher), config)
-    apart = distillation_loss(logits[~known], targets[~known], Signal.dense(teacher[~known]), config, (targets != -100).sum())
+    apart = distillation_loss(
+        logits[~known], targets[~known], Signal.dense(teacher[~known]), config, (targets != -100).sum()
+    )
     assert loss.soft.item() == pytest.approx(whole.soft.item() - apart.soft.item(), abs=1e-5)
 
 
@@ -182,11 +197,18 @@ def test_mass_on_tokens_that_the_student_cannot_write_is_left_out_and_reported()
     logits = torch.tensor([[1.0, 0.5, 0.0, -torch.inf]], requires_grad=True)
     teacher = torch.tensor([[0.4, 0.2, 0.2, 0.2]]).log()
     loss = distillation_loss(logits, torch.tensor([0]), Signal.dense(teacher), LossConfig(1.0, 1.0, 0.0))
-    alone = distillation_loss(logits[:, :3], torch.tensor([0]), Signal.dense(torch.tensor([[0.5, 0.25, 0.25]]).log()), LossConfig(1.0, 1.0, 0.0))
+    alone = distillation_loss(
+        logits[:, :3],
+        torch.tensor([0]),
+        Signal.dense(torch.tensor([[0.5, 0.25, 0.25]]).log()),
+        LossConfig(1.0, 1.0, 0.0),
+    )
     assert loss.total.item() == pytest.approx(alone.total.item(), rel=1e-5)
     assert loss.lost.item() == pytest.approx(0.2, abs=1e-6)
     nothing = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).log()
-    assert distillation_loss(logits, torch.tensor([0]), Signal.dense(nothing), LossConfig(1.0, 1.0, 0.0)).total.item() == 0
+    assert (
+        distillation_loss(logits, torch.tensor([0]), Signal.dense(nothing), LossConfig(1.0, 1.0, 0.0)).total.item() == 0
+    )
 
 
 def test_a_shuffled_signal_is_the_same_distributions_at_other_places() -> None:
@@ -249,13 +271,20 @@ elif sys.argv[1] == "plain":
     for part, gold in zip(logits.split(128), targets.split(128)):
         total = total + torch.nn.functional.cross_entropy(part, gold, reduction="sum")
     (total / N).backward()
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # ru_maxrss would hold the parent's
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def test_peak_memory_stays_below_that_of_plain_cross_entropy() -> None:
     """At 8,192 positions and 8,192 tokens, in processes of their own; `none` holds logits, targets and signal alone."""
-    peaks = {kind: int(subprocess.run([sys.executable, "-c", PEAK, kind], capture_output=True, text=True, check=True, timeout=120).stdout) for kind in ("none", "ours", "plain")}
+    peaks = {
+        kind: int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, kind], capture_output=True, text=True, check=True, timeout=120
+            ).stdout
+        )
+        for kind in ("none", "ours", "plain")
+    }
     assert peaks["ours"] - peaks["none"] < 1.2 * (peaks["plain"] - peaks["none"])
 
 
@@ -292,6 +321,8 @@ def test_a_missing_teacher_and_other_vocabularies_are_errors() -> None:
     with pytest.raises(ValueError, match="one shape"):
         Signal.top_k(torch.zeros(7, 3, dtype=torch.long), teacher[:, :2])
     with pytest.raises(ValueError, match="spans are compared by forward KL at temperature 1"):
-        distillation_loss(logits, targets, Signal.spans(torch.zeros(7, dtype=torch.long), torch.zeros(1)), LossConfig(2.0, 1.0, 0.0))
+        distillation_loss(
+            logits, targets, Signal.spans(torch.zeros(7, dtype=torch.long), torch.zeros(1)), LossConfig(2.0, 1.0, 0.0)
+        )
     with pytest.raises(ValueError, match="at most 0"):
         Signal.spans(torch.zeros(7, dtype=torch.long), torch.ones(1))

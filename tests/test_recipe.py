@@ -23,14 +23,17 @@ from needle.text.formats import read_records
 PAGE = (Path(__file__).parents[1] / "docs" / "collect.md").read_text(encoding="utf-8")
 SMALLER = {
     "collect": ["collect.records=60", "collect.yes=true", "collect.concurrency=8"],
-    "train": ["train.steps=12", "train.batch_size=8", "train.micro_batch=8", "train.eval_every=12", "train.eval_records=8", "tokenizer.size=1200", "hardware.threads=1"],
+    "train": ["train.steps=12", "train.batch_size=8", "train.micro_batch=8", "train.eval_every=12",
+        "train.eval_records=8", "tokenizer.size=1200", "hardware.threads=1"],
     "evaluate": ["max_tokens=16", "data.test_size=4"],
 }  # fmt: skip
 
 
 @pytest.fixture
 def loopback() -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-m", "tests.gemini_server"], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.gemini_server"], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.kill()
@@ -41,9 +44,21 @@ def blocks(kind: str) -> list[str]:
 
 
 def needle(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    surroundings = {**{k: v for k, v in os.environ.items() if "API_KEY" not in k}, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **environment}
+    surroundings = {
+        **{k: v for k, v in os.environ.items() if "API_KEY" not in k},
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+        **environment,
+    }
     return subprocess.run(
-        [sys.executable, "-m", "needle.cli", *words], capture_output=True, text=True, timeout=200, cwd=folder, env=surroundings, stdin=subprocess.DEVNULL, check=False
+        [sys.executable, "-m", "needle.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=folder,
+        env=surroundings,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
 
 
@@ -63,7 +78,9 @@ def test_from_five_tools_to_a_served_call_by_the_documented_commands(tmp_path: P
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "needle.cli", *serve, f"serve.port={port}"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "needle.cli", *serve, f"serve.port={port}"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
     try:
         answer = _post(f"http://127.0.0.1:{port}/tool-call", json.loads(re.findall(r"-d '(.*)'", curl, re.DOTALL)[0]))
         assert {call["name"] for call in answer["calls"]} <= {"set_light"}

@@ -18,9 +18,16 @@ from needle.text.toolschema import normalise_tools
 
 WEATHER = {
     "name": "get_weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "units": {"type": "string", "enum": ["celsius", "fahrenheit"]}}},
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "units": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+    },
 }
-TIMER = {"name": "set_timer", "description": "Starts a timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}, "required": ["minutes"]}}
+TIMER = {
+    "name": "set_timer",
+    "description": "Starts a timer",
+    "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}, "required": ["minutes"]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,10 @@ def test_the_program_of_the_docs_runs_and_prints_what_they_say(capsys: pytest.Ca
 
 
 def test_the_order_of_tools_and_arguments_changes_nothing(engine: Engine) -> None:
-    turned = {**WEATHER, "parameters": {"type": "object", "properties": dict(reversed(WEATHER["parameters"]["properties"].items()))}}  # type: ignore[index]
+    turned = {
+        **WEATHER,
+        "parameters": {"type": "object", "properties": dict(reversed(WEATHER["parameters"]["properties"].items()))},
+    }  # type: ignore[index]
     asked = "is it hot in Oslo right now"
     one, other = engine.answer(asked, tools(WEATHER, TIMER)), engine.answer(asked, tools(TIMER, turned))
     assert one.calls == other.calls
@@ -67,7 +77,10 @@ def test_a_fresh_look_finds_the_accuracy_that_its_card_tells(engine: Engine, rea
     for name in ("snips", "hwu64"):
         records = list(read_records(real_data / name / f"{known['split']}.jsonl.gz"))[:100]
         found = [engine.answer(record.query, record.tools).calls for record in records]
-        exact = sum(calls is not None and sorted(c.key() for c in calls) == sorted(c.key() for c in record.answers) for record, calls in zip(records, found, strict=True))
+        exact = sum(
+            calls is not None and sorted(c.key() for c in calls) == sorted(c.key() for c in record.answers)
+            for record, calls in zip(records, found, strict=True)
+        )
         low, high = (known["sets"][name]["exact_call"][bound] for bound in ("low", "high"))
         assert low - 0.1 < exact / len(records) < high + 0.1
 

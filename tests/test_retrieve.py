@@ -1,4 +1,5 @@
-"""Choosing tools: the encoder's scores are those of the decoder's labels, BM25 ranks by words, the engine shows only the best."""
+"""Choosing tools: the encoder's scores are those of the decoder's labels, BM25 ranks by words, the engine shows only
+the best."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from needle.text.records import Call, Record, Tool
 from needle.text.tokenizer import TextTokenizer
 from tests.conftest import TINY
 
-TOOLS = [Tool("get_weather", "Get the weather forecast of a city"), Tool("playMusic", "Play a song or an album"), Tool("set_alarm", "Wake somebody up at a time")]
+TOOLS = [
+    Tool("get_weather", "Get the weather forecast of a city"),
+    Tool("playMusic", "Play a song or an album"),
+    Tool("set_alarm", "Wake somebody up at a time"),
+]
 
 
 @pytest.fixture(params=["pointer", "pretrained"])
@@ -31,7 +36,9 @@ def pointer(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> Pointer
     return student
 
 
-def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(pointer: PointerStudent, examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(
+    pointer: PointerStudent, examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     example = next(e for e in examples if len(e.tools) >= 4)
     batch = collate([replace(example, target=(), open_tool=())], tokenizer, "split")
     retriever = EncoderRetriever(pointer, Renderer(tokenizer))
@@ -48,7 +55,9 @@ def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(p
         expected = labels[tokenizer.first_tool_label : tokenizer.first_tool_label + len(example.tools)]
         query = tokenizer.decode(example.query).removeprefix(" ")
         cold, warm = (retriever.scores(query, example.tools) for _ in range(2))
-    torch.testing.assert_close(cold - cold[0], expected - expected[0], atol=1e-4, rtol=1e-3)  # a gate adds the same to all labels
+    torch.testing.assert_close(
+        cold - cold[0], expected - expected[0], atol=1e-4, rtol=1e-3
+    )  # a gate adds the same to all labels
     torch.testing.assert_close(cold, warm)
 
 
@@ -79,7 +88,9 @@ def test_recall_counts_a_record_when_all_its_tools_are_among_the_first() -> None
     assert found == {1: 0.0, 2: 0.5, 3: 1.0}
 
 
-def test_the_engine_shows_only_the_best_tools_in_their_own_order(pointer: PointerStudent, tokenizer: TextTokenizer) -> None:
+def test_the_engine_shows_only_the_best_tools_in_their_own_order(
+    pointer: PointerStudent, tokenizer: TextTokenizer
+) -> None:
     many = [Tool(f"tool_{i}", f"does thing {i}") for i in range(200)]
     engine = Engine(Checkpoint(pointer, TINY["pointer"], tokenizer, "decisions", 4096), most_tools=5)
     chosen = engine._choose_tools(Request("thing 7", tuple(many))).tools

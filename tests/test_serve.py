@@ -25,7 +25,13 @@ ARTICLE = {
     "available_functions": [
         {
             "name": "get_weather",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "units": {"type": "string", "enum": ["celsius", "fahrenheit"]}}},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "units": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                },
+            },
         }
     ],
 }
@@ -49,7 +55,13 @@ def test_the_articles_request_works_as_it_stands(client: TestClient) -> None:
 def test_no_fitting_tool_is_null_and_200(client: TestClient) -> None:
     response = client.post("/tool-call", json={"prompt": "hello", "available_functions": []})
     assert response.status_code == 200
-    assert response.json() == {"function_name": None, "parameters": None, "confidence": 1.0, "calls": [], "finish": "stop"}
+    assert response.json() == {
+        "function_name": None,
+        "parameters": None,
+        "confidence": 1.0,
+        "calls": [],
+        "finish": "stop",
+    }
 
 
 def test_health_says_what_is_served(client: TestClient) -> None:
@@ -58,7 +70,10 @@ def test_health_says_what_is_served(client: TestClient) -> None:
 
 
 def function(**schema: Any) -> dict[str, Any]:
-    return {"prompt": "x", "available_functions": [{"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}]}
+    return {
+        "prompt": "x",
+        "available_functions": [{"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}],
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,16 +88,33 @@ def function(**schema: Any) -> dict[str, Any]:
         ({"prompt": "x", "available_functions": ["f"]}, 422, "/available_functions/0", "valid dictionary"),
         (function(type="strin"), 422, "/available_functions/0/parameters/properties/a/type", "unknown type"),
         (function(type="string", pattern="("), 422, "/available_functions/0/parameters/properties/a/pattern", "regex"),
-        (function(type="string", pattern="(?=x)y"), 422, "/available_functions/0/parameters/properties/a/pattern", "regex"),
-        (function(**{"$ref": "http://example.com/x"}), 422, "/available_functions/0/parameters/properties/a/$ref", "inside the schema"),
+        (
+            function(type="string", pattern="(?=x)y"),
+            422,
+            "/available_functions/0/parameters/properties/a/pattern",
+            "regex",
+        ),
+        (
+            function(**{"$ref": "http://example.com/x"}),
+            422,
+            "/available_functions/0/parameters/properties/a/$ref",
+            "inside the schema",
+        ),
         (function(**{"not": {}}), 422, "/available_functions/0/parameters/properties/a/not", "isn't supported"),
-        ({"prompt": "x", "available_functions": [{"name": "f"}, {"name": "f"}]}, 422, "/available_functions/1/name", "declared twice"),
+        (
+            {"prompt": "x", "available_functions": [{"name": "f"}, {"name": "f"}]},
+            422,
+            "/available_functions/1/name",
+            "declared twice",
+        ),
         ({"prompt": "word " * 3000, "available_functions": []}, 413, "/", "tokens long"),
         ({"prompt": "x", "available_functions": [{"name": f"f{i}"} for i in range(200)]}, 413, "/", "at most 128"),
         ({"prompt": "x" * 300_000, "available_functions": []}, 413, "/", "longer than 200,000 bytes"),
     ],
 )
-def test_bad_input_names_the_path_of_the_fault(client: TestClient, body: Any, status: int, path: str, message: str) -> None:
+def test_bad_input_names_the_path_of_the_fault(
+    client: TestClient, body: Any, status: int, path: str, message: str
+) -> None:
     response = client.post("/tool-call", json=body)
     assert response.status_code == status, response.text
     detail = response.json()["detail"][0]
@@ -93,10 +125,13 @@ def test_bad_input_names_the_path_of_the_fault(client: TestClient, body: Any, st
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800", "available_functions": []}', b'{"prompt": "x", "available_functions": [{"name": "\\udfff"}]}',
-        b'{"prompt": "x", "available_functions": [{"name": "f", "parameters": ' + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"}]}",
+        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800", "available_functions": []}',
+            b'{"prompt": "x", "available_functions": [{"name": "\\udfff"}]}',
+        b'{"prompt": "x", "available_functions": [{"name": "f", "parameters": '
+            + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"}]}",
         b"[" * 60_000 + b"]" * 60_000,
-        b'{"prompt": "x", "available_functions": [{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1e999}}}}]}',
+        b'{"prompt": "x", "available_functions": [{"name": "f", "parameters": {"type": "object",'
+            b'"properties": {"a": {"type": "integer", "minimum": 1e999}}}}]}',
     ],
 )  # fmt: skip
 def test_broken_bodies_are_the_clients_fault(client: TestClient, raw: bytes) -> None:
@@ -113,7 +148,23 @@ def test_one_bad_request_leaves_the_server_well(client: TestClient) -> None:
 
 
 SCHEMA_WORDS = st.sampled_from(
-    ["type", "enum", "properties", "required", "items", "anyOf", "pattern", "minimum", "maxLength", "const", "default", "$ref", "nullable", "multipleOf", "minItems"]
+    [
+        "type",
+        "enum",
+        "properties",
+        "required",
+        "items",
+        "anyOf",
+        "pattern",
+        "minimum",
+        "maxLength",
+        "const",
+        "default",
+        "$ref",
+        "nullable",
+        "multipleOf",
+        "minItems",
+    ]
 )
 VALUES = st.recursive(
     st.none()
@@ -127,26 +178,41 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.text(max_size=30), VALUES, VALUES, VALUES)
-def test_nothing_that_a_client_sends_is_a_500(client: TestClient, prompt: str, name: Any, parameters: Any, schema: Any) -> None:
-    functions = [{"name": name, "parameters": parameters}, {"name": "g", "parameters": {"type": "object", "properties": {"a": schema}}}]
+def test_nothing_that_a_client_sends_is_a_500(
+    client: TestClient, prompt: str, name: Any, parameters: Any, schema: Any
+) -> None:
+    functions = [
+        {"name": name, "parameters": parameters},
+        {"name": "g", "parameters": {"type": "object", "properties": {"a": schema}}},
+    ]
     for available in (functions, functions[1:], parameters):
         body = json.dumps({"prompt": prompt, "available_functions": available, "max_tokens": 8})
         response = client.post("/tool-call", content=body, headers={"content-type": "application/json"})
         assert response.status_code in (200, 413, 422), (response.text, body)
 
 
-def test_the_server_answers_as_the_evaluator_does(client: TestClient, tokenizer: TextTokenizer, records: list[Record]) -> None:
+def test_the_server_answers_as_the_evaluator_does(
+    client: TestClient, tokenizer: TextTokenizer, records: list[Record]
+) -> None:
     answers, _ = judge(Engine(random_checkpoint(tokenizer)), records[:10], max_tokens=20)
     for record, answer in zip(records, answers, strict=False):
-        body = {"prompt": record.query, "available_functions": [tool.to_json() for tool in record.tools], "max_tokens": 20}
+        body = {
+            "prompt": record.query,
+            "available_functions": [tool.to_json() for tool in record.tools],
+            "max_tokens": 20,
+        }
         served = client.post("/tool-call", json=body).json()
         assert served["calls"] == [call.to_json() for call in answer.calls or ()]
         assert served["finish"] == answer.finish
 
 
-def test_health_answers_while_others_wait_and_a_full_queue_is_a_503(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_answers_while_others_wait_and_a_full_queue_is_a_503(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, gate = Engine(random_checkpoint(tokenizer)), threading.Event()
     answer = engine.answer
 

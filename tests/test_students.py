@@ -1,4 +1,5 @@
-"""Every student: step-by-step decoding equals the forward pass, padding and neighbours change nothing, sizes are as claimed."""
+"""Every student: step-by-step decoding equals the forward pass, padding and neighbours change nothing, sizes are as
+claimed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from needle.text.tokenizer import TOOL_LABELS, TextTokenizer
 
 
 def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: TextTokenizer) -> torch.Tensor:
-    """Decodes the gold targets step by step: [B, T, V]. `batch` then says where a pointer student copied them from, which it chooses by itself."""
+    """Decodes the gold targets step by step: [B, T, V]. `batch` then says where a pointer student copied them from,
+    which it chooses by itself."""
     prompts = collate([replace(e, target=(), open_tool=()) for e in examples], tokenizer, student.layout)
     state = student.start(prompts, None)
     scores = []
@@ -32,7 +34,9 @@ def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: Te
     return torch.stack(scores, dim=1)
 
 
-def test_decoding_step_by_step_equals_the_forward_pass(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_decoding_step_by_step_equals_the_forward_pass(
+    student: Student, examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     some = examples[:6]
     batch = collate(some, tokenizer, student.layout)
     with torch.no_grad():
@@ -44,7 +48,9 @@ def test_decoding_step_by_step_equals_the_forward_pass(student: Student, example
     torch.testing.assert_close(whole[real][finite], stepwise[real][finite], atol=2e-4, rtol=1e-3)
 
 
-def test_a_record_gets_the_same_logits_alone_and_in_a_batch(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_a_record_gets_the_same_logits_alone_and_in_a_batch(
+    student: Student, examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     with torch.no_grad():
         together = student(collate(examples[:5], tokenizer, student.layout))
         for row, example in enumerate(examples[:5]):
@@ -56,7 +62,9 @@ def test_a_record_gets_the_same_logits_alone_and_in_a_batch(student: Student, ex
             torch.testing.assert_close(mine[keep], alone[:T][keep], atol=2e-4, rtol=1e-3)
 
 
-def test_labels_that_a_record_lacks_are_impossible_and_targets_are_possible(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_labels_that_a_record_lacks_are_impossible_and_targets_are_possible(
+    student: Student, examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     batch = collate(examples[:40], tokenizer, student.layout)
     with torch.no_grad():
         log_probs = student(batch).log_softmax(-1)
@@ -67,7 +75,9 @@ def test_labels_that_a_record_lacks_are_impossible_and_targets_are_possible(stud
             assert log_probs[row, t, target] > -100
 
 
-def test_every_parameter_gets_a_finite_gradient(student: Student, examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_every_parameter_gets_a_finite_gradient(
+    student: Student, examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     student.train()
     batch = collate(examples[:24], tokenizer, student.layout)
     loss = torch.nn.functional.cross_entropy(student(batch).flatten(0, 1), batch.targets.flatten())
@@ -78,7 +88,9 @@ def test_every_parameter_gets_a_finite_gradient(student: Student, examples: list
     student.eval()
 
 
-def test_the_order_of_tools_only_renames_the_pointer_students_labels(examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_the_order_of_tools_only_renames_the_pointer_students_labels(
+    examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     from tests.conftest import TINY
 
     torch.manual_seed(0)
@@ -105,7 +117,9 @@ def test_cached_tool_encodings_change_nothing(examples: list[Example], tokenizer
     start = torch.full((4,), tokenizer.answer)
     none = torch.full((4,), -1)
     with torch.no_grad():
-        plain, cold, warm = (student.step(student.start(batch, c), start, none).log_softmax(-1) for c in (None, cache, cache))
+        plain, cold, warm = (
+            student.step(student.start(batch, c), start, none).log_softmax(-1) for c in (None, cache, cache)
+        )
     assert len(cache) == len(batch.split.keys)
     keep = plain.isfinite()
     torch.testing.assert_close(plain[keep], cold[keep], atol=2e-4, rtol=1e-3)
@@ -113,7 +127,9 @@ def test_cached_tool_encodings_change_nothing(examples: list[Example], tokenizer
 
 
 @pytest.mark.parametrize("tools", [0, 1])
-def test_a_request_without_tools_or_words_still_has_an_answer(student: Student, examples: list[Example], tokenizer: TextTokenizer, tools: int) -> None:
+def test_a_request_without_tools_or_words_still_has_an_answer(
+    student: Student, examples: list[Example], tokenizer: TextTokenizer, tools: int
+) -> None:
     bare = Example("x", (), examples[0].tools[:tools], (tokenizer.eos,), (-1,))
     with torch.no_grad():
         logits = student(collate([bare], tokenizer, student.layout))
@@ -121,7 +137,15 @@ def test_a_request_without_tools_or_words_still_has_an_answer(student: Student, 
 
 
 @pytest.mark.parametrize(
-    ("name", "vocabulary"), [("seed_26m", 8192), ("llama_26m", 8192), ("san_26m", 8192), ("san_mlp_26m", 8192), ("pointer_26m", 8192), ("pointer_pretrained_26m", 20480)]
+    ("name", "vocabulary"),
+    [
+        ("seed_26m", 8192),
+        ("llama_26m", 8192),
+        ("san_26m", 8192),
+        ("san_mlp_26m", 8192),
+        ("pointer_26m", 8192),
+        ("pointer_pretrained_26m", 20480),
+    ],
 )
 def test_26m_students_have_26m_parameters(name: str, vocabulary: int) -> None:
     if "pretrained" in name:
@@ -146,11 +170,14 @@ def test_llama_weights_load_into_transformers_with_equal_logits(tmp_path: Path) 
     mine = LlamaStudent(config, 1000).eval()
     theirs = LlamaForCausalLM(
         HfConfig(
-            vocab_size=1000, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=1000, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+                num_key_value_heads=2,
             rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=2048, rope_theta=10_000.0,
         )
     ).eval()  # fmt: skip
-    missing, unexpected = theirs.load_state_dict({f"model.{name}": value for name, value in mine.state_dict().items()}, strict=False)
+    missing, unexpected = theirs.load_state_dict(
+        {f"model.{name}": value for name, value in mine.state_dict().items()}, strict=False
+    )
     assert missing in (["lm_head.weight"], [])
     assert not unexpected
     theirs.tie_weights()
@@ -167,21 +194,39 @@ def test_a_later_call_copies_from_behind_what_earlier_calls_copied() -> None:
     request = [5, 6, 7, 8, 5, 9, 7, 5]  # "play 6 7 and play 9 7 play"
     answer = [TOOL, ARGUMENT, 5, 6, TOOL, ARGUMENT, 5, ARGUMENT, 7, TOOL, ARGUMENT, 6]
     sources, aims = find_sources(request, answer, TOOL, [False] * 8)
-    assert sources == [-1, -1, 0, 1, -1, -1, 4, -1, 2, -1, -1, 1]  # the last is nowhere behind, so it's the first of all
+    assert sources == [
+        -1,
+        -1,
+        0,
+        1,
+        -1,
+        -1,
+        4,
+        -1,
+        2,
+        -1,
+        -1,
+        1,
+    ]  # the last is nowhere behind, so it's the first of all
     assert aims == [-1, -1, 0, 1, -1, -1, -1, -1, -1, -1, -1, 1]  # where a run stands twice, either may be copied
 
 
 @pytest.mark.parametrize(
     ("value", "places"),
     [
-        ([" 1", "8", "0"], [0, 1, 2]), ([" 1", "5", "9"], [6, 7, 8]), ([" 1", "5"], [11, 12]), ([" 1"], [4]),  # not from a longer number's beginning
+        # not from a longer number's beginning
+        ([" 1", "8", "0"], [0, 1, 2]), ([" 1", "5", "9"], [6, 7, 8]), ([" 1", "5"], [11, 12]), ([" 1"], [4]),
         (["5", "9"], [7, 8]), ([" runs"], [5]), ([" 9"], [-1]), ([" 1", "7"], [4, -1]),
     ],
 )  # fmt: skip
-def test_a_value_is_copied_from_where_all_of_it_stands(tokenizer: TextTokenizer, value: list[str], places: list[int]) -> None:
+def test_a_value_is_copied_from_where_all_of_it_stands(
+    tokenizer: TextTokenizer, value: list[str], places: list[int]
+) -> None:
     pieces = [" 1", "8", "0", " of", " 1", " runs", " 1", "5", "9", " and", " of", " 1", "5"]
     request, target = ([tokenizer.encode(piece)[0] for piece in some] for some in (pieces, value))
-    sources, aims = find_sources(request, [tokenizer.first_tool_label, *target], tokenizer.first_tool_label, tokenizer.joined(request))
+    sources, aims = find_sources(
+        request, [tokenizer.first_tool_label, *target], tokenizer.first_tool_label, tokenizer.joined(request)
+    )
     assert sources == aims == [-1, *places]
     either = find_sources(request, [tokenizer.encode(" of")[0]], tokenizer.first_tool_label, tokenizer.joined(request))
     assert either == ([3], [-1])
@@ -191,7 +236,9 @@ def test_no_word_of_an_answer_is_sought_in_an_empty_request() -> None:
     assert find_sources([], [TOOL, ARGUMENT, 5], TOOL, []) == ([-1] * 3, [-1] * 3)
 
 
-def test_sources_are_of_what_was_written_and_aims_of_what_comes_next(examples: list[Example], tokenizer: TextTokenizer) -> None:
+def test_sources_are_of_what_was_written_and_aims_of_what_comes_next(
+    examples: list[Example], tokenizer: TextTokenizer
+) -> None:
     batch = collate(examples, tokenizer, "split")
     assert batch.split is not None
     for places, tokens in ((batch.split.sources, batch.inputs), (batch.split.aims, batch.targets)):
@@ -201,12 +248,17 @@ def test_sources_are_of_what_was_written_and_aims_of_what_comes_next(examples: l
 
 
 def test_training_tells_the_place_of_a_value_from_its_likes(examples: list[Example], tokenizer: TextTokenizer) -> None:
-    """The same token elsewhere in the request counts against a pointer student in training; in judging, equal tokens add up."""
+    """The same token elsewhere in the request counts against a pointer student in training; in judging, equal tokens
+    add up."""
     from tests.conftest import TINY
 
     torch.manual_seed(0)
     student = build_student(replace(TINY["pointer"], dropout=0.0), tokenizer.size)  # type: ignore[type-var]
-    example = next(e for e in examples if any(0 < token < tokenizer.first_tool_label and token in e.query for token in e.target[2:]))
+    example = next(
+        e
+        for e in examples
+        if any(0 < token < tokenizer.first_tool_label and token in e.query for token in e.target[2:])
+    )
     t = next(t for t, token in enumerate(example.target) if t > 1 and token in example.query)
     token, place = example.target[t], example.query.index(example.target[t])
     twice = replace(example, query=(token, tokenizer.encode(" zq")[0], *example.query))

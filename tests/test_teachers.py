@@ -1,4 +1,5 @@
-"""Teachers: recorded answers, other tokenizers, sampled signals, white boxes; and the cache that keeps what they say."""
+"""Teachers: recorded answers, other tokenizers, sampled signals, white boxes; and the cache that keeps what they
+say."""
 
 from __future__ import annotations
 
@@ -36,7 +37,14 @@ from tests.test_train import job, trained
 CPU = torch.device("cpu")
 TOOLS = normalise_tools(
     [
-        {"name": "alarm", "parameters": {"type": "object", "properties": {"time": {"type": "string"}, "weekly": {"type": "boolean"}}, "required": ["time"]}},
+        {
+            "name": "alarm",
+            "parameters": {
+                "type": "object",
+                "properties": {"time": {"type": "string"}, "weekly": {"type": "boolean"}},
+                "required": ["time"],
+            },
+        },
         {"name": "timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}}},
     ]
 )
@@ -48,10 +56,16 @@ def recorded(*answers: tuple[int, list[Call]], gold: Call | None = None) -> Reco
 
 
 def at(signal: dict[str, torch.Tensor], position: int) -> dict[int, float]:
-    return {int(token): float(p) for token, p in zip(signal["ids"][position], signal["log_probs"][position].exp(), strict=True) if p > 0}
+    return {
+        int(token): float(p)
+        for token, p in zip(signal["ids"][position], signal["log_probs"][position].exp(), strict=True)
+        if p > 0
+    }
 
 
-def value_signal(record: Record, tokenizer: TextTokenizer, codec: str = "decisions") -> tuple[Example, dict[str, torch.Tensor]]:
+def value_signal(
+    record: Record, tokenizer: TextTokenizer, codec: str = "decisions"
+) -> tuple[Example, dict[str, torch.Tensor]]:
     made = ValueSignals(tokenizer, codec, 8)
     example = render_record(Renderer(tokenizer), build_codec(codec, tokenizer), record)
     return example, made.make([record], [example], CPU)[0]
@@ -68,7 +82,12 @@ def test_votes_join_answers_that_are_equal_as_multisets() -> None:
 
 def test_answers_that_the_tools_do_not_allow_leave_their_share_to_the_others() -> None:
     good = Call("timer", {"minutes": 3})
-    record = recorded((5, [Call("nobody", {})]), (3, [Call("alarm", {"weekly": True})]), (2, [Call("timer", {"minutes": "3"})]), (1, [good]))
+    record = recorded(
+        (5, [Call("nobody", {})]),
+        (3, [Call("alarm", {"weekly": True})]),
+        (2, [Call("timer", {"minutes": "3"})]),
+        (1, [good]),
+    )
     assert [(vote.calls, vote.share) for vote in votes(record)] == [((good,), 1.0)]
     targets, weights = as_targets([record, recorded((1, [Call("nobody", {})]))], "argmax")
     assert ([target.answers for target in targets], weights) == ([(good,)], [1.0])
@@ -89,8 +108,13 @@ def test_malformed_answers_are_named(answers: object, message: str) -> None:
 
 
 def test_vote_shares_become_distributions_over_the_students_own_tokens(tokenizer: TextTokenizer) -> None:
-    """Three of four answers set an alarm; of these two say 7 am and one 7 pm, whose first token is the same and adds up."""
-    record = recorded((2, [Call("alarm", {"time": "7 am"})]), (1, [Call("alarm", {"time": "7 pm", "weekly": True})]), (1, [Call("timer", {"minutes": 7})]))
+    """Three of four answers set an alarm; of these two say 7 am and one 7 pm, whose first token is the same and adds
+    up."""
+    record = recorded(
+        (2, [Call("alarm", {"time": "7 am"})]),
+        (1, [Call("alarm", {"time": "7 pm", "weekly": True})]),
+        (1, [Call("timer", {"minutes": 7})]),
+    )
     example, signal = value_signal(record, tokenizer)
     label, argument = tokenizer.first_tool_label, tokenizer.first_argument_label
     assert at(signal, 0) == pytest.approx({label: 0.75, label + 1: 0.25})
@@ -105,9 +129,14 @@ def test_vote_shares_become_distributions_over_the_students_own_tokens(tokenizer
 
 
 def test_a_value_is_judged_whatever_was_chosen_elsewhere_and_unknown_ways_say_nothing(tokenizer: TextTokenizer) -> None:
-    """Both answers set `weekly`, at other times than the gold one: the time is unknown after its first step, `weekly` isn't."""
+    """Both answers set `weekly`, at other times than the gold one: the time is unknown after its first step, `weekly`
+    isn't."""
     gold = Call("alarm", {"time": "noon", "weekly": True})
-    record = recorded((1, [Call("alarm", {"time": "7", "weekly": True})]), (1, [Call("alarm", {"time": "8", "weekly": False})]), gold=gold)
+    record = recorded(
+        (1, [Call("alarm", {"time": "7", "weekly": True})]),
+        (1, [Call("alarm", {"time": "8", "weekly": False})]),
+        gold=gold,
+    )
     example, signal = value_signal(record, tokenizer)
     place = example.target.index(tokenizer.first_argument_label + 1)
     assert not signal["known"][place]  # the end of a time that the teacher never gave
@@ -135,7 +164,9 @@ def test_sequence_monte_carlo_is_the_shares_cross_entropy(tokenizer: TextTokeniz
     torch.manual_seed(0)
     student = build_student(TINY["llama"], tokenizer.size).eval()
     batch = collate(data.examples, tokenizer, "flat")
-    loss = distillation_loss(student(batch).flatten(0, 1), batch.targets.flatten(), None, LossConfig(), weights=batch.weights.flatten()).total.item()
+    loss = distillation_loss(
+        student(batch).flatten(0, 1), batch.targets.flatten(), None, LossConfig(), weights=batch.weights.flatten()
+    ).total.item()
     total = count = 0.0
     for example, weight in zip(data.examples, (0.75, 0.25), strict=True):
         alone = collate([example], tokenizer, "flat")
@@ -148,23 +179,58 @@ def test_sequence_monte_carlo_is_the_shares_cross_entropy(tokenizer: TextTokeniz
 def test_a_run_learns_from_recorded_answers(tmp_path: Path, rung: str, records: list[Record]) -> None:
     def said(record: Record) -> Record:
         right = [call.to_json() for call in record.answers]
-        return replace(record, teacher={"model": "m", "answers": [{"calls": right, "count": 3}, {"calls": [], "count": 1}]})
+        return replace(
+            record, teacher={"model": "m", "answers": [{"calls": right, "count": 3}, {"calls": [], "count": 1}]}
+        )
 
     write_jsonl(tmp_path / "train.jsonl", [said(record) for record in records[:40]])
     loss = ["loss=distill", "loss.temperature=1"] if rung == "value" else ["loss=finetune"]
-    small = ["student.width=32", "student.heads=2", "student.hidden=48", "student.encoder_layers=1", "student.decoder_layers=1", "tokenizer.size=900", "train.log_every=1"]
-    words = ["data=jsonl", f"data.train=[{tmp_path}/train.jsonl]", "teacher=replay", f"teacher.rung={rung}", *loss, *small, "train.steps=3", "train.batch_size=16"]
+    small = [
+        "student.width=32",
+        "student.heads=2",
+        "student.hidden=48",
+        "student.encoder_layers=1",
+        "student.decoder_layers=1",
+        "tokenizer.size=900",
+        "train.log_every=1",
+    ]
+    words = [
+        "data=jsonl",
+        f"data.train=[{tmp_path}/train.jsonl]",
+        "teacher=replay",
+        f"teacher.rung={rung}",
+        *loss,
+        *small,
+        "train.steps=3",
+        "train.batch_size=16",
+    ]
     summary = train(build_job(settings(compose([*words, f"cache={tmp_path}/cache", f"output={tmp_path}/run"]))))
-    assert summary["training_records"] == (40 if rung != "sequence" else 40 + sum(bool(record.answers) for record in records[:40]))
+    assert summary["training_records"] == (
+        40 if rung != "sequence" else 40 + sum(bool(record.answers) for record in records[:40])
+    )
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert ("soft" in rows[0]) == (rung == "value")
-    with pytest.raises(ValueError, match="set loss=finetune, or teacher.rung=value" if rung != "value" else "expected one of value, sequence, argmax"):
-        build_job(settings(compose([*words, "loss.alpha=0.5" if rung != "value" else "teacher.rung=span", f"cache={tmp_path}/c"])))
+    with pytest.raises(
+        ValueError,
+        match="set loss=finetune, or teacher.rung=value"
+        if rung != "value"
+        else "expected one of value, sequence, argmax",
+    ):
+        build_job(
+            settings(
+                compose([*words, "loss.alpha=0.5" if rung != "value" else "teacher.rung=span", f"cache={tmp_path}/c"])
+            )
+        )
 
 
 def test_copies_carry_no_recorded_answers_and_replay_refuses_them(records: list[Record], tmp_path: Path) -> None:
-    taught = [replace(record, teacher={"answers": [{"calls": [call.to_json() for call in record.answers]}]}) for record in records[:20]]
-    assert [record.teacher is None for record in expand(taught, AugmentConfig(copies=1), 0)] == [False] * 20 + [True] * 20
+    taught = [
+        replace(record, teacher={"answers": [{"calls": [call.to_json() for call in record.answers]}]})
+        for record in records[:20]
+    ]
+    assert [record.teacher is None for record in expand(taught, AugmentConfig(copies=1), 0)] == [False] * 20 + [
+        True
+    ] * 20
     write_jsonl(tmp_path / "train.jsonl", taught)
     words = [
         "data=jsonl",
@@ -181,7 +247,13 @@ def test_copies_carry_no_recorded_answers_and_replay_refuses_them(records: list[
 
 
 def test_replay_without_recorded_answers_is_an_error(tmp_path: Path) -> None:
-    words = ["teacher=replay", "teacher.rung=argmax", "data.synthetic.train=20", f"cache={tmp_path}", "tokenizer.size=900"]
+    words = [
+        "teacher=replay",
+        "teacher.rung=argmax",
+        "data.synthetic.train=20",
+        f"cache={tmp_path}",
+        "tokenizer.size=900",
+    ]
     with pytest.raises(DataError, match="no training record has recorded answers"):
         build_job(settings(compose(words)))
 
@@ -203,11 +275,16 @@ def foreign(records: list[Record], other: TextTokenizer, tmp_path_factory: pytes
 
 
 def test_a_direct_mismatch_names_both_fingerprints(foreign: LocalTeacher, tokenizer: TextTokenizer) -> None:
-    with pytest.raises(ValueError, match=f"{foreign.tokenizer.fingerprint}, that of the student {tokenizer.fingerprint}.*teacher.rung=span"):
+    with pytest.raises(
+        ValueError,
+        match=f"{foreign.tokenizer.fingerprint}, that of the student {tokenizer.fingerprint}.*teacher.rung=span",
+    ):
         foreign.check(tokenizer.fingerprint, "decisions", "the student")
 
 
-def test_tokens_of_two_vocabularies_end_at_the_same_bytes(records: list[Record], tokenizer: TextTokenizer, other: TextTokenizer) -> None:
+def test_tokens_of_two_vocabularies_end_at_the_same_bytes(
+    records: list[Record], tokenizer: TextTokenizer, other: TextTokenizer
+) -> None:
     sides = [(Renderer(t), build_codec("decisions", t), t) for t in (tokenizer, other)]
     finer = 0
     for record in records[:80]:
@@ -231,7 +308,9 @@ def test_tokens_of_two_vocabularies_end_at_the_same_bytes(records: list[Record],
     assert finer > 0
 
 
-def test_byte_spans_hold_the_teachers_probability_of_each_piece(foreign: LocalTeacher, tokenizer: TextTokenizer, records: list[Record], examples: list[Example]) -> None:
+def test_byte_spans_hold_the_teachers_probability_of_each_piece(
+    foreign: LocalTeacher, tokenizer: TextTokenizer, records: list[Record], examples: list[Example]
+) -> None:
     made = ByteSpans(foreign, tokenizer, "decisions")
     stored = made.make(records[:5], examples[:5], CPU)
     for record, example, signal in zip(records, examples, stored, strict=False):
@@ -246,13 +325,32 @@ def test_byte_spans_hold_the_teachers_probability_of_each_piece(foreign: LocalTe
 
 @pytest.mark.parametrize("rung", ["span", "value"])
 def test_a_student_learns_from_a_teacher_with_another_tokenizer(
-    tmp_path: Path, foreign: LocalTeacher, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], rung: str
+    tmp_path: Path,
+    foreign: LocalTeacher,
+    tokenizer: TextTokenizer,
+    examples: list[Example],
+    records: list[Record],
+    rung: str,
 ) -> None:
-    maker = ByteSpans(foreign, tokenizer, "decisions") if rung == "span" else SampledAnswers(foreign, tokenizer, "decisions", 16, samples=3)
+    maker = (
+        ByteSpans(foreign, tokenizer, "decisions")
+        if rung == "span"
+        else SampledAnswers(foreign, tokenizer, "decisions", 16, samples=3)
+    )
     cache = SignalCache.beside(tmp_path / "cache", maker)
     cache.build(records[:12], examples[:12], CPU)
     steps = TrainConfig(steps=40, batch_size=12, micro_batch=5, log_every=1)
-    train(job(tmp_path / "s", tokenizer, examples[:12], records[:12], loss=LossConfig(1.0, 1.0, 0.0), signals=cache, train=steps))
+    train(
+        job(
+            tmp_path / "s",
+            tokenizer,
+            examples[:12],
+            records[:12],
+            loss=LossConfig(1.0, 1.0, 0.0),
+            signals=cache,
+            train=steps,
+        )
+    )
     soft = [row["soft"] for row in read_metrics(tmp_path / "s" / "metrics.jsonl")]
     assert soft[-1] < 0.7 * soft[0]
 
@@ -265,10 +363,16 @@ def test_sampled_answers_are_the_same_for_a_seed_and_follow_the_teachers_distrib
     taught = TrainConfig(steps=40, batch_size=3, micro_batch=3, eval_every=99)
     train(job(tmp_path, tokenizer, shown, some, train=taught))
     teacher = LocalTeacher([tmp_path])
-    signals = [SampledAnswers(teacher, tokenizer, "decisions", 16, samples=30, seed=seed).make(some, shown, CPU) for seed in (0, 0)]
+    signals = [
+        SampledAnswers(teacher, tokenizer, "decisions", 16, samples=30, seed=seed).make(some, shown, CPU)
+        for seed in (0, 0)
+    ]
     assert torch.equal(signals[0][0]["log_probs"], signals[1][0]["log_probs"])
     said = teacher.log_probs(shown, CPU)[:, 0].exp()
-    labels = [tokenizer.eos, *range(tokenizer.first_tool_label, tokenizer.first_argument_label)]  # what the grammar lets an answer begin with
+    labels = [
+        tokenizer.eos,
+        *range(tokenizer.first_tool_label, tokenizer.first_argument_label),
+    ]  # what the grammar lets an answer begin with
     for row in range(3):
         for token, share in at(signals[0][row], 0).items():
             assert share == pytest.approx(float(said[row, token] / said[row, labels].sum()), abs=0.3)
@@ -277,7 +381,9 @@ def test_sampled_answers_are_the_same_for_a_seed_and_follow_the_teachers_distrib
 # Signals at the student's own tokens
 
 
-def test_sampled_token_signals_are_reproducible_and_train(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+def test_sampled_token_signals_are_reproducible_and_train(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]
+) -> None:
     teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
     made = [TokenSignals(teacher, "sampled", 12, 2.0, seed).make(records[:6], examples[:6], CPU) for seed in (0, 0, 1)]
     assert torch.equal(made[0][3]["ids"], made[1][3]["ids"])
@@ -285,29 +391,64 @@ def test_sampled_token_signals_are_reproducible_and_train(tmp_path: Path, tokeni
     cache = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "sampled", 12, 2.0))
     cache.build(records[:16], examples[:16], CPU)
     run = TrainConfig(steps=25, batch_size=16, micro_batch=7, log_every=1, seed=5)
-    train(job(tmp_path / "s", tokenizer, examples[:16], records[:16], loss=LossConfig(2.0, 1.0, 0.0), signals=cache, train=run))
+    train(
+        job(
+            tmp_path / "s",
+            tokenizer,
+            examples[:16],
+            records[:16],
+            loss=LossConfig(2.0, 1.0, 0.0),
+            signals=cache,
+            train=run,
+        )
+    )
     rows = read_metrics(tmp_path / "s" / "metrics.jsonl")
     assert rows[-1]["soft"] < 0.6 * rows[0]["soft"]
     assert rows[0]["teacher_entropy"] > 0
 
 
-def test_online_signals_equal_stored_ones_that_hold_the_whole_vocabulary(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+def test_online_signals_equal_stored_ones_that_hold_the_whole_vocabulary(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]
+) -> None:
     teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
     cache = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", tokenizer.size, 2.0))
     cache.build(records[:16], examples[:16], CPU)
     for name, signals in (("online", OnlineSignals(teacher)), ("stored", cache)):
         run = TrainConfig(steps=4, batch_size=16, micro_batch=5, log_every=1)
-        train(job(tmp_path / name, tokenizer, examples[:16], records[:16], loss=LossConfig(2.0, 0.7, 0.3), signals=signals, train=run))
+        train(
+            job(
+                tmp_path / name,
+                tokenizer,
+                examples[:16],
+                records[:16],
+                loss=LossConfig(2.0, 0.7, 0.3),
+                signals=signals,
+                train=run,
+            )
+        )
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("online", "stored")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_a_placebo_has_the_teachers_distributions_at_the_wrong_places(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+def test_a_placebo_has_the_teachers_distributions_at_the_wrong_places(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]
+) -> None:
     teacher = LocalTeacher([trained(tmp_path / "t", tokenizer, examples, records)])
     rows = []
     for name in ("real", "placebo"):
         run = TrainConfig(steps=1, batch_size=16, micro_batch=16, log_every=1)
-        train(job(tmp_path / name, tokenizer, examples[:16], records[:16], loss=LossConfig(2.0, 0.7, 0.3), signals=OnlineSignals(teacher), placebo=name == "placebo", train=run))
+        train(
+            job(
+                tmp_path / name,
+                tokenizer,
+                examples[:16],
+                records[:16],
+                loss=LossConfig(2.0, 0.7, 0.3),
+                signals=OnlineSignals(teacher),
+                placebo=name == "placebo",
+                train=run,
+            )
+        )
         rows.append(read_metrics(tmp_path / name / "metrics.jsonl")[0])
     assert rows[0]["hard"] == pytest.approx(rows[1]["hard"], rel=1e-6)
     assert rows[0]["soft"] != pytest.approx(rows[1]["soft"], rel=1e-2)
@@ -320,11 +461,15 @@ def test_layers_are_spread_evenly_or_as_the_map_says() -> None:
     assert layer_pairs(None, 2, 6) == [(0, 2), (1, 5)]
     assert layer_pairs(None, 4, 2) == [(0, 0), (1, 0), (2, 1), (3, 1)]
     assert layer_pairs([[1, 0]], 2, 6) == [(1, 0)]
-    with pytest.raises(ValueError, match=r"loss.layer_map has \[2, 0\]; expected \[student layer 0 to 1, teacher layer 0 to 5\]"):
+    with pytest.raises(
+        ValueError, match=r"loss.layer_map has \[2, 0\]; expected \[student layer 0 to 1, teacher layer 0 to 5\]"
+    ):
         layer_pairs([[2, 0]], 2, 6)
 
 
-def test_a_trace_holds_attention_that_sums_to_one_and_changes_nothing(student: Student, tokenizer: TextTokenizer, examples: list[Example]) -> None:
+def test_a_trace_holds_attention_that_sums_to_one_and_changes_nothing(
+    student: Student, tokenizer: TextTokenizer, examples: list[Example]
+) -> None:
     batch = collate(examples[:4], tokenizer, student.layout)
     trace = Trace(attend=True)
     torch.testing.assert_close(student(batch, trace), student(batch))
@@ -334,7 +479,9 @@ def test_a_trace_holds_attention_that_sums_to_one_and_changes_nothing(student: S
     torch.testing.assert_close(trace.attention[0].sum(-1), torch.ones(4, batch.targets.shape[1]))
 
 
-def test_matching_is_zero_for_a_projection_onto_the_teacher_and_learns(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+def test_matching_is_zero_for_a_projection_onto_the_teacher_and_learns(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]
+) -> None:
     torch.manual_seed(0)
     same = build_student(TINY["pointer"], tokenizer.size).eval()
     matching = Matching(LossConfig(hidden=1.0, attention=1.0), same, same)
@@ -344,7 +491,9 @@ def test_matching_is_zero_for_a_projection_onto_the_teacher_and_learns(tmp_path:
         same(batch, trace)
     for projection in matching.projections:
         torch.nn.init.eye_(projection.weight)  # type: ignore[arg-type,union-attr]
-    normed = Trace(True, [torch.nn.functional.layer_norm(h, h.shape[-1:]) for h in traces[0].hidden], traces[0].attention)
+    normed = Trace(
+        True, [torch.nn.functional.layer_norm(h, h.shape[-1:]) for h in traces[0].hidden], traces[0].attention
+    )
     hidden, attention = matching(normed, traces[1], batch.weights)
     assert hidden.item() == pytest.approx(0, abs=1e-4)
     assert attention.item() == pytest.approx(0, abs=1e-4)
@@ -352,11 +501,28 @@ def test_matching_is_zero_for_a_projection_onto_the_teacher_and_learns(tmp_path:
     data = Encoded(examples[:16], records[:16])
     folder = tmp_path / "t"
     train(
-        job(folder, tokenizer, data.examples, data.records, student=replace(TINY["pointer"], width=48, decoder_layers=3), train=TrainConfig(steps=3, batch_size=8, micro_batch=8))
+        job(
+            folder,
+            tokenizer,
+            data.examples,
+            data.records,
+            student=replace(TINY["pointer"], width=48, decoder_layers=3),
+            train=TrainConfig(steps=3, batch_size=8, micro_batch=8),
+        )
     )
     teacher = LocalTeacher([folder])
     run = TrainConfig(steps=30, batch_size=16, micro_batch=7, log_every=1)
-    train(job(tmp_path / "s", tokenizer, data.examples, data.records, loss=LossConfig(1.0, 0.0, 1.0, hidden=1.0, attention=1.0), signals=OnlineSignals(teacher), train=run))
+    train(
+        job(
+            tmp_path / "s",
+            tokenizer,
+            data.examples,
+            data.records,
+            loss=LossConfig(1.0, 0.0, 1.0, hidden=1.0, attention=1.0),
+            signals=OnlineSignals(teacher),
+            train=run,
+        )
+    )
     rows = read_metrics(tmp_path / "s" / "metrics.jsonl")
     assert rows[-1]["hidden"] < 0.9 * rows[0]["hidden"]
     assert rows[-1]["attention"] < rows[0]["attention"]
@@ -365,7 +531,9 @@ def test_matching_is_zero_for_a_projection_onto_the_teacher_and_learns(tmp_path:
         train(job(tmp_path / "x", tokenizer, data.examples, data.records, loss=LossConfig(hidden=1.0), signals=cache))
 
 
-def test_attention_of_other_layouts_and_insides_of_an_ensemble_are_errors(tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]) -> None:
+def test_attention_of_other_layouts_and_insides_of_an_ensemble_are_errors(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]
+) -> None:
     pointer, llama = (build_student(TINY[name], tokenizer.size) for name in ("pointer", "llama"))
     Matching(LossConfig(hidden=1.0), pointer, llama)
     with pytest.raises(ValueError, match="the student reads the layout 'split', the teacher 'flat'"):

@@ -37,7 +37,11 @@ EVERY_TYPE = normalise_tool(
                 "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
                 "path": {"type": "string", "pattern": "^a/b+$"},
                 "short": {"type": "string", "maxLength": 4},
-                "place": {"type": "object", "properties": {"street": {"type": "string"}, "no": {"type": "integer"}}, "required": ["street"]},
+                "place": {
+                    "type": "object",
+                    "properties": {"street": {"type": "string"}, "no": {"type": "integer"}},
+                    "required": ["street"],
+                },
                 "loose": {"type": "object", "properties": {"a": {"type": "string"}}},
                 "free": {"type": "object"},
                 "either": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
@@ -50,16 +54,22 @@ ANSWERS = [
     [],
     [Call("everything", {})],
     [Call("everything", {"text": "", "tags": [], "free": {}, "share": 1e-07})],
-    [Call("everything", {"text": " leading", "count": 3, "share": -1.5e3, "flag": True, "color": 'quo"te', "level": 30})],
-    [Call("everything", {"tags": ["a", "b, c", ""], "grid": [[1, 2], []], "when": None, "zip": "12345", "path": "a/bb"})],
-    [Call("everything", {"place": {"street": "1 Main St", "no": 4}, "loose": {"a": "x"}, "free": {"k": [1, {"z": None}]}, "short": "abcd"})],
-    [Call("everything", {"either": "5"}), Call("everything", {"either": 5, "maybe": None}), Call("everything", {"text": "ünï\n<eos> 😀 \"q\" \\ <tool_0>"})],
+    [Call("everything", {"text": " leading", "count": 3, "share": -1.5e3, "flag": True, "color": 'quo"te',
+        "level": 30})],
+    [Call("everything", {"tags": ["a", "b, c", ""], "grid": [[1, 2], []], "when": None, "zip": "12345",
+        "path": "a/bb"})],
+    [Call("everything", {"place": {"street": "1 Main St", "no": 4}, "loose": {"a": "x"}, "free": {"k": [1,
+        {"z": None}]}, "short": "abcd"})],
+    [Call("everything", {"either": "5"}), Call("everything", {"either": 5, "maybe": None}), Call("everything",
+        {"text": "ünï\n<eos> 😀 \"q\" \\ <tool_0>"})],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("codec_name", CODECS)
 @pytest.mark.parametrize("answers", ANSWERS)
-def test_calls_round_trip_and_the_grammar_allows_them(tokenizer: TextTokenizer, codec_name: str, answers: list[Call]) -> None:
+def test_calls_round_trip_and_the_grammar_allows_them(
+    tokenizer: TextTokenizer, codec_name: str, answers: list[Call]
+) -> None:
     codec = build_codec(codec_name, tokenizer)
     target, open_tool = codec.encode(answers, [EVERY_TYPE], ())
     assert len(target) == len(open_tool)
@@ -70,16 +80,29 @@ def test_calls_round_trip_and_the_grammar_allows_them(tokenizer: TextTokenizer, 
 @pytest.mark.parametrize("codec_name", CODECS)
 @pytest.mark.parametrize(
     "arguments",
-    [{"count": -1}, {"color": "green"}, {"level": 4}, {"zip": "1234"}, {"short": "abcde"}, {"place": {"no": 3}}, {"flag": "yes"}, {"grid": [["x"]]}],
+    [
+        {"count": -1},
+        {"color": "green"},
+        {"level": 4},
+        {"zip": "1234"},
+        {"short": "abcde"},
+        {"place": {"no": 3}},
+        {"flag": "yes"},
+        {"grid": [["x"]]},
+    ],
 )
-def test_the_grammar_forbids_what_the_schema_forbids(tokenizer: TextTokenizer, codec_name: str, arguments: dict[str, object]) -> None:
+def test_the_grammar_forbids_what_the_schema_forbids(
+    tokenizer: TextTokenizer, codec_name: str, arguments: dict[str, object]
+) -> None:
     codec = build_codec(codec_name, tokenizer)
     target, _ = codec.encode([Call("everything", arguments)], [EVERY_TYPE], ())
     assert Grammar(tokenizer, codec_name).matcher([EVERY_TYPE]).accepts(target) < len(target)
 
 
 @pytest.mark.parametrize("codec_name", CODECS)
-def test_real_and_synthetic_answers_pass_the_grammar(tokenizer: TextTokenizer, records: list[Record], codec_name: str) -> None:
+def test_real_and_synthetic_answers_pass_the_grammar(
+    tokenizer: TextTokenizer, records: list[Record], codec_name: str
+) -> None:
     codec, grammar, renderer = build_codec(codec_name, tokenizer), Grammar(tokenizer, codec_name), Renderer(tokenizer)
     for record in records[:150]:
         example = render_record(renderer, codec, record)
@@ -106,8 +129,12 @@ def test_real_answers_round_trip(tokenizer: TextTokenizer, real_data: Path, name
         ("send 10,000 to Anna", {"type": ["integer", "null"]}, 10_000),
     ],
 )
-def test_a_number_is_copied_as_the_request_has_it(tokenizer: TextTokenizer, query: str, schema: dict[str, object], value: float) -> None:
-    tool = normalise_tool({"name": "send", "parameters": {"type": "object", "properties": {"amount": schema}, "required": ["amount"]}})
+def test_a_number_is_copied_as_the_request_has_it(
+    tokenizer: TextTokenizer, query: str, schema: dict[str, object], value: float
+) -> None:
+    tool = normalise_tool(
+        {"name": "send", "parameters": {"type": "object", "properties": {"amount": schema}, "required": ["amount"]}}
+    )
     codec = build_codec("decisions", tokenizer)
     target, _ = codec.encode([Call("send", {"amount": value})], [tool], tokenizer.encode(" " + query))
     assert "," in tokenizer.decode(target)
@@ -136,7 +163,9 @@ def test_numbers_are_read_as_people_write_them(tokenizer: TextTokenizer, text: s
 
 @pytest.mark.parametrize("text", ["45EUR", "1 800", "--5", "5.", "1e", "1,8000", "1,80,000"])
 def test_what_is_no_number_is_no_number(tokenizer: TextTokenizer, text: str) -> None:
-    tool = normalise_tool({"name": "send", "parameters": {"type": "object", "properties": {"amount": {"type": "number"}}}})
+    tool = normalise_tool(
+        {"name": "send", "parameters": {"type": "object", "properties": {"amount": {"type": "number"}}}}
+    )
     target = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" " + text), tokenizer.eos]
     assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) < len(target)
 
@@ -155,8 +184,12 @@ INNER = {"type": "object", "properties": {"street": {"type": "string"}, "city": 
         ({**INNER, "nullable": True, "required": ["city"]}, False, {"city": "Bonn"}),
     ],
 )
-def test_closed_objects_are_written_member_by_member(tokenizer: TextTokenizer, schema: dict[str, object], required: bool, value: object) -> None:
-    tool = normalise_tool({"name": "ship", "parameters": {"type": "object", "properties": {"to": schema}, "required": ["to"] * required}})
+def test_closed_objects_are_written_member_by_member(
+    tokenizer: TextTokenizer, schema: dict[str, object], required: bool, value: object
+) -> None:
+    tool = normalise_tool(
+        {"name": "ship", "parameters": {"type": "object", "properties": {"to": schema}, "required": ["to"] * required}}
+    )
     assert [leaf.name for leaf in leaves(tool)] == ["to.city", "to.street"]
     codec, calls = build_codec("decisions", tokenizer), [Call("ship", {"to": value})]
     target, _ = codec.encode(calls, [tool], ())
@@ -164,9 +197,16 @@ def test_closed_objects_are_written_member_by_member(tokenizer: TextTokenizer, s
     assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) == len(target)
 
 
-@pytest.mark.parametrize(("schema", "required", "value"), [(INNER, False, {}), ({**INNER, "nullable": True}, False, None), ({**INNER, "nullable": True}, True, {})])
-def test_an_object_without_members_that_reads_back_as_another_is_refused(tokenizer: TextTokenizer, schema: dict[str, object], required: bool, value: object) -> None:
-    tool = normalise_tool({"name": "ship", "parameters": {"type": "object", "properties": {"to": schema}, "required": ["to"] * required}})
+@pytest.mark.parametrize(
+    ("schema", "required", "value"),
+    [(INNER, False, {}), ({**INNER, "nullable": True}, False, None), ({**INNER, "nullable": True}, True, {})],
+)
+def test_an_object_without_members_that_reads_back_as_another_is_refused(
+    tokenizer: TextTokenizer, schema: dict[str, object], required: bool, value: object
+) -> None:
+    tool = normalise_tool(
+        {"name": "ship", "parameters": {"type": "object", "properties": {"to": schema}, "required": ["to"] * required}}
+    )
     with pytest.raises(PromptError, match="'to' as"):
         build_codec("decisions", tokenizer).encode([Call("ship", {"to": value})], [tool], ())
 
@@ -188,19 +228,41 @@ def test_an_object_without_members_that_reads_back_as_another_is_refused(tokeniz
         ({"type": "array", "items": {"type": "integer"}, "maxItems": 0}, [[]], [[1]]),
         ({"enum": [None]}, [None], []),
         ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, [5, -70000], []),
-        ({"type": "object", "properties": {f"a{number}": {"type": "number", "maximum": 1.7e308} for number in range(20)}}, [{"a3": 5}], []),
+        (
+            {
+                "type": "object",
+                "properties": {f"a{number}": {"type": "number", "maximum": 1.7e308} for number in range(20)},
+            },
+            [{"a3": 5}],
+            [],
+        ),
         ({"type": "integer", "minimum": 0, "maximum": 100}, [5, 100], [101, -1]),
         ({"type": "integer", "minimum": 0, "maximum": 5000}, [5000], [10000]),
-        ({"type": "string", "enum": ["a" * 3, *(f"song {number}" for number in range(3000)), "x.y", "\x7f/"]}, ["song 2999", "x.y", "\x7f/", "aaa"], ["song", "xzy"]),
-        ({"type": ["array", "null"], "items": {"type": "string", "enum": [f"song {number}" for number in range(3000)]}}, [["song 7", "song 2999"], None], [["song"]]),
+        (
+            {"type": "string", "enum": ["a" * 3, *(f"song {number}" for number in range(3000)), "x.y", "\x7f/"]},
+            ["song 2999", "x.y", "\x7f/", "aaa"],
+            ["song", "xzy"],
+        ),
+        (
+            {
+                "type": ["array", "null"],
+                "items": {"type": "string", "enum": [f"song {number}" for number in range(3000)]},
+            },
+            [["song 7", "song 2999"], None],
+            [["song"]],
+        ),
     ],
 )
-def test_texts_are_held_to_what_the_schema_says(tokenizer: TextTokenizer, schema: dict[str, object], good: list[object], bad: list[object]) -> None:
+def test_texts_are_held_to_what_the_schema_says(
+    tokenizer: TextTokenizer, schema: dict[str, object], good: list[object], bad: list[object]
+) -> None:
     tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": schema}}})
     codec = build_codec("decisions", tokenizer)
     for value in [*good, *bad]:
         target, _ = codec.encode([Call("say", {"it": value})], [tool], ())
-        assert (Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) == len(target)) is (value in good), value
+        assert (Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) == len(target)) is (value in good), (
+            value
+        )
 
 
 @settings(max_examples=80, deadline=None)
@@ -232,12 +294,22 @@ def test_training_evaluation_and_serving_render_the_same_bytes(tokenizer: TextTo
     for record in records[:40]:
         trained = render_record(Renderer(tokenizer), codec, record)
         served = Renderer(tokenizer).prompt("", record.query, [normalise_tool(tool.to_json()) for tool in record.tools])
-        wrapped = Renderer(tokenizer).prompt("", record.query, [normalise_tool({"type": "function", "function": json.loads(json.dumps(tool.to_json()))}) for tool in record.tools])
+        wrapped = Renderer(tokenizer).prompt(
+            "",
+            record.query,
+            [
+                normalise_tool({"type": "function", "function": json.loads(json.dumps(tool.to_json()))})
+                for tool in record.tools
+            ],
+        )
         assert prompt_ids(trained, tokenizer) == prompt_ids(served, tokenizer) == prompt_ids(wrapped, tokenizer)
 
 
 def test_a_value_takes_the_tokens_that_the_request_has(tokenizer: TextTokenizer) -> None:
-    codec, tool = build_codec("decisions", tokenizer), normalise_tool({"name": "pay", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}})
+    codec, tool = (
+        build_codec("decisions", tokenizer),
+        normalise_tool({"name": "pay", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}),
+    )
     query = tokenizer.encode(" pay $50 now")
     target, _ = codec.encode([Call("pay", {"n": 50})], [tool], query)
     assert set(target[2:-1]) <= set(query)
@@ -251,7 +323,11 @@ def test_objects_with_required_members_are_written_member_by_member() -> None:
 
 def test_a_tool_declared_in_another_order_reads_and_is_answered_the_same(tokenizer: TextTokenizer) -> None:
     properties = EVERY_TYPE.parameters["properties"]
-    turned = Tool(EVERY_TYPE.name, EVERY_TYPE.description, {**EVERY_TYPE.parameters, "properties": dict(reversed(properties.items()))})
+    turned = Tool(
+        EVERY_TYPE.name,
+        EVERY_TYPE.description,
+        {**EVERY_TYPE.parameters, "properties": dict(reversed(properties.items()))},
+    )
     renderer, codec = Renderer(tokenizer), build_codec("decisions", tokenizer)
     assert renderer.tool(turned) == renderer.tool(EVERY_TYPE)
     for answers in ANSWERS:
@@ -261,7 +337,13 @@ def test_a_tool_declared_in_another_order_reads_and_is_answered_the_same(tokeniz
 def test_broken_targets_are_decode_errors(tokenizer: TextTokenizer) -> None:
     tool, argument = tokenizer.first_tool_label, tokenizer.first_argument_label
     decisions, text = build_codec("decisions", tokenizer), build_codec("json", tokenizer)
-    for ids in ([argument], [tool + 5], [tool, argument + 60], [tool, argument + 1, *tokenizer.encode(" abc")], [tool, argument + 6, *tokenizer.encode(" x")]):
+    for ids in (
+        [argument],
+        [tool + 5],
+        [tool, argument + 60],
+        [tool, argument + 1, *tokenizer.encode(" abc")],
+        [tool, argument + 6, *tokenizer.encode(" x")],
+    ):
         with pytest.raises(DecodeError):
             decisions.decode(ids, [EVERY_TYPE])
     for broken in ("", "[{", '{"name": 1}', '[{"arguments": {}}]', '[{"name": "x", "arguments": 3}]', "[" * 5000):
@@ -275,30 +357,63 @@ def test_a_value_of_another_type_cannot_be_written(tokenizer: TextTokenizer) -> 
 
 
 def test_unsupported_grammars_name_the_tool(tokenizer: TextTokenizer) -> None:
-    bad = normalise_tool({"name": "bad", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"^\ba\b$"}}}})
+    bad = normalise_tool(
+        {
+            "name": "bad",
+            "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"^\ba\b$"}}},
+        }
+    )
     with pytest.raises(ToolSchemaError, match="'bad'"):
         Grammar(tokenizer, "decisions").matcher([EVERY_TYPE, bad])
 
 
 @pytest.mark.parametrize(("text", "maximum"), [("120,000", 100), ("6,000", 5000)])
 def test_a_number_with_commas_stays_within_its_bounds(tokenizer: TextTokenizer, text: str, maximum: int) -> None:
-    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": {"type": "integer", "minimum": 0, "maximum": maximum}}}})
+    tool = normalise_tool(
+        {
+            "name": "say",
+            "parameters": {
+                "type": "object",
+                "properties": {"it": {"type": "integer", "minimum": 0, "maximum": maximum}},
+            },
+        }
+    )
     target = [tokenizer.first_tool_label, tokenizer.first_argument_label, *tokenizer.encode(" " + text), tokenizer.eos]
     assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(target) < len(target)
 
 
 def test_commas_part_the_items_of_a_list(tokenizer: TextTokenizer) -> None:
-    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"it": {"type": "array", "items": {"type": "integer"}}}}})
+    tool = normalise_tool(
+        {
+            "name": "say",
+            "parameters": {"type": "object", "properties": {"it": {"type": "array", "items": {"type": "integer"}}}},
+        }
+    )
     codec, query = build_codec("decisions", tokenizer), tokenizer.encode(" the mean of [1,250,300]")
     target, _ = codec.encode([Call("say", {"it": [1250, 300]})], [tool], query)
     assert "," not in tokenizer.decode(target)
-    fused = [tokenizer.first_tool_label, tokenizer.first_argument_label, tokenizer.item, *tokenizer.encode("1,250,300"), tokenizer.eos]
+    fused = [
+        tokenizer.first_tool_label,
+        tokenizer.first_argument_label,
+        tokenizer.item,
+        *tokenizer.encode("1,250,300"),
+        tokenizer.eos,
+    ]
     assert Grammar(tokenizer, "decisions").matcher([tool]).accepts(fused) < len(fused)
 
 
 def test_an_object_of_many_values_is_one_of_them(tokenizer: TextTokenizer) -> None:
     inner = {"type": "object", "properties": {f"a{number}": {"type": "string"} for number in range(70)}}
-    tool = normalise_tool({"name": "search", "parameters": {"type": "object", "properties": {"query": {"type": "string"}, "filter": inner}, "required": ["query"]}})
+    tool = normalise_tool(
+        {
+            "name": "search",
+            "parameters": {
+                "type": "object",
+                "properties": {"query": {"type": "string"}, "filter": inner},
+                "required": ["query"],
+            },
+        }
+    )
     assert [leaf.name for leaf in leaves(tool)] == ["filter", "query"]
     codec, calls = build_codec("decisions", tokenizer), [Call("search", {"filter": {"a7": "x"}, "query": "orders"})]
     target, _ = codec.encode(calls, [tool], ())
@@ -326,7 +441,12 @@ def test_too_many_tools_or_arguments_are_clear_errors(tokenizer: TextTokenizer) 
     many = [normalise_tool({"name": f"t{i}"}) for i in range(129)]
     with pytest.raises(PromptError, match="129 tools at once; at most 128"):
         renderer.prompt("", "x", many)
-    wide = normalise_tool({"name": "wide", "parameters": {"type": "object", "properties": {f"a{i}": {"type": "string"} for i in range(65)}}})
+    wide = normalise_tool(
+        {
+            "name": "wide",
+            "parameters": {"type": "object", "properties": {f"a{i}": {"type": "string"} for i in range(65)}},
+        }
+    )
     with pytest.raises(PromptError, match="'wide' has 65 arguments; at most 64"):
         renderer.prompt("", "x", [wide])
 
@@ -347,8 +467,20 @@ def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused() -> None:
 
 
 def test_every_target_token_knows_what_it_is_part_of(tokenizer: TextTokenizer) -> None:
-    """Each occurrence of a tool's name, an argument's key and a value, in both codecs; quotes inside values confuse nobody."""
-    tool = Tool("pay_bill", "", {"type": "object", "properties": {"name": {"type": "string"}, "sums": {"type": "array", "items": {"type": "integer"}}, "now": {"type": "boolean"}}})
+    """Each occurrence of a tool's name, an argument's key and a value, in both codecs; quotes inside values confuse
+    nobody."""
+    tool = Tool(
+        "pay_bill",
+        "",
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "sums": {"type": "array", "items": {"type": "integer"}},
+                "now": {"type": "boolean"},
+            },
+        },
+    )
     calls = [Call("pay_bill", {"name": 'a "name": {x', "sums": [12, 7]}), Call("pay_bill", {"now": True})]
     for codec_name in CODECS:
         codec = build_codec(codec_name, tokenizer)

@@ -1,4 +1,5 @@
-"""What W&B gets, read back from the file that an offline run leaves; the dashboard and the sweep file that go with it."""
+"""What W&B gets, read back from the file that an offline run leaves; the dashboard and the sweep file that go with
+it."""
 
 from __future__ import annotations
 
@@ -68,7 +69,19 @@ def test_an_offline_run_holds_curves_samples_entropy_throughput_and_its_checkpoi
     tracker = TrackerConfig(kind="wandb", mode="offline", group="my-sweep", arm="distill", tags=["t"])
     steps = TrainConfig(steps=6, batch_size=8, micro_batch=8, eval_every=3, log_every=1)
     folder = tmp_path / "run"
-    train(job(folder, tokenizer, examples[:16], records[:16], loss=LossConfig(2.0, 0.7, 0.3), signals=cache, train=steps, validation=records[:5], tracker=tracker))
+    train(
+        job(
+            folder,
+            tokenizer,
+            examples[:16],
+            records[:16],
+            loss=LossConfig(2.0, 0.7, 0.3),
+            signals=cache,
+            train=steps,
+            validation=records[:5],
+            tracker=tracker,
+        )
+    )
     rows = stored(folder)
     run = next(row.run for row in rows if row.WhichOneof("record_type") == "run")
     assert (run.run_group, run.job_type, list(run.tags), run.display_name) == ("my-sweep", "distill", ["t"], "run")
@@ -85,10 +98,16 @@ def test_an_offline_run_holds_curves_samples_entropy_throughput_and_its_checkpoi
     assert len(history["validation/exact_call"]) == 2
     tables = [value for key, values in history.items() if key.startswith("validation/samples") for value in values]
     assert tables
-    table = json.loads(next(path for path in (folder / "wandb").rglob("*.table.json") if "media" in path.parts).read_text())
+    table = json.loads(
+        next(path for path in (folder / "wandb").rglob("*.table.json") if "media" in path.parts).read_text()
+    )
     assert table["columns"] == ["step", "request", "gold", "answer", "exact", "confidence"]
     assert [line[1] for line in table["data"]] == [record.query for record in records[:5]]
-    artifacts = [row.artifact if row.WhichOneof("record_type") == "artifact" else row.request.log_artifact.artifact for row in rows if "artifact" in str(row)[:400]]
+    artifacts = [
+        row.artifact if row.WhichOneof("record_type") == "artifact" else row.request.log_artifact.artifact
+        for row in rows
+        if "artifact" in str(row)[:400]
+    ]
     model = next(artifact for artifact in artifacts if artifact.type == "model")
     assert {entry.path for entry in model.manifest.contents} == {"config.json", "model.safetensors", "tokenizer.json"}
     origins = json.loads(model.metadata)["origins"]
@@ -105,7 +124,11 @@ def test_an_offline_run_holds_curves_samples_entropy_throughput_and_its_checkpoi
 def test_the_dashboard_is_a_workspace_with_every_chart_grouped_by_sweep_and_arm() -> None:
     workspace = build_workspace("needle", "me")
     view = json.loads(workspace._to_model().model_dump_json())
-    panels = [panel["config"].get("chart_title") for section in view["spec"]["section"]["panel_bank_config"]["sections"] for panel in section["panels"]]
+    panels = [
+        panel["config"].get("chart_title")
+        for section in view["spec"]["section"]["panel_bank_config"]["sections"]
+        for panel in section["panels"]
+    ]
     assert {title for charts in SECTIONS.values() for title in charts} <= set(panels)
     assert "group" in json.dumps(view["spec"]["section"]["run_sets"]).lower()
 
@@ -113,7 +136,11 @@ def test_the_dashboard_is_a_workspace_with_every_chart_grouped_by_sweep_and_arm(
 def test_every_cell_of_the_wandb_sweep_file_composes() -> None:
     sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
     words = [word for word in sweep["command"][2:] if not word.startswith("${")]
-    cells = list(itertools.product(*([f"{key}={value}" for value in axis["values"]] for key, axis in sweep["parameters"].items())))
+    cells = list(
+        itertools.product(
+            *([f"{key}={value}" for value in axis["values"]] for key, axis in sweep["parameters"].items())
+        )
+    )
     assert len(cells) == 12
     for cell in cells:
         typed = settings(compose([*words, *cell]))

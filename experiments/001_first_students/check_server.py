@@ -23,9 +23,13 @@ def main() -> None:
     same, seconds = 0, []
     for record, row in zip(records, stored, strict=True):
         assert record.id == row["id"]
-        body = json.dumps({"prompt": record.query, "available_functions": [tool.to_json() for tool in record.tools]}).encode()
+        body = json.dumps(
+            {"prompt": record.query, "available_functions": [tool.to_json() for tool in record.tools]}
+        ).encode()
         start = time.perf_counter()
-        with urllib.request.urlopen(urllib.request.Request(URL, body, {"Content-Type": "application/json"})) as response:
+        with urllib.request.urlopen(
+            urllib.request.Request(URL, body, {"Content-Type": "application/json"})
+        ) as response:
             answer = json.load(response)
         seconds.append(time.perf_counter() - start)
         if answer["calls"] == (row["predicted"] or []):
@@ -34,7 +38,8 @@ def main() -> None:
             print("differs:", record.query, answer["calls"], row["predicted"])
     seconds.sort()
     print(
-        f"{same} of {len(records)} answers are the same; a request took {1000 * seconds[len(seconds) // 2]:.1f} ms (median), {1000 * seconds[int(len(seconds) * 0.95)]:.1f} ms (95th percentile)"
+        f"{same} of {len(records)} answers are the same; a request took {1000 * seconds[len(seconds) // 2]:.1f} ms"
+        f" (median), {1000 * seconds[int(len(seconds) * 0.95)]:.1f} ms (95th percentile)"
     )
 
 

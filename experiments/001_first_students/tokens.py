@@ -15,7 +15,10 @@ from needle.text.prompt import Renderer, render_record
 def main() -> None:
     root = Path(os.environ.get("NEEDLE_DATA", "data"))
     names = sys.argv[1:] or ["snips", "hwu64", "mixed_calls", "sgd"]
-    print("| set | records | request | a tool | all tools | target, decisions | target, json | copied from the request |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| set | records | request | a tool | all tools | target, decisions | target, json | copied from the request"
+        " |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
     for name in names:
         records = list(read_records(root / name / "train.jsonl.gz"))
         tokenizer = fit_tokenizer(records, TokenizerConfig(), Path("outputs/cache"))
@@ -33,7 +36,9 @@ def main() -> None:
         requests = sum(len(e.query) for e in examples) / len(examples)
         tools = [len(tool.ids) for e in examples for tool in e.tools]
         print(
-            f"| {name} | {len(records):,} | {requests:.1f} | {sum(tools) / len(tools):.1f} | {sum(tools) / len(examples):.0f} | {targets['decisions']:.1f} | {targets['json']:.1f} | {100 * copied / values:.1f}% |"
+            f"| {name} | {len(records):,} | {requests:.1f} | {sum(tools) / len(tools):.1f} |"
+            f" {sum(tools) / len(examples):.0f} | {targets['decisions']:.1f} | {targets['json']:.1f} |"
+            f" {100 * copied / values:.1f}% |"
         )
 
 

@@ -1,9 +1,11 @@
-"""Trains every student for the same minutes of one core, judges all of them, and writes table.md, results.json and students.png.
+"""Trains every student for the same minutes of one core, judges all of them, and writes table.md, results.json and
+students.png.
 
-    python -m experiments.002_students.run --minutes 12 --output outputs/002 [--arms "pointer;llama"] [--split validation]
+    python -m experiments.002_students.run --minutes 12 --output outputs/002 [--arms "pointer;llama"] [--split
+    validation]
 
-How many steps fit the minutes is measured first, in the process's own time, which waiting for other processes isn't part of
-(`steps.json` of each arm, kept: with it a second run makes the same steps).
+How many steps fit the minutes is measured first, in the process's own time, which waiting for other processes isn't
+part of (`steps.json` of each arm, kept: with it a second run makes the same steps).
 """
 
 from __future__ import annotations
@@ -48,11 +50,25 @@ ARMS: dict[str, list[str]] = {
     "san with feed-forward": ["student=san_mlp_26m", *FLAT],
     "pointer, JSON": ["student=pointer_26m", "codec=json", "student.tool_gradient=0.25", *SPLIT],
     "pointer": ["student=pointer_26m", "student.tool_gradient=0.25", *SPLIT],
-    "pointer, pretrained, untrusted": ["student=pointer_pretrained_26m", "student.pool=false", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
+    "pointer, pretrained, untrusted": [
+        "student=pointer_pretrained_26m",
+        "student.pool=false",
+        "tokenizer.size=20480",
+        "optim.pretrained=0.3",
+        *SPLIT,
+    ],
     "pointer, pretrained": ["student=pointer_pretrained_26m", "tokenizer.size=20480", "optim.pretrained=0.3", *SPLIT],
 }
 LONGEST, NATS = 1024, 250  # the tokens of a record, as in training; records of each of two sets
-COMMON = ["data=real", "hardware=cpu_bf16", "hardware.threads=1", "optim.warmup=30", "train.eval_every=100000", "train.save_every=100000", f"data.max_length={LONGEST}"]
+COMMON = [
+    "data=real",
+    "hardware=cpu_bf16",
+    "hardware.threads=1",
+    "optim.warmup=30",
+    "train.eval_every=100000",
+    "train.save_every=100000",
+    f"data.max_length={LONGEST}",
+]
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
 WARM, MEASURED = 6, 20
 
@@ -62,7 +78,8 @@ def folder_of(output: Path, arm: str) -> Path:
 
 
 def steps_within(minutes: float, words: list[str], folder: Path) -> int:
-    """How many optimiser steps of an arm fit: timed once on a short run, the first steps left out, and kept in its folder."""
+    """How many optimiser steps of an arm fit: timed once on a short run, the first steps left out, and kept in its
+    folder."""
     path = folder / "steps.json"
     if (known := kept(path, {"minutes": minutes})) is None:
         job = build_job(settings(compose([*words, f"train.steps={WARM + MEASURED}", f"output={folder / 'trial'}"])))
@@ -84,17 +101,23 @@ def kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 def trained(arm: str, words: list[str], minutes: float, folder: Path) -> dict[str, Any]:
     """One arm's run of so many minutes; its summary."""
     steps = steps_within(minutes, words, folder)
-    return train(build_job(settings(compose([*words, f"train.steps={steps}", f"output={folder / 'run'}"]))), TrainingProgress(f"{arm}: "))
+    return train(
+        build_job(settings(compose([*words, f"train.steps={steps}", f"output={folder / 'run'}"]))),
+        TrainingProgress(f"{arm}: "),
+    )
 
 
 def test_sets(data: Path, split: str, most: int | None) -> dict[str, list[Record]]:
     sets = {name: subset(list(read_records(data / name / f"{split}.jsonl.gz")), most, 0) for name in SETS}
-    sets["synthetic, unseen tools"] = list(generate(SyntheticConfig(train=0, validation=0, test=0, unseen=300))[2])[:most]
+    sets["synthetic, unseen tools"] = list(generate(SyntheticConfig(train=0, validation=0, test=0, unseen=300))[2])[
+        :most
+    ]
     return sets
 
 
 def nats(folder: Path, records: list[Record]) -> dict[str, float | None]:
-    """How unlikely a student finds a whole gold answer, -ln p, over what one codec or another writes: it tells apart students that answer nothing right yet."""
+    """How unlikely a student finds a whole gold answer, -ln p, over what one codec or another writes: it tells apart
+    students that answer nothing right yet."""
     student = LocalTeacher([folder])
     found = student.checkpoints[0]
     examples = encode_records(records, found.renderer, found.codec, LONGEST).examples
@@ -144,9 +167,18 @@ def table(rows: dict[str, Any]) -> str:
     lines.append("| --- " + "| ---: " * (len(columns) + 10) + "|")
     for arm, row in rows.items():
         found, summary = row["judged"], row["training"]
-        cells = [arm, f"{summary['parameters'] / 1e6:.1f}M", f"{summary['seconds'] / 60:.1f}", f"{summary['records']:,}"]
+        cells = [
+            arm,
+            f"{summary['parameters'] / 1e6:.1f}M",
+            f"{summary['seconds'] / 60:.1f}",
+            f"{summary['records']:,}",
+        ]
         cells += [share(found["sets"][name]["exact_call"]) for name in columns]
-        cells += [share(found["unseen tools"]), share(found["several calls"]), *(share(found["all"][metric]) for metric in ("tool_name", "argument_f1", "false_call_rate"))]
+        cells += [
+            share(found["unseen tools"]),
+            share(found["several calls"]),
+            *(share(found["all"][metric]) for metric in ("tool_name", "argument_f1", "false_call_rate")),
+        ]
         lines.append("| " + " | ".join([*cells, f"{found['nats']['value']:.1f}", f"{found['latency_ms']:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -157,8 +189,18 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     for offset, (name, colour) in enumerate((("snips", "#0969da"), ("hwu64", "#1a7f37"), ("sgd", "#bf8700"))):
         cells = [rows[arm]["judged"]["sets"][name]["exact_call"] for arm in names]
         values = np.asarray([100 * cell["value"] for cell in cells])
-        spread = np.asarray([[100 * (cell["value"] - cell["low"]), 100 * (cell["high"] - cell["value"])] for cell in cells]).T
-        axes.barh(np.arange(len(names)) + 0.25 * (1 - offset), values, 0.23, xerr=spread, color=colour, label=name, error_kw={"elinewidth": 1, "ecolor": "#57606a"})
+        spread = np.asarray(
+            [[100 * (cell["value"] - cell["low"]), 100 * (cell["high"] - cell["value"])] for cell in cells]
+        ).T
+        axes.barh(
+            np.arange(len(names)) + 0.25 * (1 - offset),
+            values,
+            0.23,
+            xerr=spread,
+            color=colour,
+            label=name,
+            error_kw={"elinewidth": 1, "ecolor": "#57606a"},
+        )
     axes.set_yticks(np.arange(len(names)), names)
     axes.set_xlabel("exact call, % (95% intervals)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -171,7 +213,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--output", type=Path, default=Path("outputs/002"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
-    parser.add_argument("--arms", default=";".join(ARMS), help="some of them, joined by semicolons; several processes may each take some")
+    parser.add_argument(
+        "--arms",
+        default=";".join(ARMS),
+        help="some of them, joined by semicolons; several processes may each take some",
+    )
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--records", type=int, help="at most so many of each set")
     arguments = parser.parse_args()
@@ -184,7 +230,11 @@ def main() -> None:
         if kept(folder / "judged.json", asked) is None:
             summary = trained(arm, [*COMMON, *ARMS[arm]], arguments.minutes, folder)
             write_json(folder / "judged.json", {**asked, "training": summary, "judged": judged(folder / "run", sets)})
-    rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := folder_of(arguments.output, arm) / "judged.json").is_file()}
+    rows = {
+        arm: json.loads(path.read_text())
+        for arm in ARMS
+        if (path := folder_of(arguments.output, arm) / "judged.json").is_file()
+    }
     write_json(arguments.output / "results.json", rows)
     (arguments.output / "table.md").write_text(table(rows))
     plot(rows, arguments.output / "students.png")

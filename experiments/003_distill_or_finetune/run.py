@@ -1,15 +1,17 @@
-"""Fine-tuning against everything that a teacher can give, on SNIPS and HWU64: teacher, labels, trials, arms, report. See README.md.
+"""Fine-tuning against everything that a teacher can give, on SNIPS and HWU64: teacher, labels, trials, arms, report.
+See README.md.
 
     python -m experiments.003_distill_or_finetune.run teacher --output outputs/003
     python -m experiments.003_distill_or_finetune.run label   --output outputs/003
     python -m experiments.003_distill_or_finetune.run tune    --output outputs/003 [--part 1/2]
-    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms "finetune;distill" --sizes "500;2000" --seeds 3]
+    python -m experiments.003_distill_or_finetune.run train   --output outputs/003 [--part 1/2] [--arms
+    "finetune;distill" --sizes "500;2000" --seeds 3]
     python -m experiments.003_distill_or_finetune.run report  --output outputs/003
 
-The training records are cut in two: the teacher learns from one half, and every arm draws its records from the other, whose
-gold answers the teacher never saw. `tune` and `train` may run in several processes, each with its part; what is done is kept.
-Where no trial was run, the learning rates are those of the trials.json beside this file. With `--rate 0.004`, `train` and `report`
-take that rate for every arm; runs that had it anyway are the same ones.
+The training records are cut in two: the teacher learns from one half, and every arm draws its records from the other,
+whose gold answers the teacher never saw. `tune` and `train` may run in several processes, each with its part; what is
+done is kept. Where no trial was run, the learning rates are those of the trials.json beside this file. With `--rate
+0.004`, `train` and `report` take that rate for every arm; runs that had it anyway are the same ones.
 """
 
 from __future__ import annotations
@@ -43,12 +45,23 @@ STAGES = ("teacher", "label", "tune", "train", "report")
 EVERY = ("finetune", "argmax", "distill", "unlabelled", "unlabelled_argmax", "label_smoothing", "placebo")
 SETS = ("snips", "hwu64")
 POOL = 10_065  # the half that the arms draw from; less what the teacher couldn't answer
-ARMS = {500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"), 2000: EVERY, POOL: ("finetune", "argmax", "distill")}
+ARMS = {
+    500: ("finetune", "distill", "unlabelled", "unlabelled_argmax"),
+    2000: EVERY,
+    POOL: ("finetune", "argmax", "distill"),
+}
 Cells = list[tuple[str, int]]  # arms at numbers of records
-TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cpu_bf16", "hardware.threads=1", "train.batch_size=96", "train.micro_batch=48", "train.group=source",
-           "optim.lr=6e-4", "optim.pretrained=0.3", "optim.warmup=50", "optim.schedule=wsd", "optim.decay=0.4", "optim.ema=0.995", "train.save_every=100",
+TEACHER = ["student=pointer_pretrained_26m", "tokenizer.size=8192", "hardware=cpu_bf16", "hardware.threads=1",
+           "train.batch_size=96", "train.micro_batch=48", "train.group=source",
+           "optim.lr=6e-4", "optim.pretrained=0.3", "optim.warmup=50", "optim.schedule=wsd", "optim.decay=0.4",
+           "optim.ema=0.995", "train.save_every=100",
            "data.augment={copies: 1, rename: 0, join: 0, strangers: 0, shuffle: 1}"]  # fmt: skip
-CONTRASTS = [("distill", "label_smoothing"), ("distill", "placebo"), ("unlabelled", "distill"), ("unlabelled", "unlabelled_argmax")]
+CONTRASTS = [
+    ("distill", "label_smoothing"),
+    ("distill", "placebo"),
+    ("unlabelled", "distill"),
+    ("unlabelled", "unlabelled_argmax"),
+]
 RATES = (2e-3, 4e-3)
 TRIED, TRIAL_STEPS = 2000, 400  # records and steps of a trial
 JUDGED = "judged.json"
@@ -56,9 +69,22 @@ JUDGED = "judged.json"
 
 def words_of(output: Path, arm: str, size: int, seed: int, rate: float | None, folder: Path) -> list[str]:
     """The settings of a run; its seed draws the records as well."""
-    words = ["experiment=distill_or_finetune", f"data.train=[{output / 'labelled.jsonl.gz'}]", "hardware.threads=1", f"cache={output / 'cache'}", f"arm={arm}"]
+    words = [
+        "experiment=distill_or_finetune",
+        f"data.train=[{output / 'labelled.jsonl.gz'}]",
+        "hardware.threads=1",
+        f"cache={output / 'cache'}",
+        f"arm={arm}",
+    ]
     words += ["teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}"]
-    return [*words, f"data.size={'null' if size == POOL else size}", f"data.seed={seed}", f"train.seed={seed}", f"output={folder}", *([f"optim.lr={rate}"] if rate else [])]
+    return [
+        *words,
+        f"data.size={'null' if size == POOL else size}",
+        f"data.seed={seed}",
+        f"train.seed={seed}",
+        f"output={folder}",
+        *([f"optim.lr={rate}"] if rate else []),
+    ]
 
 
 def halves(output: Path, data: Path) -> None:
@@ -72,8 +98,20 @@ def halves(output: Path, data: Path) -> None:
 def teach(output: Path, data: Path, steps: int) -> None:
     """The teacher: a student from a pretrained encoder, 21M parameters, trained on its half."""
     halves(output, data)
-    files = [f"data.train=[{output / 'teacher.jsonl.gz'}]", f"data.validation=[{','.join(str(data / name / 'validation.jsonl.gz') for name in SETS)}]"]
-    words = ["data=jsonl", *TEACHER, *files, f"train.steps={steps}", "train.eval_every=250", "train.eval_records=400", f"cache={output / 'cache'}", f"output={output / 'teacher'}"]
+    files = [
+        f"data.train=[{output / 'teacher.jsonl.gz'}]",
+        f"data.validation=[{','.join(str(data / name / 'validation.jsonl.gz') for name in SETS)}]",
+    ]
+    words = [
+        "data=jsonl",
+        *TEACHER,
+        *files,
+        f"train.steps={steps}",
+        "train.eval_every=250",
+        "train.eval_records=400",
+        f"cache={output / 'cache'}",
+        f"output={output / 'teacher'}",
+    ]
     train(build_job(settings(compose(words))), TrainingProgress("teacher: "))
 
 
@@ -82,7 +120,9 @@ def label(output: Path, cells: Cells, seeds: int) -> None:
     path = output / "labelled.jsonl.gz"
     if not path.is_file():
         records = list(read_records(output / "pool.jsonl.gz"))
-        answers = Engine(load_checkpoint(output / "teacher")).answer_all([Request(record.query, record.tools, record.id) for record in records])
+        answers = Engine(load_checkpoint(output / "teacher")).answer_all(
+            [Request(record.query, record.tools, record.id) for record in records]
+        )
         rows = [
             replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}]})
             for record, answer in zip(records, answers, strict=True)
@@ -102,7 +142,11 @@ def tune(output: Path, part: int, parts: int) -> None:
     trials = [(arm, rate) for arm in EVERY for rate in RATES]
     for arm, rate in trials[part::parts]:
         folder = output / "trials" / f"{arm}-{rate}"
-        words = [*words_of(output, arm, TRIED, 0, rate, folder), f"train.steps={TRIAL_STEPS}", f"train.eval_every={TRIAL_STEPS}"]
+        words = [
+            *words_of(output, arm, TRIED, 0, rate, folder),
+            f"train.steps={TRIAL_STEPS}",
+            f"train.eval_every={TRIAL_STEPS}",
+        ]
         train(build_job(settings(compose(words))), TrainingProgress(f"{arm}, {rate}: "))
 
 
@@ -130,12 +174,16 @@ def folder_of(output: Path, arm: str, size: int, seed: int, rate: float | None =
 
 
 def train_all(output: Path, data: Path, part: int, parts: int, cells: Cells, seeds: int, rate: float | None) -> None:
-    """Every arm at its best learning rate or at `rate`, then its answers to the test requests; seed by seed, so that a stopped run has whole seeds."""
+    """Every arm at its best learning rate or at `rate`, then its answers to the test requests; seed by seed, so that a
+    stopped run has whole seeds."""
     best = best_rates(output)
     runs = [(arm, size, seed) for seed in range(seeds) for arm, size in cells]
     for arm, size, seed in runs[part::parts]:
         folder = folder_of(output, arm, size, seed, rate)
-        train(build_job(settings(compose(words_of(output, arm, size, seed, rate or best[arm], folder)))), TrainingProgress(f"{arm}, {size}, {seed}: "))
+        train(
+            build_job(settings(compose(words_of(output, arm, size, seed, rate or best[arm], folder)))),
+            TrainingProgress(f"{arm}, {size}, {seed}: "),
+        )
         answered(folder, data)
 
 
@@ -149,44 +197,79 @@ def answered(folder: Path, data: Path) -> tuple[list[Record], list[Answer], floa
         write_predictions(path, records, answers, scores)
         write_json(folder / JUDGED, {"seconds": time.perf_counter() - started})
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    calls = [None if row["predicted"] is None else tuple(Call(call["name"], call["arguments"]) for call in row["predicted"]) for row in rows]
+    calls = [
+        None if row["predicted"] is None else tuple(Call(call["name"], call["arguments"]) for call in row["predicted"])
+        for row in rows
+    ]
     found = [Answer(own, row["confidence"], row["finish"]) for own, row in zip(calls, rows, strict=True)]
     return records, found, float(json.loads((folder / JUDGED).read_text())["seconds"])
 
 
 def run_of(folder: Path, data: Path, seed: int, summary: dict[str, Any]) -> Run:
     records, answers, seconds = answered(folder, data)
-    return Run([score(record, answer.calls) for record, answer in zip(records, answers, strict=True)], answers, seed, summary, seconds, folder)
+    return Run(
+        [score(record, answer.calls) for record, answer in zip(records, answers, strict=True)],
+        answers,
+        seed,
+        summary,
+        seconds,
+        folder,
+    )
 
 
 def report(output: Path, data: Path, cells: Cells, seeds: int, rate: float | None) -> None:
-    """report.html, report.md, report.json, curves.svg, trials.json and seeds.json (exact call of every run) in `output`, or in its folder of `rate`."""
+    """report.html, report.md, report.json, curves.svg, trials.json and seeds.json (exact call of every run) in
+    `output`, or in its folder of `rate`."""
     arms, missing = [], []
     for arm, size in cells:
         done = [seed for seed in range(seeds) if (folder_of(output, arm, size, seed, rate) / JUDGED).is_file()]
-        missing += [{"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"} for seed in range(seeds) if seed not in done]
+        missing += [
+            {"arm": f"{arm}, {size:,} records, seed {seed}", "reason": "not trained"}
+            for seed in range(seeds)
+            if seed not in done
+        ]
         folders = [(seed, folder_of(output, arm, size, seed, rate)) for seed in done]
         runs = [run_of(folder, data, seed, json.loads((folder / SUMMARY).read_text())) for seed, folder in folders]
         loss = settings(compose(words_of(output, arm, size, 0, None, output / "unused"))).loss
         if runs:
             arms.append(Arm(arm, {"alpha": loss.alpha, "beta": loss.beta, "temperature": loss.temperature}, size, runs))
     known = json.loads((output / "teacher" / SUMMARY).read_text())
-    teacher = run_of(output / "teacher", data, 0, {**known, "training_records": sum(1 for _ in read_records(output / "teacher.jsonl.gz"))})
+    teacher = run_of(
+        output / "teacher",
+        data,
+        0,
+        {**known, "training_records": sum(1 for _ in read_records(output / "teacher.jsonl.gz"))},
+    )
     config = settings(compose(words_of(output, "finetune", POOL, 0, None, output / "unused")))
     records = answered(output / "teacher", data)[0]
     facts = {
         "title": "Distil or fine-tune?",
-        "subtitle": f"SNIPS and HWU64, {config.train.steps} steps of {config.train.batch_size}; the teacher never saw their gold answers; {len(arms)} arms under one harness",
-        "commands": [f"python -m experiments.003_distill_or_finetune.run {stage} --output outputs/003" for stage in STAGES],
+        "subtitle": (
+            f"SNIPS and HWU64, {config.train.steps} steps of {config.train.batch_size}; the teacher never saw their"
+            f" gold answers; {len(arms)} arms under one harness"
+        ),
+        "commands": [
+            f"python -m experiments.003_distill_or_finetune.run {stage} --output outputs/003" for stage in STAGES
+        ],
         "student": asdict(student_config(config.student)),
         "missing": missing,
     }
     seconds = sum(run.summary["seconds"] for arm in arms for run in arm.runs)
-    found = build_report(arms, teacher, records, seconds, facts, contrasts=[pair for pair in CONTRASTS if set(pair) <= {arm for arm, _ in cells}])
+    found = build_report(
+        arms,
+        teacher,
+        records,
+        seconds,
+        facts,
+        contrasts=[pair for pair in CONTRASTS if set(pair) <= {arm for arm, _ in cells}],
+    )
     target = output / f"rate-{rate}" if rate else output
     write_report(target, found)
     (target / "curves.svg").write_text(curves(found), encoding="utf-8")
-    write_json(output / "trials.json", {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()})
+    write_json(
+        output / "trials.json",
+        {arm: {str(rate): value for rate, value in rates.items()} for arm, rates in trials(output).items()},
+    )
     write_json(target / "seeds.json", {f"{arm['name']}, {arm['data_size']}": arm["per_seed"] for arm in found["arms"]})
     print((target / "report.md").read_text())
 
@@ -203,7 +286,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rate", type=float, help="learning rate of every arm, in place of its best trial's")
     arguments = parser.parse_args()
-    cells = [(arm, size) for size, arms in ARMS.items() for arm in arms if arm in arguments.arms.split(";") and str(size) in arguments.sizes.split(";")]
+    cells = [
+        (arm, size)
+        for size, arms in ARMS.items()
+        for arm in arms
+        if arm in arguments.arms.split(";") and str(size) in arguments.sizes.split(";")
+    ]
     for option, names in (("arms", EVERY), ("sizes", [str(size) for size in ARMS])):
         if unknown := set(getattr(arguments, option).split(";")) - set(names):
             parser.error(f"--{option}: no {', '.join(sorted(unknown))}; there are {', '.join(names)}")

@@ -1,4 +1,5 @@
-"""Students of gold calls, of Gemini's recorded calls, of those that the verifier keeps, and of both, judged on gold calls and on Gemini's.
+"""Students of gold calls, of Gemini's recorded calls, of those that the verifier keeps, and of both, judged on gold
+calls and on Gemini's.
 
     python -m experiments.004_real_teacher.run --output outputs/004
 
@@ -29,12 +30,39 @@ from needle.text.records import Record, write_jsonl
 from needle.training.loop import train
 
 VERIFIED, AS_MANY = "ha_gemini_verified", "ha_gemini_as_many"
-ARMS = {"gold": ["ha_intents"], "Gemini": ["ha_gemini"], "Gemini, verified": [VERIFIED], "Gemini, as many": [AS_MANY], "gold and Gemini": ["ha_intents", "ha_gemini"]}
+ARMS = {
+    "gold": ["ha_intents"],
+    "Gemini": ["ha_gemini"],
+    "Gemini, verified": [VERIFIED],
+    "Gemini, as many": [AS_MANY],
+    "gold and Gemini": ["ha_intents", "ha_gemini"],
+}
 CONTRASTS = (("Gemini", "gold"), ("Gemini, verified", "Gemini, as many"), ("gold and Gemini", "gold"))
 TESTS = {"gold": "ha_intents", "Gemini": "ha_gemini"}
-SMALL = ["student=pointer_tiny", "student.lexical=true", "optim.lr=2e-3", "optim.warmup=30", "train.steps=300", "data.augment.copies=3"]
-RELEASED = ["student=pointer_pretrained_26m", "optim.lr=2e-4", "optim.pretrained=0.5", "optim.warmup=20", "train.steps=120", "data.augment.copies=1", "hardware=cpu_bf16"]
-COMMON = ["data=jsonl", "train.batch_size=64", "train.micro_batch=64", "train.eval_every=100000", "train.save_every=100000"]
+SMALL = [
+    "student=pointer_tiny",
+    "student.lexical=true",
+    "optim.lr=2e-3",
+    "optim.warmup=30",
+    "train.steps=300",
+    "data.augment.copies=3",
+]
+RELEASED = [
+    "student=pointer_pretrained_26m",
+    "optim.lr=2e-4",
+    "optim.pretrained=0.5",
+    "optim.warmup=20",
+    "train.steps=120",
+    "data.augment.copies=1",
+    "hardware=cpu_bf16",
+]
+COMMON = [
+    "data=jsonl",
+    "train.batch_size=64",
+    "train.micro_batch=64",
+    "train.eval_every=100000",
+    "train.save_every=100000",
+]
 
 
 def write_sets(data: Path, folder: Path) -> None:
@@ -47,44 +75,84 @@ def write_sets(data: Path, folder: Path) -> None:
         print(f"{split}: {len(kept)} of {len(every)} verified")
 
 
-def arms_of(kind: str, words: list[str], seeds: int, tests: Mapping[str, list[Record]], arguments: argparse.Namespace) -> dict[str, dict[str, Arm]]:
+def arms_of(
+    kind: str, words: list[str], seeds: int, tests: Mapping[str, list[Record]], arguments: argparse.Namespace
+) -> dict[str, dict[str, Arm]]:
     """Every arm's students, trained and judged: by test set and name."""
     out: dict[str, dict[str, Arm]] = {test: {} for test in tests}
     for name, sets in ARMS.items():
         folders = [(arguments.output if own in (VERIFIED, AS_MANY) else arguments.data) / own for own in sets]
-        files = [f"data.{split}=[{','.join(str(folder / f'{split}.jsonl.gz') for folder in folders)}]" for split in ("train", "validation")]
+        files = [
+            f"data.{split}=[{','.join(str(folder / f'{split}.jsonl.gz') for folder in folders)}]"
+            for split in ("train", "validation")
+        ]
         size = sum(1 for folder in folders for _ in read_records(folder / "train.jsonl.gz"))
         for seed in range(seeds):
             folder = arguments.output / f"{kind}-{name}-{seed}".replace(" ", "_").replace(",", "")
-            job = build_job(settings(compose([*COMMON, *words, *files, f"hardware.threads={arguments.threads}", f"train.seed={seed}", f"output={folder}"])))
+            job = build_job(
+                settings(
+                    compose(
+                        [
+                            *COMMON,
+                            *words,
+                            *files,
+                            f"hardware.threads={arguments.threads}",
+                            f"train.seed={seed}",
+                            f"output={folder}",
+                        ]
+                    )
+                )
+            )
             summary = train(job, TrainingProgress(f"{kind}, {name}, seed {seed}: "))
             engine = Engine(load_checkpoint(folder))
             for test, records in tests.items():
                 answers, scores = judge(engine, records)
-                out[test].setdefault(name, Arm(name, {}, size, [])).runs.append(Run(scores, answers, seed, summary, 0.0, folder))
+                out[test].setdefault(name, Arm(name, {}, size, [])).runs.append(
+                    Run(scores, answers, seed, summary, 0.0, folder)
+                )
     return out
 
 
 def rows_of(kind: str, arms: Mapping[str, Mapping[str, Arm]]) -> list[dict[str, Any]]:
     def found(name: str) -> dict[str, Any]:
-        return {test: {metric: interval(own[name].rates(metric)) for metric in ("exact_call", "tool_name")} for test, own in arms.items()}
+        return {
+            test: {metric: interval(own[name].rates(metric)) for metric in ("exact_call", "tool_name")}
+            for test, own in arms.items()
+        }
 
     names = next(iter(arms.values()))
-    return [{"kind": kind, "arm": name, "records": arm.data_size, "seeds": len(arm.runs), **found(name)} for name, arm in names.items()]
+    return [
+        {"kind": kind, "arm": name, "records": arm.data_size, "seeds": len(arm.runs), **found(name)}
+        for name, arm in names.items()
+    ]
 
 
 def table(results: Mapping[str, Any]) -> str:
     def cell(value: Mapping[str, float]) -> str:
         return f"{100 * value['mean']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})"
 
-    lines = ["| student | trained on | records | seeds | exact call, gold test | tool, gold test | same call as Gemini | same tool as Gemini |", "| --- | --- |" + " ---: |" * 6]
+    lines = [
+        (
+            "| student | trained on | records | seeds | exact call, gold test | tool, gold test | same call as Gemini |"
+            " same tool as Gemini |"
+        ),
+        "| --- | --- |" + " ---: |" * 6,
+    ]
     for row in results["rows"]:
         cells = [cell(row[test][metric]) for test in TESTS for metric in ("exact_call", "tool_name")]
-        lines.append(f"| {row['kind']} | {row['arm']} | {row['records'] or '–'} | {row['seeds']} | " + " | ".join(cells) + " |")
-    lines += ["", "| student | difference in exact call | test | points | p, corrected |", "| --- | --- | --- | ---: | ---: |"]
+        lines.append(
+            f"| {row['kind']} | {row['arm']} | {row['records'] or '–'} | {row['seeds']} | " + " | ".join(cells) + " |"
+        )
+    lines += [
+        "",
+        "| student | difference in exact call | test | points | p, corrected |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
     for pair in results["paired"]:
         points = f"{100 * pair['difference']:+.1f} ({100 * pair['low']:+.1f} to {100 * pair['high']:+.1f})"
-        lines.append(f"| {pair['kind']} | {pair['a']} − {pair['b']} | {pair['test']} | {points} | {pair['p_holm']:.3f} |")
+        lines.append(
+            f"| {pair['kind']} | {pair['a']} − {pair['b']} | {pair['test']} | {points} | {pair['p_holm']:.3f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -99,16 +167,27 @@ def main() -> None:
     sys.argv = sys.argv[:1]
     start = released()
     write_sets(arguments.data, arguments.output)
-    tests = {test: list(read_records(arguments.data / folder / f"{arguments.split}.jsonl.gz")) for test, folder in TESTS.items()}
+    tests = {
+        test: list(read_records(arguments.data / folder / f"{arguments.split}.jsonl.gz"))
+        for test, folder in TESTS.items()
+    }
     engine = Engine(load_checkpoint(start))
-    plain = {test: {"as it is": Arm("as it is", {}, 0, [Run(judge(engine, records)[1], [], 0, {}, 0.0, start)])} for test, records in tests.items()}
+    plain = {
+        test: {"as it is": Arm("as it is", {}, 0, [Run(judge(engine, records)[1], [], 0, {}, 0.0, start)])}
+        for test, records in tests.items()
+    }
     rows, pairs = rows_of("released", plain), []
     tokenizer = f"tokenizer.path={start}"
-    kinds = {"small": ([*SMALL, tokenizer], arguments.seeds), "released, trained on": ([*RELEASED, tokenizer, f"train.start={start}"], 1)}
+    kinds = {
+        "small": ([*SMALL, tokenizer], arguments.seeds),
+        "released, trained on": ([*RELEASED, tokenizer, f"train.start={start}"], 1),
+    }
     for kind, (words, seeds) in kinds.items():
         arms = arms_of(kind, words, seeds, tests, arguments)
         rows += rows_of(kind, arms)
-        pairs += [{"kind": kind, "test": test, **paired(own[a], own[b])} for test, own in arms.items() for a, b in CONTRASTS]
+        pairs += [
+            {"kind": kind, "test": test, **paired(own[a], own[b])} for test, own in arms.items() for a, b in CONTRASTS
+        ]
     pairs = [{**pair, "p_holm": p} for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True)]
     results = {"split": arguments.split, "rows": rows, "paired": pairs}
     write_json(arguments.output / "results.json", results)

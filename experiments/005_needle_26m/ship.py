@@ -1,8 +1,10 @@
 """Puts a trained checkpoint into models/needle-26m: bfloat16 weights, config, tokenizer, metrics and the model card.
 
-python -m experiments.005_needle_26m.ship outputs/needle_26m outputs/needle_26m_more outputs/needle_26m_names outputs/needle_26m_invented --results results.json
+python -m experiments.005_needle_26m.ship outputs/needle_26m outputs/needle_26m_more outputs/needle_26m_names
+outputs/needle_26m_invented --results results.json
 
-The last folder is shipped; those before it are the runs that it started from, or the metrics.json of released weights that it started from.
+The last folder is shipped; those before it are the runs that it started from, or the metrics.json of released weights
+that it started from.
 """
 
 from __future__ import annotations
@@ -21,17 +23,25 @@ from needle.text.files import write_json
 HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "models" / "needle-26m"
 LICENCES = {
-    "snips": "CC0", "hwu64": "CC BY 4.0", "mixed_calls": "as its parts (CC0, CC BY 4.0)", "sgd": "CC BY-SA 4.0", "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0",
+    "snips": "CC0", "hwu64": "CC BY 4.0", "mixed_calls": "as its parts (CC0, CC BY 4.0)", "sgd": "CC BY-SA 4.0",
+        "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0",
     "ha_intents": "CC BY 4.0", "synthetic": "Apache-2.0 (this project)", "invented": "Apache-2.0 (this project)",
 }  # fmt: skip
 SPLITS = {
     "test": "The test splits took no part in training or in any choice.",
-    "validation": "These are validation splits: not trained on, but the recipe was chosen by them, so that the figures flatter it a little. This student hasn't been judged on the test splits.",
+    "validation": (
+        "These are validation splits: not trained on, but the recipe was chosen by them, so that the figures flatter it"
+        " a little. This student hasn't been judged on the test splits."
+    ),
 }
 
 
 def share(cell: dict[str, Any]) -> str:
-    return "–" if cell["value"] is None else f"{100 * cell['value']:.1f} ({100 * cell['low']:.1f}–{100 * cell['high']:.1f})"
+    return (
+        "–"
+        if cell["value"] is None
+        else f"{100 * cell['value']:.1f} ({100 * cell['low']:.1f}–{100 * cell['high']:.1f})"
+    )
 
 
 def summaries(run: Path) -> list[dict[str, Any]]:
@@ -46,27 +56,41 @@ def card(checkpoint: Any, results: dict[str, Any]) -> str:
     """The model card, from what metrics.json holds."""
     training, leaderboard = results["training"], results["leaderboard"]
     rows = [
-        f"| {results['split']} set | records | exact call | tool name | argument F1 | false calls, of records without a fitting tool |",
+        (
+            f"| {results['split']} set | records | exact call | tool name | argument F1 | false calls, of records"
+            " without a fitting tool |"
+        ),
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in results["sets"].items():
         unfit = row["groups"]["calls"].get("0", {}).get("records", 0)
         false = f"{share(row['false_call_rate'])} of {unfit}" if unfit else "–"
-        rows.append(f"| {name} | {row['records']:,} | {share(row['exact_call'])} | {share(row['tool_name'])} | {share(row['argument_f1'])} | {false} |")
+        rows.append(
+            f"| {name} | {row['records']:,} | {share(row['exact_call'])} | {share(row['tool_name'])} |"
+            f" {share(row['argument_f1'])} | {false} |"
+        )
         for member, part in row["groups"].get("seen", {}).items():
             if name == "sgd":
-                rows.append(f"| – {member} tools | {part['records']:,} | {share(part['exact_call'])} | {share(part['tool_name'])} | {share(part['argument_f1'])} | |")
+                rows.append(
+                    f"| – {member} tools | {part['records']:,} | {share(part['exact_call'])} |"
+                    f" {share(part['tool_name'])} | {share(part['argument_f1'])} | |"
+                )
     changed = ["| tools | SNIPS | HWU64 |", "| --- | ---: | ---: |"]
     for change in results["changes"]["snips"]:
         cells = [results["changes"][name][change] for name in ("snips", "hwu64")]
-        changed.append(f"| {change} | " + " | ".join(f"{100 * (cell if isinstance(cell, float) else cell['exact_call']):.1f}" for cell in cells) + " |")
+        changed.append(
+            f"| {change} | "
+            + " | ".join(f"{100 * (cell if isinstance(cell, float) else cell['exact_call']):.1f}" for cell in cells)
+            + " |"
+        )
     met = [
         f"{row['met']['records']} of {name}'s requests (without them {share(row['met']['exact_call_of_the_others'])})"
         for name, row in results["sets"].items()
         if row.get("met", {}).get("records")
     ]
     inside = (
-        f"Some requests stand word by word in training requests, short ones by chance, others because mixed_calls joins requests of other sets: {', '.join(met)}.\n\n"
+        "Some requests stand word by word in training requests, short ones by chance, others because mixed_calls joins"
+        f" requests of other sets: {', '.join(met)}.\n\n"
         if met
         else ""
     )
@@ -121,8 +145,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--results", type=Path, required=True, help="what experiments.005_needle_26m.judge wrote")
-    parser.add_argument("--weights", type=Path, help="ship this checkpoint, made of the runs' (see average.py), in place of the last run's")
-    parser.add_argument("--leaderboard", type=Path, default=HERE / "bfcl.json", help="what `needle evaluate data=bfcl category=all` wrote of the same weights")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="ship this checkpoint, made of the runs' (see average.py), in place of the last run's",
+    )
+    parser.add_argument(
+        "--leaderboard",
+        type=Path,
+        default=HERE / "bfcl.json",
+        help="what `needle evaluate data=bfcl category=all` wrote of the same weights",
+    )
     arguments = parser.parse_args()
     results = {
         "weights": arguments.weights.name if arguments.weights else None,

@@ -1,4 +1,5 @@
-"""One change at a time to the released recipe, the same minutes of one core each, on validation. Writes table.md and results.json.
+"""One change at a time to the released recipe, the same minutes of one core each, on validation. Writes table.md and
+results.json.
 
 python -m experiments.006_ablations.run --minutes 8 --output outputs/006 [--arms "the recipe;tools as declared"]
 """
@@ -25,9 +26,22 @@ from needle.text.files import write_json
 students = importlib.import_module("experiments.002_students.run")
 released = importlib.import_module("experiments.005_needle_26m.judge")
 
-SHORT = ["hardware.threads=1", "train.batch_size=64", "train.micro_batch=32", "optim.schedule=linear", "optim.ema=0", "optim.warmup=30"]
+SHORT = [
+    "hardware.threads=1",
+    "train.batch_size=64",
+    "train.micro_batch=32",
+    "optim.schedule=linear",
+    "optim.ema=0",
+    "optim.warmup=30",
+]
 NEVER = ["train.eval_every=100000", "train.save_every=100000"]
-BASE = ["experiment=needle_26m", "data.augment={copies: 2, join: 0.35, strangers: 0.25, rename: 0, shuffle: 0}", "train.rename=0.6", *SHORT, *NEVER]
+BASE = [
+    "experiment=needle_26m",
+    "data.augment={copies: 2, join: 0.35, strangers: 0.25, rename: 0, shuffle: 0}",
+    "train.rename=0.6",
+    *SHORT,
+    *NEVER,
+]
 ARMS: dict[str, list[str]] = {
     "the recipe": [],
     "tools as declared": ["train.rename=0"],
@@ -57,7 +71,13 @@ def judged(folder: Path, data: Path, most: int) -> dict[str, Any]:
         out[name] = summarise(scores)["exact_call"]
         every += scores
     renamed = released.changes(data)["renamed, arguments too"]
-    scores = [score for name in released.CHANGED for score in judge(engine, [renamed(record) for record in subset(released.records_of(data, name, "validation"), most, 0)])[1]]
+    scores = [
+        score
+        for name in released.CHANGED
+        for score in judge(
+            engine, [renamed(record) for record in subset(released.records_of(data, name, "validation"), most, 0)]
+        )[1]
+    ]
     out["renamed"] = interval([score.rates["exact_call"] for score in scores], 0)
     out["all"] = summarise(every)
     out["exact"] = {"all": [score.exact for score in every], "renamed": [score.exact for score in scores]}
@@ -86,14 +106,29 @@ def main() -> None:
         asked = {"records": arguments.records, "minutes": arguments.minutes}
         if students.kept(folder / "judged.json", asked) is None:
             summary = students.trained(arm, [*BASE, *ARMS[arm]], arguments.minutes, folder)
-            write_json(folder / "judged.json", {**asked, "training": summary, "judged": judged(folder / "run", arguments.data, arguments.records)})
-    rows = {arm: json.loads(path.read_text()) for arm in ARMS if (path := students.folder_of(arguments.output, arm) / "judged.json").is_file()}
-    kept = {arm: {name: row["judged"][name] for name in (*released.SETS, "renamed")} | {name: row["judged"]["all"][name] for name in METRICS} for arm, row in rows.items()}
-    write_json(arguments.output / "results.json", {arm: {**rows[arm], "judged": figures} for arm, figures in kept.items()})
+            write_json(
+                folder / "judged.json",
+                {**asked, "training": summary, "judged": judged(folder / "run", arguments.data, arguments.records)},
+            )
+    rows = {
+        arm: json.loads(path.read_text())
+        for arm in ARMS
+        if (path := students.folder_of(arguments.output, arm) / "judged.json").is_file()
+    }
+    kept = {
+        arm: {name: row["judged"][name] for name in (*released.SETS, "renamed")}
+        | {name: row["judged"]["all"][name] for name in METRICS}
+        for arm, row in rows.items()
+    }
+    write_json(
+        arguments.output / "results.json", {arm: {**rows[arm], "judged": figures} for arm, figures in kept.items()}
+    )
     base = rows.get(next(iter(ARMS)))
     columns = [*released.SETS, "renamed"]
     lines = [
-        "| change | records seen | " + " | ".join(columns) + " | all | all, against the recipe | renamed, against the recipe | tool name | false calls |",
+        "| change | records seen | "
+        + " | ".join(columns)
+        + " | all | all, against the recipe | renamed, against the recipe | tool name | false calls |",
         "| --- " + "| ---: " * (len(columns) + 6) + "|",
     ]
     for arm, row in rows.items():
@@ -101,7 +136,12 @@ def main() -> None:
         cells = [f"{100 * found[name]['value']:.1f}" for name in columns]
         every = found["all"]
         differences = [against(row, base, part) if base else "–" for part in ("all", "renamed")]
-        cells += [f"{100 * every['exact_call']['value']:.1f}", *differences, f"{100 * every['tool_name']['value']:.1f}", f"{100 * every['false_call_rate']['value']:.1f}"]
+        cells += [
+            f"{100 * every['exact_call']['value']:.1f}",
+            *differences,
+            f"{100 * every['tool_name']['value']:.1f}",
+            f"{100 * every['false_call_rate']['value']:.1f}",
+        ]
         lines.append(f"| {arm} | {row['training']['records']:,} | " + " | ".join(cells) + " |")
     (arguments.output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

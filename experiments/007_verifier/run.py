@@ -2,8 +2,8 @@
 
     python -m experiments.007_verifier.run --data $NEEDLE_DATA --output experiments/007_verifier
 
-Each record of ha_gemini goes through the rules as a labelled request does, with Gemini's answer as its only sample. `sample.md` shows 20 drops
-and 20 keeps, drawn with a seed, to be read by eye.
+Each record of ha_gemini goes through the rules as a labelled request does, with Gemini's answer as its only sample.
+`sample.md` shows 20 drops and 20 keeps, drawn with a seed, to be read by eye.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds ha_gemini")
     parser.add_argument("--output", type=Path, default=Path("outputs/007"))
     options = parser.parse_args()
-    records = [record for split in ("train", "validation", "test") for record in read_records(options.data / "ha_gemini" / f"{split}.jsonl.gz")]
-    answers = {record.id: [f"{call.name}({json.dumps(call.arguments)})" for call in record.answers] for record in records}
+    records = [
+        record
+        for split in ("train", "validation", "test")
+        for record in read_records(options.data / "ha_gemini" / f"{split}.jsonl.gz")
+    ]
+    answers = {
+        record.id: [f"{call.name}({json.dumps(call.arguments)})" for call in record.answers] for record in records
+    }
     judged = list(judge_traffic(records, "en"))
     reasons = Counter(one.verdict.reason or "kept" for one in judged)
-    arguments = Counter(one.verdict.detail.split(" = ")[0].split(".")[-1] for one in judged if one.verdict.reason == "ungrounded")
+    arguments = Counter(
+        one.verdict.detail.split(" = ")[0].split(".")[-1] for one in judged if one.verdict.reason == "ungrounded"
+    )
     doubt = sum(one.verdict.doubt for one in judged if one.verdict.record)
     silent = sum(not one.verdict.record.answers for one in judged if one.verdict.record)
     options.output.mkdir(parents=True, exist_ok=True)

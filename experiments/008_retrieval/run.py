@@ -1,4 +1,5 @@
-"""Do a few tools chosen among thousands hold the right one? The student's own encoder against BM25. Writes results.json and table.md.
+"""Do a few tools chosen among thousands hold the right one? The student's own encoder against BM25. Writes results.json
+and table.md.
 
     python -m experiments.008_retrieval.run --output experiments/008_retrieval
 
@@ -27,14 +28,21 @@ from needle.text.files import write_json
 from needle.text.formats import read_records
 from needle.text.records import Record, Tool
 
-SETS = {"snips": "validation", "hwu64": "validation", "clinc150": "validation", "sgd": "validation", "seal_tools": "train"}
+SETS = {
+    "snips": "validation",
+    "hwu64": "validation",
+    "clinc150": "validation",
+    "sgd": "validation",
+    "seal_tools": "train",
+}
 KS = (1, 4, 8, 16, 32)
 ANSWERED = ("snips", "hwu64", "sgd")
 SHOWN = 16
 
 
 def tools_of(sets: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Tool]]:
-    """The tools that each set's requests call, by name, as its first record declares them; a name that an earlier set has is left out."""
+    """The tools that each set's requests call, by name, as its first record declares them; a name that an earlier set
+    has is left out."""
     taken: set[str] = set()
     out = {}
     for name, records in sets.items():
@@ -50,12 +58,30 @@ def tools_of(sets: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Tool]]
 
 
 def table(results: Mapping[str, Any]) -> str:
-    lines = ["| requests | tools to choose from | records | by | " + " | ".join(f"among the first {k}" for k in KS) + " |", "| --- | ---: | ---: | --- |" + " ---: |" * len(KS)]
+    lines = [
+        "| requests | tools to choose from | records | by | " + " | ".join(f"among the first {k}" for k in KS) + " |",
+        "| --- | ---: | ---: | --- |" + " ---: |" * len(KS),
+    ]
     for row in results["recall"]:
-        lines.append(f"| {row['set']} | {row['tools']:,} | {row['records']} | {row['by']} | " + " | ".join(f"{100 * row['recall'][str(k)]:.1f}" for k in KS) + " |")
-    lines += ["", f"| requests | exact call, own tools | with all {results['tools']:,} declared, {SHOWN} shown |", "| --- | ---: | ---: |"]
+        lines.append(
+            f"| {row['set']} | {row['tools']:,} | {row['records']} | {row['by']} | "
+            + " | ".join(f"{100 * row['recall'][str(k)]:.1f}" for k in KS)
+            + " |"
+        )
+    lines += [
+        "",
+        f"| requests | exact call, own tools | with all {results['tools']:,} declared, {SHOWN} shown |",
+        "| --- | ---: | ---: |",
+    ]
     for name, row in results["exact_call"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{100 * row[kind]['value']:.1f} ({100 * row[kind]['low']:.1f}–{100 * row[kind]['high']:.1f})" for kind in ("own", "all")) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(
+                f"{100 * row[kind]['value']:.1f} ({100 * row[kind]['low']:.1f}–{100 * row[kind]['high']:.1f})"
+                for kind in ("own", "all")
+            )
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -70,26 +96,54 @@ def main() -> None:
     student = checkpoint.student
     assert isinstance(student, PointerStudent), "only a pointer student ranks tools by itself"
     encoder, words = EncoderRetriever(student, checkpoint.renderer), Bm25Retriever()
-    retrievers: dict[str, Retriever] = {"its encoder": encoder, "BM25": words, "both in turn": MergedRetriever(encoder, words)}
+    retrievers: dict[str, Retriever] = {
+        "its encoder": encoder,
+        "BM25": words,
+        "both in turn": MergedRetriever(encoder, words),
+    }
     sets = {name: list(read_records(arguments.data / name / f"{split}.jsonl.gz")) for name, split in SETS.items()}
     pools = tools_of(sets)
     every = [tool for pool in pools.values() for tool in pool.values()]
     recall: list[dict[str, Any]] = []
     asked = {
-        name: subset([record for record in records if record.answers and all(call.name in pools[name] for call in record.answers)], arguments.records, 0)
+        name: subset(
+            [
+                record
+                for record in records
+                if record.answers and all(call.name in pools[name] for call in record.answers)
+            ],
+            arguments.records,
+            0,
+        )
         for name, records in sets.items()
     }
     for name, records in asked.items():
         for tools in (list(pools[name].values()), every):
             for by, retriever in retrievers.items():
                 found = recall_at(retriever, records, tools, KS)
-                recall.append({"set": name, "tools": len(tools), "records": len(records), "by": by, "recall": {str(k): value for k, value in found.items()}})
+                recall.append(
+                    {
+                        "set": name,
+                        "tools": len(tools),
+                        "records": len(records),
+                        "by": by,
+                        "recall": {str(k): value for k, value in found.items()},
+                    }
+                )
                 print(recall[-1])
     engine, exact = Engine(checkpoint, most_tools=SHOWN), {}
     for name in ANSWERED:
         kinds = {"own": asked[name], "all": [replace(record, tools=tuple(every)) for record in asked[name]]}
-        exact[name] = {kind: interval([score.rates["exact_call"] for score in judge(engine, records, batch_size=16)[1]], 0) for kind, records in kinds.items()}
-    results = {"checkpoint": checkpoint.data.get("fingerprint"), "tools": len(every), "recall": recall, "exact_call": exact}
+        exact[name] = {
+            kind: interval([score.rates["exact_call"] for score in judge(engine, records, batch_size=16)[1]], 0)
+            for kind, records in kinds.items()
+        }
+    results = {
+        "checkpoint": checkpoint.data.get("fingerprint"),
+        "tools": len(every),
+        "recall": recall,
+        "exact_call": exact,
+    }
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output / "results.json", results)
     (arguments.output / "table.md").write_text(table(results), encoding="utf-8")

@@ -2,8 +2,9 @@
 
     python -m experiments.bench_collect.bench --output experiments/bench_collect/results.json
 
-`send` sends the same labelling request under different numbers, 200 in flight, with ledger, shards and budget as in a real run; each
-size in a process of its own, so that its peak memory is its own. `run` is a whole `needle collect` of so many records.
+`send` sends the same labelling request under different numbers, 200 in flight, with ledger, shards and budget as in a
+real run; each size in a process of its own, so that its peak memory is its own. `run` is a whole `needle collect` of so
+many records.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def asks(count: int) -> Iterator[Ask]:
     planner = Planner(read_catalogue(None)[0], frozenset(), 0, ["en"], 10)
     items = [planner.item(number) for number in range(50)]
     for number in range(count):
-        yield replace(label_ask(f"please do the usual thing for customer {number} today", items[number % 50].tools, MODEL), sample=number)
+        yield replace(
+            label_ask(f"please do the usual thing for customer {number} today", items[number % 50].tools, MODEL),
+            sample=number,
+        )
 
 
 async def send(folder: Path, url: str, count: int) -> dict[str, Any]:
@@ -53,7 +57,13 @@ async def send(folder: Path, url: str, count: int) -> dict[str, Any]:
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         await teacher.close()
         states = books.ledger.states()
-    return {"requests": count, "seconds": round(seconds, 2), "per_second": round(count / seconds, 1), "cpu_ms": round(1000 * cpu / count, 2), "states": dict(states)}
+    return {
+        "requests": count,
+        "seconds": round(seconds, 2),
+        "per_second": round(count / seconds, 1),
+        "cpu_ms": round(1000 * cpu / count, 2),
+        "states": dict(states),
+    }
 
 
 async def whole(folder: Path, url: str, count: int) -> dict[str, Any]:
@@ -80,15 +90,29 @@ def main() -> None:
         what, url, count = options.one
         with tempfile.TemporaryDirectory() as folder:
             row = asyncio.run({"send": send, "run": whole}[what](Path(folder), url, int(count)))
-        print(json.dumps({"what": what, **row, "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}), flush=True)
+        print(
+            json.dumps(
+                {"what": what, **row, "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+            ),
+            flush=True,
+        )
         return
     rows = []
-    work = [("send", options.sizes[0])] * (options.rounds - 1) + [("send", size) for size in options.sizes] + [("run", count) for count in options.records]
+    work = (
+        [("send", options.sizes[0])] * (options.rounds - 1)
+        + [("send", size) for size in options.sizes]
+        + [("run", count) for count in options.records]
+    )
     for what, count in work:
         server = subprocess.Popen([sys.executable, "-m", "tests.gemini_server"], stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         url = server.stdout.readline().strip()
-        done = subprocess.run([sys.executable, "-m", "experiments.bench_collect.bench", "--one", what, url, str(count)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.bench_collect.bench", "--one", what, url, str(count)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         server.kill()
         rows.append(json.loads(done.stdout))
         print(json.dumps(rows[-1]), flush=True)

@@ -44,10 +44,30 @@ def main() -> None:
     tokenizer = fit_tokenizer(records, TokenizerConfig(size=8192), Path("outputs/cache"))
     data = encode_records(records, Renderer(tokenizer), build_codec("decisions", tokenizer), 2048)
     student = student_config(settings(compose(["student=pointer_26m"])).student)
-    train = TrainConfig(steps=10**6, batch_size=options.batch, micro_batch=options.batch, group=options.group, eval_every=10**6, save_every=10**6)
+    train = TrainConfig(
+        steps=10**6,
+        batch_size=options.batch,
+        micro_batch=options.batch,
+        group=options.group,
+        eval_every=10**6,
+        save_every=10**6,
+    )
     hardware = HardwareConfig(device="cpu", precision=options.precision, threads=2)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(student, tokenizer, "decisions", LossConfig(), OptimConfig(), train, hardware, TrackerConfig(), data, [], 2048, Path(folder))
+        job = Job(
+            student,
+            tokenizer,
+            "decisions",
+            LossConfig(),
+            OptimConfig(),
+            train,
+            hardware,
+            TrackerConfig(),
+            data,
+            [],
+            2048,
+            Path(folder),
+        )
         loop = _Loop(job, print)
         for _ in range(5):
             loop.step()
@@ -56,7 +76,10 @@ def main() -> None:
             begun = time.perf_counter()
             loop.step()
             seconds.append(time.perf_counter() - begun)
-        print(f"{(loop.progress.records - before) / sum(seconds):.1f} records/s over {options.steps} steps of {options.batch}; median step {statistics.median(seconds):.2f} s")
+        print(
+            f"{(loop.progress.records - before) / sum(seconds):.1f} records/s over {options.steps} steps of"
+            f" {options.batch}; median step {statistics.median(seconds):.2f} s"
+        )
         if options.profile:
             with profile(activities=[ProfilerActivity.CPU]) as found:
                 for _ in range(4):

@@ -77,7 +77,9 @@ class PadRight:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         ids = padded([row["input_ids"] for row in rows], self.pad)
         labels = padded([row["labels"] for row in rows], IGNORE)
-        mask = padded([[1] * len(row["input_ids"]) for row in rows], 0) if self.how == "masked" else torch.ones_like(ids)
+        mask = (
+            padded([[1] * len(row["input_ids"]) for row in rows], 0) if self.how == "masked" else torch.ones_like(ids)
+        )
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if self.how == "sliced":
             first = (labels != IGNORE).int().argmax(1, keepdim=True)
@@ -96,12 +98,14 @@ def rows(examples: Sequence[Example]) -> Dataset:
 def common(setup: Setup, folder: str) -> dict[str, Any]:
     """What every rival gets: AdamW fused, constant rate, clipping at 1, no checkpointing, nothing but training."""
     return {
-        "output_dir": folder, "max_steps": setup.steps, "per_device_train_batch_size": setup.batch, "gradient_accumulation_steps": 1,
+        "output_dir": folder, "max_steps": setup.steps, "per_device_train_batch_size": setup.batch,
+        "gradient_accumulation_steps": 1,
         "optim": "adamw_torch_fused", "learning_rate": setup.lr, "lr_scheduler_type": "constant", "max_grad_norm": 1.0,
         "weight_decay": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-8,
         "use_cpu": True, "bf16": setup.precision == "bf16", "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential", "dataloader_num_workers": 0, "remove_unused_columns": False,
-        "report_to": [], "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "seed": 0,
+        "report_to": [], "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+        "seed": 0,
     }  # fmt: skip
 
 
@@ -113,14 +117,18 @@ class FixedGOLD(GOLDTrainer):
 
 
 class OffPolicyDistillation(DistillationTrainer):
-    """The stable trainer only knows completions that it sampled; here they come with the data, as `prompt` = [prompt ids, target ids].
+    """The stable trainer only knows completions that it sampled; here they come with the data, as `prompt` = [prompt
+    ids, target ids].
 
-    With one process it goes round the autocast of the prepared models, so `bf16=True` computes in float32 unless `autocast`.
+    With one process it goes round the autocast of the prepared models, so `bf16=True` computes in float32 unless
+    `autocast`.
     """
 
     autocast = False
 
-    def _generate(self, prompts: list[list[list[int]]]) -> tuple[list[list[int]], list[list[int]], None, None, list[Any]]:
+    def _generate(
+        self, prompts: list[list[list[int]]]
+    ) -> tuple[list[list[int]], list[list[int]], None, None, list[Any]]:
         return [p for p, _ in prompts], [t for _, t in prompts], None, None, []
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -155,17 +163,27 @@ def sft(scene: Scene, how: str) -> Trainer:
 
 
 def gkd(scene: Scene, how: str) -> Trainer:
-    args = GKDConfig(**common(scene.setup, scene.folder), max_length=None, lmbda=0.0, beta=0.0, temperature=scene.setup.temperature)
-    return GKDTrainer(scene.student, scene.teacher, args, scene.collator(how), rows(scene.examples), processing_class=scene.tokenizer)
+    args = GKDConfig(
+        **common(scene.setup, scene.folder), max_length=None, lmbda=0.0, beta=0.0, temperature=scene.setup.temperature
+    )
+    return GKDTrainer(
+        scene.student, scene.teacher, args, scene.collator(how), rows(scene.examples), processing_class=scene.tokenizer
+    )
 
 
 def gold(scene: Scene, how: str) -> Trainer:
-    args = GOLDConfig(**common(scene.setup, scene.folder), max_length=None, lmbda=0.0, beta=0.0, temperature=scene.setup.temperature)
-    return FixedGOLD(scene.student, scene.teacher, args, scene.collator(how), rows(scene.examples), processing_class=scene.tokenizer)
+    args = GOLDConfig(
+        **common(scene.setup, scene.folder), max_length=None, lmbda=0.0, beta=0.0, temperature=scene.setup.temperature
+    )
+    return FixedGOLD(
+        scene.student, scene.teacher, args, scene.collator(how), rows(scene.examples), processing_class=scene.tokenizer
+    )
 
 
 def distillation(scene: Scene, how: str) -> Trainer:
-    args = DistillationConfig(**common(scene.setup, scene.folder), beta=0.0, temperature=scene.setup.temperature, shuffle_dataset=False)
+    args = DistillationConfig(
+        **common(scene.setup, scene.folder), beta=0.0, temperature=scene.setup.temperature, shuffle_dataset=False
+    )
     data = Dataset.from_list([{"prompt": [p, t]} for p, t in scene.examples])
     trainer = OffPolicyDistillation(scene.student, scene.teacher, args, data, processing_class=scene.tokenizer)
     trainer.autocast = how == "autocast"

@@ -21,7 +21,9 @@ def main() -> None:
         asked = len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help")
         lines = [f"  needle {name:<9} {text}" for name, text in COMMANDS.items()]
         print(
-            "usage: needle <command> [group=choice ...] [key=value ...]\n\n" + "\n".join(lines) + "\n\nneedle <command> --help lists the choices, --cfg job shows the settings.",
+            "usage: needle <command> [group=choice ...] [key=value ...]\n\n"
+            + "\n".join(lines)
+            + "\n\nneedle <command> --help lists the choices, --cfg job shows the settings.",
             file=sys.stderr if asked else sys.stdout,
         )
         sys.exit(2 if asked else 0)

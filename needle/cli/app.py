@@ -43,7 +43,8 @@ def register() -> None:
 
 
 def launch(command: str, run: Callable[[Settings], float | None]) -> None:
-    """Runs a command as a Hydra app, or with -m as a sweep of it. Errors of the user's making end in one line and exit code 2."""
+    """Runs a command as a Hydra app, or with -m as a sweep of it. Errors of the user's making end in one line and exit
+    code 2."""
     register()
     problem = misspelt(given_settings())
     if problem:
@@ -56,7 +57,9 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
         sys.argv.append(f"hydra.sweep.dir='{book.folder}'")
     heard = _hear_interrupts()
     try:
-        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(functools.partial(_body, run, heard))()
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(
+            functools.partial(_body, run, heard)
+        )()
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; the same command goes on where it stopped")
         sys.exit(130)
@@ -70,7 +73,8 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
 
 
 def _hear_interrupts() -> list[int]:
-    """A list that holds something once Ctrl-C was pressed. While Hydra composes, which takes a moment, nothing is raised: it would come out as another error with a traceback."""
+    """A list that holds something once Ctrl-C was pressed. While Hydra composes, which takes a moment, nothing is
+    raised: it would come out as another error with a traceback."""
     heard: list[int] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
@@ -87,7 +91,8 @@ def _hear_interrupts() -> list[int]:
 
 
 def _body(run: Callable[[Settings], float | None], heard: Sequence[int], config: DictConfig) -> float | None:
-    """One run. In a sweep an error is written down and the next arm goes on; None is what a sweeper takes for a failure."""
+    """One run. In a sweep an error is written down and the next arm goes on; None is what a sweeper takes for a
+    failure."""
     if heard:
         raise KeyboardInterrupt
     hydra_config = HydraConfig.get()
@@ -99,7 +104,9 @@ def _body(run: Callable[[Settings], float | None], heard: Sequence[int], config:
     return _arm(run, config, Book(Path(hydra_config.sweep.dir)), list(hydra_config.overrides.task))
 
 
-def _arm(run: Callable[[Settings], float | None], config: DictConfig, book: Book, overrides: Sequence[str]) -> float | None:
+def _arm(
+    run: Callable[[Settings], float | None], config: DictConfig, book: Book, overrides: Sequence[str]
+) -> float | None:
     choice = book.choice(overrides)
     entry = Entry(choice, "running", started=time.time())
     book.write(entry)
@@ -111,7 +118,9 @@ def _arm(run: Callable[[Settings], float | None], config: DictConfig, book: Book
         if typed.tracker.group is None:
             typed.tracker.group = book.folder.name
         if typed.tracker.arm is None:
-            typed.tracker.arm = next((word.partition("=")[2] for word in overrides if word.startswith(("arm=", "loss="))), None)
+            typed.tracker.arm = next(
+                (word.partition("=")[2] for word in overrides if word.startswith(("arm=", "loss="))), None
+            )
         entry.output = str(typed.output or "")
         result = run(typed)
         entry.state, entry.result = "finished", result
@@ -131,7 +140,9 @@ def _arm(run: Callable[[Settings], float | None], config: DictConfig, book: Book
 
 def _hydra_config(words: Sequence[str]) -> Any:
     """Hydra's own settings for these words; of a sweep's words, the first value each."""
-    return compose([_single(override) for override in OverridesParser.create().parse_overrides(list(words))], with_hydra=True).hydra
+    return compose(
+        [_single(override) for override in OverridesParser.create().parse_overrides(list(words))], with_hydra=True
+    ).hydra
 
 
 def _plan(command: str, hydra_config: Any) -> Book:
@@ -141,20 +152,33 @@ def _plan(command: str, hydra_config: Any) -> Book:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     trials = hydra_config.sweeper.get("n_trials")
     grid = [] if trials else sweep_grid(words)
-    constant = [str(override.input_line) for override in OverridesParser.create().parse_overrides(words) if not override.is_sweep_override()]
+    constant = [
+        str(override.input_line)
+        for override in OverridesParser.create().parse_overrides(words)
+        if not override.is_sweep_override()
+    ]
     return Book.plan(Path("outputs/sweeps"), command, words, constant, grid, trials or len(grid))
 
 
 def sweep_grid(words: Sequence[str]) -> list[list[str]]:
-    """The overrides of each arm: the product of the sweep's parameters, the last one varying fastest, as Hydra does it."""
+    """The overrides of each arm: the product of the sweep's parameters, the last one varying fastest, as Hydra does
+    it."""
     parser = OverridesParser.create()
     params = dict(_hydra_config([word for word in words if not word.startswith("-")]).sweeper.params or {})
     given = {override.key_or_group: override for override in parser.parse_overrides(list(words))}
-    axes = {str(key): parser.parse_overrides([f"{key}={value}"])[0] for key, value in params.items() if key not in given}
+    axes = {
+        str(key): parser.parse_overrides([f"{key}={value}"])[0] for key, value in params.items() if key not in given
+    }
     axes |= {key: override for key, override in given.items() if override.is_sweep_override()}
     if not axes:
-        raise ValueError("the sweep has no axis: give hydra.sweeper.params in a file of conf/sweep, or values with commas, train.seed=0,1,2")
-    values = [[f"{key}={value}" for value in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])] for key, o in axes.items()]
+        raise ValueError(
+            "the sweep has no axis: give hydra.sweeper.params in a file of conf/sweep, or values with commas,"
+            " train.seed=0,1,2"
+        )
+    values = [
+        [f"{key}={value}" for value in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])]
+        for key, o in axes.items()
+    ]
     return [list(choice) for choice in itertools.product(*values)]
 
 
@@ -185,7 +209,8 @@ def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
 
 
 def misspelt(words: Sequence[str]) -> str | None:
-    """A sentence about the first override whose key doesn't exist, with the nearest that does; None when all are fine."""
+    """A sentence about the first override whose key doesn't exist, with the nearest that does; None when all are
+    fine."""
     try:
         overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
@@ -195,7 +220,14 @@ def misspelt(words: Sequence[str]) -> str | None:
     except HydraException as error:
         return _bad_choice(str(error))
     for override in overrides:
-        if _is_group(override) or override.package or override.is_add() or override.is_force_add() or override.is_delete() or override.key_or_group.startswith("hydra"):
+        if (
+            _is_group(override)
+            or override.package
+            or override.is_add()
+            or override.is_force_add()
+            or override.is_delete()
+            or override.key_or_group.startswith("hydra")
+        ):
             continue
         problem = _missing_key(config, override.key_or_group)
         if problem:
@@ -208,7 +240,20 @@ def misspelt(words: Sequence[str]) -> str | None:
     return None
 
 
-GROUPS = ("arm", "data", "student", "teacher", "loss", "optim", "hardware", "tracker", "experiment", "sweep", "launcher", "serve")
+GROUPS = (
+    "arm",
+    "data",
+    "student",
+    "teacher",
+    "loss",
+    "optim",
+    "hardware",
+    "tracker",
+    "experiment",
+    "sweep",
+    "launcher",
+    "serve",
+)
 
 
 def _is_group(override: Override) -> bool:
@@ -233,7 +278,11 @@ def _bad_choice(message: str) -> str:
         return message.splitlines()[0]
     group, choice = found.groups()
     near = difflib.get_close_matches(choice, options, 1, 0.5)
-    return f"there is no {group}={choice}; " + (f"did you mean {group}={near[0]}? " if near else "") + f"choices: {', '.join(options)}"
+    return (
+        f"there is no {group}={choice}; "
+        + (f"did you mean {group}={near[0]}? " if near else "")
+        + f"choices: {', '.join(options)}"
+    )
 
 
 def _missing_key(config: DictConfig, key: str) -> str | None:
@@ -246,7 +295,11 @@ def _missing_key(config: DictConfig, key: str) -> str | None:
                 return None
             where = ".".join(parts[:depth])
             near = difflib.get_close_matches(part, names, 1, 0.5)
-            hint = f"did you mean '{'.'.join([*parts[:depth], near[0]])}'?" if near else f"{where or 'the settings'} has: {', '.join(sorted(names))}"
+            hint = (
+                f"did you mean '{'.'.join([*parts[:depth], near[0]])}'?"
+                if near
+                else f"{where or 'the settings'} has: {', '.join(sorted(names))}"
+            )
             return f"there is no setting '{key}'; {hint}"
         if not isinstance(node, DictConfig):
             return None
@@ -255,7 +308,8 @@ def _missing_key(config: DictConfig, key: str) -> str | None:
 
 
 class TrainingProgress:
-    """Prints what training reports: one line at a time, at most every few seconds, so that a log file reads as well as a screen."""
+    """Prints what training reports: one line at a time, at most every few seconds, so that a log file reads as well as
+    a screen."""
 
     def __init__(self, name: str = "", every: float = 5.0) -> None:
         self.name, self.every = name, every
@@ -269,7 +323,9 @@ class TrainingProgress:
         step, steps = values["step"], values["steps"]
         if "validation/exact_call" in values:
             parts = [
-                f"{name.removeprefix('validation/').replace('_', ' ')} {100 * value:.1f}%" for name, value in values.items() if name.startswith("validation/") and value is not None
+                f"{name.removeprefix('validation/').replace('_', ' ')} {100 * value:.1f}%"
+                for name, value in values.items()
+                if name.startswith("validation/") and value is not None
             ]
             console.print(f"{self.name}[bold]step {step}/{steps}[/]  [green]validation: {', '.join(parts)}[/]")
             return
@@ -280,7 +336,8 @@ class TrainingProgress:
         left = values["seconds"] / step * (steps - step)
         soft = f" (soft {values['soft']:.3f}, hard {values['hard']:.3f})" if values.get("soft") else ""
         console.print(
-            f"{self.name}step {step}/{steps}  loss {values['loss']:.3f}{soft}  {values['records_per_second']:.0f} records/s  {values['tokens_per_second']:.0f} target tokens/s  {_clock(left)} left"
+            f"{self.name}step {step}/{steps}  loss {values['loss']:.3f}{soft}  {values['records_per_second']:.0f}"
+            f" records/s  {values['tokens_per_second']:.0f} target tokens/s  {_clock(left)} left"
         )
 
 
@@ -297,7 +354,10 @@ class AnsweringProgress:
             return
         self.last = now
         rate = done / (now - self.started)
-        console.print(f"{self.name}{done:,} of {requests:,} answered  {rate:.0f}/s  {_clock((requests - done) / rate)} left", markup=False)
+        console.print(
+            f"{self.name}{done:,} of {requests:,} answered  {rate:.0f}/s  {_clock((requests - done) / rate)} left",
+            markup=False,
+        )
 
 
 def _clock(seconds: float) -> str:

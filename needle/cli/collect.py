@@ -1,4 +1,5 @@
-"""`needle collect`: requests and calls from a hosted model, within a budget. `needle collect teacher=gemini collect.tools=my_tools.json collect.budget_usd=5`"""
+"""`needle collect`: requests and calls from a hosted model, within a budget. `needle collect teacher=gemini
+collect.tools=my_tools.json collect.budget_usd=5`"""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # findings about the tools, or skipped lines, that are printed
 PLANNED = (
-    "A seeded plan chose tools, values, persona and style; the model wrote the requests; it then answered each by native function calling without seeing the plan; what "
-    "isn't valid, doesn't stand in the request or isn't agreed upon was dropped."
+    "A seeded plan chose tools, values, persona and style; the model wrote the requests; it then answered each by"
+    " native function calling without seeing the plan; what isn't valid, doesn't stand in the request or isn't agreed"
+    " upon was dropped."
 )
 LABELLED = "Real requests were answered by native function calling and verified."
 TRAFFIC = "The calls of logged requests, verified."
@@ -31,7 +33,9 @@ def run(config: Settings) -> None:
     try:
         import needle.collect.run  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"needle collect needs more packages ({error.name} is missing): pip install '.[collect]' in the clone") from error
+        raise ValueError(
+            f"needle collect needs more packages ({error.name} is missing): pip install '.[collect]' in the clone"
+        ) from error
     _collect(config)
 
 
@@ -50,13 +54,20 @@ def _collect(config: Settings) -> None:
         _take_traffic(options, folder)
         return
     if teacher.kind not in HOSTED:
-        raise ValueError("to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks its API")
+        raise ValueError(
+            "to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks"
+            " its API"
+        )
     sources, findings = read_catalogue(Path(options.tools) if options.tools else None)
     errors = [finding for finding in findings if finding.error]
     _say_some([str(finding) for finding in errors or findings])
     if errors:
         fail(f"{len(errors)} of the tools in {options.tools} can't be used; correct or remove them")
-    requests = read_requests(Path(options.requests), sources, options.most_tools, options.languages[0]) if options.requests else []
+    requests = (
+        read_requests(Path(options.requests), sources, options.most_tools, options.languages[0])
+        if options.requests
+        else []
+    )
     price = find_price("google" if teacher.kind == "gemini" else "openai", str(teacher.model), options.price)
     collection = Collection(options, sources, str(teacher.model), price, requests, teacher.thinking)
     families = f", {len(collection.unseen)} families of them kept unseen for the test" if collection.unseen else ""
@@ -68,14 +79,17 @@ def _collect(config: Settings) -> None:
     _agree(folder, config)
     stopped, known = asyncio.run(collect(collection, lambda: build_hosted(config), folder, _say))
     title = f"{Path(options.tools).stem if options.tools else 'built-in catalogue'}: collected calls"
-    manifest = finish(folder, options, price, f"{teacher.kind}: {teacher.model}", LABELLED if requests else PLANNED, known, title)
+    manifest = finish(
+        folder, options, price, f"{teacher.kind}: {teacher.model}", LABELLED if requests else PLANNED, known, title
+    )
     _summary(manifest, folder, f"${known['dollars']:.4f}")
     if stopped:
         fail(stopped)
     wanted = len(requests) or options.records
     if not requests and manifest["records"] < wanted:
         _say(
-            f"{manifest['records']:,} of the {wanted:,} records that were asked for, after {MOST} planned items for each; more tools or languages, or collect.phrasings, make room for more"
+            f"{manifest['records']:,} of the {wanted:,} records that were asked for, after {MOST} planned items for"
+            " each; more tools or languages, or collect.phrasings, make room for more"
         )
 
 
@@ -86,20 +100,36 @@ def _take_traffic(options: CollectConfig, folder: Path) -> None:
     path = Path(options.traffic)
     count, skipped = take_traffic(path, folder, options)
     _say_some([f"skipped: {message}" for message in skipped])
-    manifest = finish(folder, options, None, "logged traffic", TRAFFIC, {"lines_skipped": len(skipped)}, f"{path.stem}: verified calls")
+    manifest = finish(
+        folder,
+        options,
+        None,
+        "logged traffic",
+        TRAFFIC,
+        {"lines_skipped": len(skipped)},
+        f"{path.stem}: verified calls",
+    )
     _summary(manifest, folder, f"{count:,} logged requests")
 
 
 def _say_estimate(collection: Collection) -> None:
     options, estimate = collection.config, collection.estimate()
-    budget = f"the budget is ${options.budget_usd:g} and can't be exceeded" if options.budget_usd else "no budget is set: collect.budget_usd=5"
+    budget = (
+        f"the budget is ${options.budget_usd:g} and can't be exceeded"
+        if options.budget_usd
+        else "no budget is set: collect.budget_usd=5"
+    )
     _say(
-        f"about {estimate.requests:,} requests to {collection.model}, {estimate.input_tokens / 1e6:.2f}M tokens in and {estimate.output_tokens / 1e6:.2f}M out, "
-        f"${estimate.likely:.2f} (at worst ${estimate.worst:.2f}), {estimate.minutes:.0f} minutes; {budget}"
+        f"about {estimate.requests:,} requests to {collection.model}, {estimate.input_tokens / 1e6:.2f}M tokens in and"
+        f" {estimate.output_tokens / 1e6:.2f}M out, ${estimate.likely:.2f} (at worst ${estimate.worst:.2f}),"
+        f" {estimate.minutes:.0f} minutes; {budget}"
     )
     if options.budget_usd and estimate.likely > options.budget_usd:
         wanted = len(collection.requests) or options.records
-        _say(f"the budget is likely to suffice for about {wanted * options.budget_usd / estimate.likely:,.0f} of {wanted:,} records; collecting stops there")
+        _say(
+            f"the budget is likely to suffice for about {wanted * options.budget_usd / estimate.likely:,.0f} of"
+            f" {wanted:,} records; collecting stops there"
+        )
 
 
 def _agree(folder: Path, config: Settings) -> None:
@@ -108,7 +138,10 @@ def _agree(folder: Path, config: Settings) -> None:
 
     if not config.collect.yes and not confirmed(folder, config.collect):
         if not sys.stdin.isatty():
-            raise ValueError("this would send requests that cost money, and there is nobody to ask; look at collect.dry_run=true, then give collect.yes=true")
+            raise ValueError(
+                "this would send requests that cost money, and there is nobody to ask; look at collect.dry_run=true,"
+                " then give collect.yes=true"
+            )
         if input("Send them? [y/N] ").strip().lower() not in ("y", "yes"):
             raise ValueError("nothing was sent")
     confirm(folder, config.collect)
@@ -132,7 +165,8 @@ def _summary(manifest: dict[str, Any], folder: Path, cost: str) -> None:
         table.add_row(reason, f"{count:,}", manifest["reasons"].get(reason, ""))
     console.print(table)
     _say(
-        f"look through them in {folder / 'records.html'}; train on them: needle train data=jsonl data.train=[{folder}/train.jsonl.gz] data.validation=[{folder}/validation.jsonl.gz]"
+        f"look through them in {folder / 'records.html'}; train on them: needle train data=jsonl"
+        f" data.train=[{folder}/train.jsonl.gz] data.validation=[{folder}/validation.jsonl.gz]"
     )
 
 

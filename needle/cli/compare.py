@@ -21,7 +21,13 @@ from needle.students.checkpoint import load_checkpoint, student_config
 from needle.text.records import Record
 from needle.training.runidentity import SUMMARY
 
-UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0}  # of a teacher without a training summary
+UNTOLD = {
+    "seconds": 0.0,
+    "steps": 0,
+    "training_records": 0,
+    "parameters": 0,
+    "records_per_second": 0.0,
+}  # of a teacher without a training summary
 
 
 def run(config: Settings) -> None:
@@ -45,13 +51,22 @@ def run(config: Settings) -> None:
     arms: dict[tuple[str, int], Arm] = {}
     grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
     for name in _names(sweep_grid([f"sweep={config.compare.sweep}"])) - _names(grid):
-        console.print(f"{name} is given, in place of the values that sweep={config.compare.sweep} has for it", markup=False)
+        console.print(
+            f"{name} is given, in place of the values that sweep={config.compare.sweep} has for it", markup=False
+        )
     if config.compare.seeds:
         others = dict.fromkeys(tuple(word for word in choice if not word.startswith("train.seed=")) for choice in grid)
         grid = [[*choice, f"train.seed={seed}"] for choice in others for seed in config.compare.seeds]
     for number, choice in enumerate(grid, 1):
         console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
-        words = [*given, "teacher=local", f"teacher.checkpoint={folder}", f"tokenizer.path={folder}", *choice, f"output={arm_folder(output, choice)}"]
+        words = [
+            *given,
+            "teacher=local",
+            f"teacher.checkpoint={folder}",
+            f"tokenizer.path={folder}",
+            *choice,
+            f"output={arm_folder(output, choice)}",
+        ]
         arm = settings(compose(words))
         try:
             done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ", config.compare.train)
@@ -73,20 +88,30 @@ def run(config: Settings) -> None:
         plain.append(f"train.seed={','.join(map(str, config.compare.seeds))}")
     facts = {
         "title": "Distillation against fine-tuning",
-        "subtitle": f"{_describe(config)}; teacher: {folder if config.compare.checkpoint else _describe(settings(compose(teacher_words)))}; {len(grid)} arms under one harness",
-        "commands": [f"needle compare {' '.join(given)}", f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={folder}"],
+        "subtitle": (
+            f"{_describe(config)}; teacher:"
+            f" {folder if config.compare.checkpoint else _describe(settings(compose(teacher_words)))}; {len(grid)} arms"
+            " under one harness"
+        ),
+        "commands": [
+            f"needle compare {' '.join(given)}",
+            f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={folder}",
+        ],
         "student": asdict(student_config(config.student)),
         "missing": missing,
     }
     trained = [*([teacher] if teacher else []), *(run for arm in ordered for run in arm.runs)]
     reused = sum(run.summary["seconds"] for run in trained if run.summary.get("resumed"))
-    report = build_report(ordered, teacher, records, time.perf_counter() - started + reused, facts, config.compare.samples)
+    report = build_report(
+        ordered, teacher, records, time.perf_counter() - started + reused, facts, config.compare.samples
+    )
     write_report(output, report)
     _keep_best(trained, output)
     console.rule("[bold]report")
     console.print((output / "report.md").read_text(encoding="utf-8"), markup=False)
     console.print(
-        f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best model, the teacher included: needle serve checkpoint={output}/best"
+        f"[bold]{output}/report.html[/] shows all of this with pictures; [bold]{output}/best[/] is the best model, the"
+        f" teacher included: needle serve checkpoint={output}/best"
     )
 
 
@@ -112,7 +137,9 @@ def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, 
     return _judged(output, config, records, seed, name, summary)
 
 
-def _judged(folder: Path, config: Settings, records: Sequence[Record], seed: int, name: str, summary: dict[str, Any]) -> Run:
+def _judged(
+    folder: Path, config: Settings, records: Sequence[Record], seed: int, name: str, summary: dict[str, Any]
+) -> Run:
     start = time.perf_counter()
     answers, scores = judge(Engine(load_checkpoint(folder), config.decoding), records, config.max_tokens)
     seconds = time.perf_counter() - start
@@ -124,7 +151,10 @@ def _judged(folder: Path, config: Settings, records: Sequence[Record], seed: int
 def _describe(config: Settings) -> str:
     student = config.student
     layers = student.get("layers") or f"{student.get('encoder_layers')}+{student.get('decoder_layers')}"
-    return f"{student['family']} student, width {student['width']}, {layers} layers, {config.train.steps} steps of {config.train.batch_size}"
+    return (
+        f"{student['family']} student, width {student['width']}, {layers} layers, {config.train.steps} steps of"
+        f" {config.train.batch_size}"
+    )
 
 
 def _keep_best(runs: Sequence[Run], output: Path) -> None:

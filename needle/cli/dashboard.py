@@ -1,4 +1,5 @@
-"""`needle dashboard`: saves the W&B workspace of a project. `needle dashboard tracker.project=needle tracker.entity=me`"""
+"""`needle dashboard`: saves the W&B workspace of a project. `needle dashboard tracker.project=needle
+tracker.entity=me`"""
 
 from __future__ import annotations
 

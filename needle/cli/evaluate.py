@@ -1,4 +1,5 @@
-"""`needle evaluate`: judges a checkpoint. `needle evaluate checkpoint=DIR data=jsonl data.path=FILE output=metrics.json`"""
+"""`needle evaluate`: judges a checkpoint. `needle evaluate checkpoint=DIR data=jsonl data.path=FILE
+output=metrics.json`"""
 
 from __future__ import annotations
 
@@ -44,16 +45,32 @@ def _leaderboard(engine: Engine, config: Settings) -> None:
     def report(category: str, done: int, every: int) -> None:
         progress.setdefault(category, AnsweringProgress(f"{category}: "))(done, every)
 
-    summary = evaluate_bfcl(engine, config.category, Path(config.predictions) if config.predictions else None, config.max_tokens, report=report)
+    summary = evaluate_bfcl(
+        engine,
+        config.category,
+        Path(config.predictions) if config.predictions else None,
+        config.max_tokens,
+        report=report,
+    )
     _store(summary, engine, config)
-    table = Table(title=f"Berkeley Function Calling Leaderboard, single turn, {config.decoding} decoding, {summary['seconds']:.1f} s", title_justify="left")
+    table = Table(
+        title=(
+            f"Berkeley Function Calling Leaderboard, single turn, {config.decoding} decoding,"
+            f" {summary['seconds']:.1f} s"
+        ),
+        title_justify="left",
+    )
     for name in ("category", "records", "accuracy", "95% interval", "commonest error"):
         table.add_column(name, justify="left" if name in ("category", "commonest error") else "right")
     for name, row in summary["categories"].items():
         accuracy, errors = row["accuracy"], row["errors"]
         worst = max(errors, key=errors.__getitem__, default="")
         table.add_row(
-            name, str(row["records"]), f"{100 * accuracy['value']:.1f}", f"{100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f}", f"{worst} ({errors[worst]})" if worst else ""
+            name,
+            str(row["records"]),
+            f"{100 * accuracy['value']:.1f}",
+            f"{100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f}",
+            f"{worst} ({errors[worst]})" if worst else "",
         )
     table.add_section()
     for name, value in summary["means"].items():
@@ -62,7 +79,10 @@ def _leaderboard(engine: Engine, config: Settings) -> None:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    table = Table(title=f"{summary['records']} records, {summary['decoding']} decoding, {summary['seconds']:.1f} s", title_justify="left")
+    table = Table(
+        title=f"{summary['records']} records, {summary['decoding']} decoding, {summary['seconds']:.1f} s",
+        title_justify="left",
+    )
     table.add_column("")
     table.add_column("n", justify="right")
     for metric in METRICS:
@@ -82,7 +102,11 @@ def _row(table: Table, name: str, row: dict[str, Any]) -> None:
     cells = []
     for metric in METRICS:
         value = row[metric]
-        cells.append("–" if value["value"] is None else f"{100 * value['value']:.1f}\n[dim]{100 * value['low']:.1f}–{100 * value['high']:.1f}[/]")
+        cells.append(
+            "–"
+            if value["value"] is None
+            else f"{100 * value['value']:.1f}\n[dim]{100 * value['low']:.1f}–{100 * value['high']:.1f}[/]"
+        )
     table.add_row(name, str(row["records"]), *cells)
 
 

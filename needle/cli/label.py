@@ -1,4 +1,5 @@
-"""`needle label`: writes a checkpoint's own answers into records, as a teacher's. `needle label checkpoint=DIR data=snips split=train output=labelled.jsonl.gz`"""
+"""`needle label`: writes a checkpoint's own answers into records, as a teacher's. `needle label checkpoint=DIR
+data=snips split=train output=labelled.jsonl.gz`"""
 
 from __future__ import annotations
 
@@ -12,22 +13,36 @@ from needle.text.records import write_jsonl
 
 
 def run(config: Settings) -> None:
-    """Every record with its gold answers as they were and `teacher.answers`; one that couldn't be answered is left out and counted."""
+    """Every record with its gold answers as they were and `teacher.answers`; one that couldn't be answered is left out
+    and counted."""
     if not config.output:
         raise ValueError("give output=FILE, where the labelled records go (.jsonl or .jsonl.gz)")
     engine = build_engine(config)
     records, skipped = records_to_evaluate(config)
     for message in skipped:
         console.print(f"skipped: {message}", markup=False)
-    answers = engine.answer_all([Request(record.query, record.tools, record.id) for record in records], config.max_tokens, report=AnsweringProgress())
+    answers = engine.answer_all(
+        [Request(record.query, record.tools, record.id) for record in records],
+        config.max_tokens,
+        report=AnsweringProgress(),
+    )
     labelled = [
-        replace(record, teacher={"answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}], "confidence": [round(answer.confidence, 6)]})
+        replace(
+            record,
+            teacher={
+                "answers": [{"calls": [call.to_json() for call in answer.calls], "count": 1}],
+                "confidence": [round(answer.confidence, 6)],
+            },
+        )
         for record, answer in zip(records, answers, strict=True)
         if answer.calls is not None
     ]
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(Path(config.output), labelled)
-    console.print(f"[bold]{config.output}[/]: {len(labelled):,} records, {len(records) - len(labelled)} without an answer left out")
+    console.print(
+        f"[bold]{config.output}[/]: {len(labelled):,} records, {len(records) - len(labelled)} without an answer"
+        " left out"
+    )
 
 
 def main() -> None:

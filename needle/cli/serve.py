@@ -11,7 +11,11 @@ from needle.serve.app import create_app
 
 def run(config: Settings) -> None:
     engine = build_engine(config, alone=True)
-    console.print(f"serving {engine.checkpoint.folder} on http://{config.serve.host}:{config.serve.port} (POST /tool-call, GET /health, docs at /docs)", markup=False)
+    console.print(
+        f"serving {engine.checkpoint.folder} on http://{config.serve.host}:{config.serve.port} (POST /tool-call, GET"
+        " /health, docs at /docs)",
+        markup=False,
+    )
     uvicorn.run(create_app(engine, config.serve), host=config.serve.host, port=config.serve.port, log_level="warning")
 
 

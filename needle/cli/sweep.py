@@ -40,7 +40,15 @@ class Book:
         self.folder = folder
 
     @classmethod
-    def plan(cls, root: Path, command: str, words: Sequence[str], constant: Sequence[str], grid: Sequence[Sequence[str]], total: int) -> Book:
+    def plan(
+        cls,
+        root: Path,
+        command: str,
+        words: Sequence[str],
+        constant: Sequence[str],
+        grid: Sequence[Sequence[str]],
+        total: int,
+    ) -> Book:
         """The book of this command, under a name made of its words; arms of an earlier attempt stay in it.
 
         `constant` are the words that all arms are told.
@@ -49,7 +57,16 @@ class Book:
         named = next((word.partition("=")[2] for word in words if word.startswith(("sweep=", "experiment="))), "sweep")
         book = cls(root / f"{named}-{digest}")
         book.folder.mkdir(parents=True, exist_ok=True)
-        write_json(book.folder / PLAN, {"words": list(words), "constant": list(constant), "total": total, "grid": [list(choice) for choice in grid], "started": time.time()})
+        write_json(
+            book.folder / PLAN,
+            {
+                "words": list(words),
+                "constant": list(constant),
+                "total": total,
+                "grid": [list(choice) for choice in grid],
+                "started": time.time(),
+            },
+        )
         return book
 
     def read_plan(self) -> dict[str, Any]:
@@ -57,17 +74,24 @@ class Book:
         return plan
 
     def write(self, entry: Entry) -> None:
-        write_json(self.folder / f"arm-{hashlib.sha256(json.dumps(entry.choice).encode()).hexdigest()[:12]}.json", asdict(entry))
+        write_json(
+            self.folder / f"arm-{hashlib.sha256(json.dumps(entry.choice).encode()).hexdigest()[:12]}.json",
+            asdict(entry),
+        )
 
     def entries(self) -> list[Entry]:
-        rows = [Entry(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(self.folder.glob("arm-*.json"))]
+        rows = [
+            Entry(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(self.folder.glob("arm-*.json"))
+        ]
         return sorted(rows, key=lambda entry: entry.started)
 
     def choice(self, overrides: Sequence[str]) -> list[str]:
         """What one arm was told beyond the words of all."""
         plan = self.read_plan()
         own = [word for word in overrides if word not in set(plan["constant"])]
-        return next((list(choice) for choice in plan["grid"] if sorted(choice) == sorted(own)), own)  # sweepers have orders of their own
+        return next(
+            (list(choice) for choice in plan["grid"] if sorted(choice) == sorted(own)), own
+        )  # sweepers have orders of their own
 
     def summary(self) -> str:
         """How far the sweep is, in a line: `5 of 12 arms finished, 1 failed, about 14 min left`."""
@@ -127,5 +151,12 @@ def launch_processes(words: Sequence[str], processes: int) -> None:
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        how = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
-        raise ValueError(f"process {rank} of {processes} {how}, so the run was stopped; the same command goes on from the last saved state") from error
+        how = (
+            f"was killed ({failure.signal_name()})"
+            if failure.exitcode < 0
+            else f"ended with exit code {failure.exitcode}"
+        )
+        raise ValueError(
+            f"process {rank} of {processes} {how}, so the run was stopped; the same command goes on from the last saved"
+            " state"
+        ) from error

@@ -19,7 +19,8 @@ from needle.training.runidentity import SUMMARY
 
 
 def trained(config: Settings, words: Sequence[str], name: str = "") -> tuple[Path, dict[str, Any]]:
-    """Trains the run that `words` compose to, in as many processes as its hardware says; returns its folder and its summary."""
+    """Trains the run that `words` compose to, in as many processes as its hardware says; returns its folder and its
+    summary."""
     processes = config.hardware.processes or max(torch.cuda.device_count(), 1)
     if processes > 1 and "RANK" not in os.environ:
         output = run_folder(config)
@@ -38,7 +39,11 @@ def run(config: Settings) -> float | None:
     output, summary = trained(config, HydraConfig.get().overrides.task)
     best: float | None = summary["validation_exact_call"]
     known = f", exact call {100 * best:.1f}% on validation at step {summary['best_step']}" if best is not None else ""
-    state = "was finished already" if summary.get("resumed") else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"
+    state = (
+        "was finished already"
+        if summary.get("resumed")
+        else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"
+    )
     console.print(f"[bold]{output}[/] {state}{known}")
     return best
 

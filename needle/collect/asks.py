@@ -22,21 +22,25 @@ POOL = 30  # values for each argument
 ROOM = {"values": 4096, "write": 4096, "label": 1024}  # most tokens of an answer, thoughts included
 
 VALUES = (
-    "You prepare test data for software that turns spoken or typed requests into function calls. For each argument below, list {count} values "
-    "that real users would mention. Make them concrete, short and as different from each other as possible: common and rare, long and short, with names from many "
-    "cultures. Each must be allowed by the argument's schema and make sense when it is said aloud inside a request."
+    "You prepare test data for software that turns spoken or typed requests into function calls. For each argument"
+    " below, list {count} values that real users would mention. Make them concrete, short and as different from each"
+    " other as possible: common and rare, long and short, with names from many cultures. Each must be allowed by the"
+    " argument's schema and make sense when it is said aloud inside a request."
 )
 WRITE = (
-    "You write the requests that people type or say to an assistant. For each task below, write one request, in the words of the person described, and nothing else. "
-    "Every value under 'details' must appear in the request, said as a person would say it: names, titles and other text exactly as given, numbers as digits or words, "
-    "dates and times in any natural form; yes/no and named options may be implied. Don't mention tools, functions, parameters or their names, and don't add details that "
-    "aren't given. Where 'never_mention' is given, the request must lack that detail altogether. Where 'wants' has several entries, the person wants all of them in one "
-    "message. Follow 'style', 'length', 'language' and 'mistakes'. No two requests may begin alike."
+    "You write the requests that people type or say to an assistant. For each task below, write one request, in the"
+    " words of the person described, and nothing else. Every value under 'details' must appear in the request, said as"
+    " a person would say it: names, titles and other text exactly as given, numbers as digits or words, dates and times"
+    " in any natural form; yes/no and named options may be implied. Don't mention tools, functions, parameters or their"
+    " names, and don't add details that aren't given. Where 'never_mention' is given, the request must lack that detail"
+    " altogether. Where 'wants' has several entries, the person wants all of them in one message. Follow 'style',"
+    " 'length', 'language' and 'mistakes'. No two requests may begin alike."
 )
 LABEL = (
-    "You act for a user by calling functions. Call every function that the request needs, once for each thing that is asked for, with arguments taken from the request: text as "
-    "the user wrote it, numbers as numbers. Leave out optional arguments that the request says nothing about. If no function does what is asked for, or the request "
-    "doesn't give a required argument, call nothing and say so in one short sentence."
+    "You act for a user by calling functions. Call every function that the request needs, once for each thing that is"
+    " asked for, with arguments taken from the request: text as the user wrote it, numbers as numbers. Leave out"
+    " optional arguments that the request says nothing about. If no function does what is asked for, or the request"
+    " doesn't give a required argument, call nothing and say so in one short sentence."
 )
 OUTSIDE = "something that none of these tools can do, and that isn't about the same things; or small talk"
 ALMOST = "something close to what this tool does, that none of the tools under 'can_do' could do"
@@ -50,12 +54,32 @@ def value_asks(tools: Sequence[Tool], model: str, **more: Any) -> list[tuple[Ask
         if open_:
             schema = {
                 "type": "object",
-                "properties": {path: {"type": "array", "items": {**sub, "description": str(sub.get("description", ""))}} for path, sub in open_.items()},
+                "properties": {
+                    path: {"type": "array", "items": {**sub, "description": str(sub.get("description", ""))}}
+                    for path, sub in open_.items()
+                },
                 "required": list(open_),
             }
             arguments = {path: dict(sub) for path, sub in open_.items()}
-            text = json.dumps({"tool": tool.name, "does": tool.description, "arguments": arguments}, ensure_ascii=False, indent=1)
-            out.append((Ask("values", model, VALUES.format(count=POOL), text, schema=schema, max_tokens=ROOM["values"], prompt=PROMPT, **more), tool, open_))
+            text = json.dumps(
+                {"tool": tool.name, "does": tool.description, "arguments": arguments}, ensure_ascii=False, indent=1
+            )
+            out.append(
+                (
+                    Ask(
+                        "values",
+                        model,
+                        VALUES.format(count=POOL),
+                        text,
+                        schema=schema,
+                        max_tokens=ROOM["values"],
+                        prompt=PROMPT,
+                        **more,
+                    ),
+                    tool,
+                    open_,
+                )
+            )
     return out
 
 
@@ -83,7 +107,15 @@ def read_values(answer: Answer, tool: Tool, open_: Mapping[str, Mapping[str, Any
     for path, schema in open_.items():
         values = found.get(path) if isinstance(found, Mapping) else None
         probe = Tool("probe", "", {"type": "object", "properties": {"value": schema}})
-        fine = [value.strip() for value in values if isinstance(value, str) and value.strip() and not _errors(probe, value.strip())] if isinstance(values, list) else []
+        fine = (
+            [
+                value.strip()
+                for value in values
+                if isinstance(value, str) and value.strip() and not _errors(probe, value.strip())
+            ]
+            if isinstance(values, list)
+            else []
+        )
         if fine:
             out[tool.name, path] = list(dict.fromkeys(fine))
     return out
@@ -98,12 +130,21 @@ def write_ask(items: Sequence[Item], model: str, sample: int = 0, **more: Any) -
     schema = {
         "type": "object",
         "properties": {
-            "requests": {"type": "array", "items": {"type": "object", "properties": {"task": {"type": "integer"}, "text": {"type": "string"}}, "required": ["task", "text"]}}
+            "requests": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"task": {"type": "integer"}, "text": {"type": "string"}},
+                    "required": ["task", "text"],
+                },
+            }
         },
         "required": ["requests"],
     }
     text = "\n".join(json.dumps(_task(index, item), ensure_ascii=False) for index, item in enumerate(items))
-    return Ask("write", model, WRITE, text, schema=schema, max_tokens=ROOM["write"], prompt=PROMPT, sample=sample, **more)
+    return Ask(
+        "write", model, WRITE, text, schema=schema, max_tokens=ROOM["write"], prompt=PROMPT, sample=sample, **more
+    )
 
 
 def _task(index: int, item: Item) -> dict[str, Any]:
@@ -111,20 +152,39 @@ def _task(index: int, item: Item) -> dict[str, Any]:
     if item.kind == NONE:
         task |= {"wants": OUTSIDE, "tools": [tool.description or tool.name for tool in item.tools]}
     elif item.kind == NEAR_MISS:
-        task |= {"wants": ALMOST, "tool": item.subjects[0].description or item.subjects[0].name, "can_do": [tool.description or tool.name for tool in item.tools]}
+        task |= {
+            "wants": ALMOST,
+            "tool": item.subjects[0].description or item.subjects[0].name,
+            "can_do": [tool.description or tool.name for tool in item.tools],
+        }
     else:
         task["wants"] = [
-            {"what": tool.description or tool.name, "tool": tool.name, "details": call.arguments, "about": _about(tool, call.arguments)}
+            {
+                "what": tool.description or tool.name,
+                "tool": tool.name,
+                "details": call.arguments,
+                "about": _about(tool, call.arguments),
+            }
             for tool, call in zip(item.subjects, item.calls, strict=True)
         ]
     if item.kind == MISSING:
         task["never_mention"] = _named(item.subjects[0], str(item.left_out))
-    return task | {"person": item.persona, "style": item.style, "length": item.length, "language": item.language, "mistakes": item.noise}
+    return task | {
+        "person": item.persona,
+        "style": item.style,
+        "length": item.length,
+        "language": item.language,
+        "mistakes": item.noise,
+    }
 
 
 def _about(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, str]:
     properties = tool.parameters.get("properties", {})
-    return {name: str(properties[name].get("description")) for name in arguments if properties.get(name, {}).get("description")}
+    return {
+        name: str(properties[name].get("description"))
+        for name in arguments
+        if properties.get(name, {}).get("description")
+    }
 
 
 def _named(tool: Tool, argument: str) -> str:
@@ -149,7 +209,9 @@ def label_ask(query: str, tools: Sequence[Tool], model: str, sample: int = 0, se
     order = list(tools)
     if sample:
         random.Random(f"{seed}:{sample}:{query}").shuffle(order)
-    return Ask("label", model, LABEL, query, tools=tuple(order), max_tokens=ROOM["label"], prompt=PROMPT, sample=sample, **more)
+    return Ask(
+        "label", model, LABEL, query, tools=tuple(order), max_tokens=ROOM["label"], prompt=PROMPT, sample=sample, **more
+    )
 
 
 def _json(answer: Answer) -> Any:

@@ -61,7 +61,15 @@ class Books:
 
     async def settle(self, ask: Ask, raw: str, cost: int) -> None:
         """Stores an answer as it came, beside what was asked, and settles its price."""
-        row = {"id": ask.key, "purpose": ask.purpose, "model": ask.model, "sample": ask.sample, "text": ask.text, "tools": [tool.to_json() for tool in ask.tools], "cost": cost}
+        row = {
+            "id": ask.key,
+            "purpose": ask.purpose,
+            "model": ask.model,
+            "sample": ask.sample,
+            "text": ask.text,
+            "tools": [tool.to_json() for tool in ask.tools],
+            "cost": cost,
+        }
         await self._enter(lambda: None, {**row, "raw": raw})  # `_commit` settles what it has stored
         self.moved.set()
 

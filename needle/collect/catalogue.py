@@ -1,7 +1,9 @@
-"""The user's tools, from whatever they are declared in, with everything that is wrong with them; and which are kept unseen.
+"""The user's tools, from whatever they are declared in, with everything that is wrong with them; and which are kept
+unseen.
 
-Read are: JSON (an array, or MCP's answer to `tools/list`), JSON lines, an OpenAPI document in JSON or YAML, and a Python
-module, whose public functions become tools by their type hints and docstrings. A module is imported, so its code runs.
+Read are: JSON (an array, or MCP's answer to `tools/list`), JSON lines, an OpenAPI document in JSON or YAML, and a
+Python module, whose public functions become tools by their type hints and docstrings. A module is imported, so its code
+runs.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from needle.text.toolschema import ToolSchemaError, normalise_tool
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 LARGE_ENUM, LONG_NAME = 60, 64
-HELD_OUT, LEAST_FAMILIES = 0.15, 8  # share of families kept for tests of unseen tools, of catalogues with at least so many
+HELD_OUT, LEAST_FAMILIES = (
+    0.15,
+    8,
+)  # share of families kept for tests of unseen tools, of catalogues with at least so many
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Declared:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a declaration. An error keeps the tool out; a warning says what the teacher may misunderstand."""
+    """Something wrong with a declaration. An error keeps the tool out; a warning says what the teacher may
+    misunderstand."""
 
     where: str
     message: str
@@ -59,23 +65,32 @@ def read_catalogue(path: Path | None) -> tuple[list[Declared], list[Finding]]:
         DataError: the file can't be read at all, or holds no tools.
     """
     if path is None:
-        return [Declared(entry.tool, f"{entry.domain}.yaml/{entry.tool.name}", entry.domain) for entry in load_catalogue()], []
+        return [
+            Declared(entry.tool, f"{entry.domain}.yaml/{entry.tool.name}", entry.domain) for entry in load_catalogue()
+        ], []
     sources: list[Declared] = []
     findings: list[Finding] = []
     for where, declaration, family in _declarations(path):
         try:
-            tool = normalise_tool(_function(declaration, where) if inspect.isfunction(declaration) else declaration, where)
+            tool = normalise_tool(
+                _function(declaration, where) if inspect.isfunction(declaration) else declaration, where
+            )
         except ToolSchemaError as error:
             findings.append(Finding(error.pointer, error.message, error=True))
             continue
         earlier = next((source for source in sources if source.tool.name == tool.name), None)
         if earlier:
-            findings.append(Finding(where, f"the name '{tool.name}' is declared at {earlier.where} already", error=True))
+            findings.append(
+                Finding(where, f"the name '{tool.name}' is declared at {earlier.where} already", error=True)
+            )
             continue
         sources.append(Declared(tool, where, family or _family(tool.name)))
         findings += _lint(tool, where)
     if not sources and not findings:
-        raise DataError(f"{path}: no tools found; expected an array of tools, MCP's tools/list, an OpenAPI document, or a Python module with typed functions")
+        raise DataError(
+            f"{path}: no tools found; expected an array of tools, MCP's tools/list, an OpenAPI document, or a Python"
+            " module with typed functions"
+        )
     return sources, findings
 
 
@@ -110,8 +125,14 @@ def _declarations(path: Path) -> list[tuple[str, Any, str | None]]:
         raise DataError(f"{path}: expected an array of tools, or an object with 'tools'")
     opened: list[tuple[str, Any]] = []
     for index, item in enumerate(document):
-        inside = item.get("functionDeclarations", item.get("function_declarations")) if isinstance(item, Mapping) else None
-        opened += [(f"{index}/functionDeclarations/{i}", one) for i, one in enumerate(inside)] if isinstance(inside, list) else [(str(index), item)]
+        inside = (
+            item.get("functionDeclarations", item.get("function_declarations")) if isinstance(item, Mapping) else None
+        )
+        opened += (
+            [(f"{index}/functionDeclarations/{i}", one) for i, one in enumerate(inside)]
+            if isinstance(inside, list)
+            else [(str(index), item)]
+        )
     return [(f"{name}/{where}", item, None) for where, item in opened]
 
 
@@ -140,7 +161,11 @@ def _module(path: Path) -> list[Callable[..., Any]]:
     except Exception as error:
         raise DataError(f"{path}: the module can't be imported: {type(error).__name__}: {error}") from error
     named = getattr(module, "__all__", None)
-    found = [value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == path.stem and not name.startswith("_")]
+    found = [
+        value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == path.stem and not name.startswith("_")
+    ]
     return [function for function in found if named is None or function.__name__ in named]
 
 
@@ -158,7 +183,9 @@ def _function(function: Callable[..., Any], where: str) -> dict[str, Any]:
             fields[name] = (hints.get(name, str), Field(default, description=about.get(name) or None))
         schema = create_model(function.__name__, **fields).model_json_schema()
     except (PydanticUserError, NameError, TypeError) as error:
-        raise ToolSchemaError(where, f"the type hints say nothing that JSON could hold: {str(error).splitlines()[0]}") from error
+        raise ToolSchemaError(
+            where, f"the type hints say nothing that JSON could hold: {str(error).splitlines()[0]}"
+        ) from error
     return {"name": function.__name__, "description": " ".join((words.description or "").split()), "parameters": schema}
 
 
@@ -173,20 +200,35 @@ def _operations(document: Mapping[str, Any]) -> list[tuple[str, Any, str | None]
             if isinstance(operation, Mapping):
                 tags = operation.get("tags") or []
                 where = f"/paths/{path.replace('~', '~0').replace('/', '~1')}/{method}"
-                out.append((where, _operation(document, path, method, item, operation), str(tags[0]).lower() if tags else path.strip("/").split("/")[0].lower() or None))
+                out.append(
+                    (
+                        where,
+                        _operation(document, path, method, item, operation),
+                        str(tags[0]).lower() if tags else path.strip("/").split("/")[0].lower() or None,
+                    )
+                )
     return out
 
 
-def _operation(document: Mapping[str, Any], path: str, method: str, item: Mapping[str, Any], operation: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(
+    document: Mapping[str, Any], path: str, method: str, item: Mapping[str, Any], operation: Mapping[str, Any]
+) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     required: list[str] = []
     for row in [*(item.get("parameters") or []), *(operation.get("parameters") or [])]:
         parameter = _resolve(document, row)
         if parameter.get("in") not in ("path", "query", "body"):  # headers and cookies are the program's business
             continue
-        schema = parameter.get("schema") or {key: value for key, value in parameter.items() if key in ("type", "format", "enum", "items", "minimum", "maximum", "default")}
+        schema = parameter.get("schema") or {
+            key: value
+            for key, value in parameter.items()
+            if key in ("type", "format", "enum", "items", "minimum", "maximum", "default")
+        }
         opened = _open(document, schema)
-        properties[parameter["name"]] = {**opened, **({"description": parameter["description"]} if parameter.get("description") else {})}
+        properties[parameter["name"]] = {
+            **opened,
+            **({"description": parameter["description"]} if parameter.get("description") else {}),
+        }
         required += [parameter["name"]] if parameter.get("required") else []
     body = _resolve(document, operation.get("requestBody") or {})
     content = body.get("content") or {}
@@ -201,7 +243,11 @@ def _operation(document: Mapping[str, Any], path: str, method: str, item: Mappin
             required += ["body"] if body.get("required") else []
     name = operation.get("operationId") or f"{method}_{'_'.join(re.findall('[A-Za-z0-9]+', path))}"
     text = " ".join(str(part).strip() for part in (operation.get("summary"), operation.get("description")) if part)
-    return {"name": name, "description": " ".join(text.split()), "parameters": {"type": "object", "properties": properties, "required": list(dict.fromkeys(required))}}
+    return {
+        "name": name,
+        "description": " ".join(text.split()),
+        "parameters": {"type": "object", "properties": properties, "required": list(dict.fromkeys(required))},
+    }
 
 
 def _resolve(document: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -222,7 +268,11 @@ def _open(document: Mapping[str, Any], node: Any, depth: int = 0) -> Any:
     if not isinstance(node, Mapping) or depth > 16:
         return {} if isinstance(node, Mapping) else node
     node = _resolve(document, node)
-    out = {key: value for key, value in node.items() if key not in ("xml", "externalDocs", "discriminator", "examples", "example")}
+    out = {
+        key: value
+        for key, value in node.items()
+        if key not in ("xml", "externalDocs", "discriminator", "examples", "example")
+    }
     for part in out.pop("allOf", []):
         opened = _open(document, part, depth + 1)
         out["properties"] = {**out.get("properties", {}), **opened.get("properties", {})}
@@ -249,13 +299,20 @@ def _lint(tool: Tool, where: str) -> list[Finding]:
     if not tool.description.strip():
         found.append(Finding(f"{where}/description", "no description; the teacher has only the name to go by"))
     if len(tool.name) > LONG_NAME:
-        found.append(Finding(f"{where}/name", f"{len(tool.name)} characters; services take {LONG_NAME}, so it is sent under a shorter one"))
+        found.append(
+            Finding(
+                f"{where}/name",
+                f"{len(tool.name)} characters; services take {LONG_NAME}, so it is sent under a shorter one",
+            )
+        )
     for name, schema in tool.parameters.get("properties", {}).items():
         place = f"{where}/parameters/properties/{name}"
         if not schema.get("description") and not schema.get("enum"):
             found.append(Finding(place, "no description"))
         if len(schema.get("enum", ())) > LARGE_ENUM:
-            found.append(Finding(f"{place}/enum", f"{len(schema['enum'])} members; a service may refuse more than {LARGE_ENUM}"))
+            found.append(
+                Finding(f"{place}/enum", f"{len(schema['enum'])} members; a service may refuse more than {LARGE_ENUM}")
+            )
         if not schema.get("type") and not schema.get("enum") and not schema.get("anyOf"):
             found.append(Finding(place, "no type; any value is right"))
     return found

@@ -1,8 +1,8 @@
 """Duplicates: the same request and calls, and the same phrasing with other values; within a split and across splits.
 
-What has been seen lies in a SQLite file, so that memory stays flat. Near duplicates are found by MinHash (Broder 1997) over
-three-word pieces of the request, its values masked, in bands (Leskovec et al., Mining of Massive Datasets, 3.4), and
-confirmed by their Jaccard similarity.
+What has been seen lies in a SQLite file, so that memory stays flat. Near duplicates are found by MinHash (Broder 1997)
+over three-word pieces of the request, its values masked, in bands (Leskovec et al., Mining of Massive Datasets, 3.4),
+and confirmed by their Jaccard similarity.
 """
 
 from __future__ import annotations
@@ -36,15 +36,23 @@ def fingerprint(record: Record) -> Print:
     minhash = MinHash(num_perm=ROWS * BANDS, seed=1)
     minhash.update_batch([piece.encode() for piece in sorted(pieces(masked))])
     values = minhash.hashvalues.reshape(BANDS, ROWS)
-    exact = f"{' '.join(WORD.findall(plain(record.query)))}\n{canonical_json(sorted(call.key() for call in record.answers))}"
+    calls = canonical_json(sorted(call.key() for call in record.answers))
+    exact = f"{' '.join(WORD.findall(plain(record.query)))}\n{calls}"
     return Print(exact, masked, tuple(row.tobytes() for row in values))
 
 
 def mask(record: Record) -> str:
-    """The request in plain words, with each value that stands in it replaced by its argument's name, and numbers by one sign."""
+    """The request in plain words, with each value that stands in it replaced by its argument's name, and numbers by one
+    sign."""
     text = plain(record.query)
     values = sorted(
-        ((plain(str(value)), name) for call in record.answers for name, value in call.arguments.items() if isinstance(value, str | int | float)), key=lambda pair: -len(pair[0])
+        (
+            (plain(str(value)), name)
+            for call in record.answers
+            for name, value in call.arguments.items()
+            if isinstance(value, str | int | float)
+        ),
+        key=lambda pair: -len(pair[0]),
     )
     for value, name in values:
         if value:
@@ -66,10 +74,9 @@ class Seen:
         self.path, self.phrasings = path, phrasings
         self.base = sqlite3.connect(path, isolation_level=None)
         self.base.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
-            "CREATE TABLE exact(key TEXT PRIMARY KEY) WITHOUT ROWID;"
-            "CREATE TABLE phrasing(id INTEGER PRIMARY KEY, masked TEXT, split TEXT, count INTEGER);"
-            "CREATE TABLE band(number INTEGER, hash BLOB, id INTEGER, PRIMARY KEY(number, hash, id)) WITHOUT ROWID; BEGIN"
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;CREATE TABLE exact(key TEXT PRIMARY KEY) WITHOUT"
+            " ROWID;CREATE TABLE phrasing(id INTEGER PRIMARY KEY, masked TEXT, split TEXT, count INTEGER);CREATE TABLE"
+            " band(number INTEGER, hash BLOB, id INTEGER, PRIMARY KEY(number, hash, id)) WITHOUT ROWID; BEGIN"
         )
 
     def reason(self, seen: Print, split: str) -> str | None:
@@ -77,22 +84,31 @@ class Seen:
         if self.base.execute("SELECT 1 FROM exact WHERE key = ?", (seen.exact,)).fetchone():
             return "duplicate"
         for number in self._near(seen):
-            masked, other, count = self.base.execute("SELECT masked, split, count FROM phrasing WHERE id = ?", (number,)).fetchone()
+            masked, other, count = self.base.execute(
+                "SELECT masked, split, count FROM phrasing WHERE id = ?", (number,)
+            ).fetchone()
             if _jaccard(pieces(masked), pieces(seen.masked)) >= ALIKE:
                 if other != split or count >= self.phrasings:
                     return "near_duplicate"
                 self.base.execute("UPDATE phrasing SET count = count + 1 WHERE id = ?", (number,))
                 break
         else:
-            new = self.base.execute("INSERT INTO phrasing(masked, split, count) VALUES (?, ?, 1)", (seen.masked, split)).lastrowid
-            self.base.executemany("INSERT OR IGNORE INTO band VALUES (?, ?, ?)", [(band, hash_, new) for band, hash_ in enumerate(seen.bands)])
+            new = self.base.execute(
+                "INSERT INTO phrasing(masked, split, count) VALUES (?, ?, 1)", (seen.masked, split)
+            ).lastrowid
+            self.base.executemany(
+                "INSERT OR IGNORE INTO band VALUES (?, ?, ?)",
+                [(band, hash_, new) for band, hash_ in enumerate(seen.bands)],
+            )
         self.base.execute("INSERT INTO exact VALUES (?)", (seen.exact,))
         return None
 
     def _near(self, seen: Print) -> Iterable[int]:
         found: dict[int, None] = {}
         for band, hash_ in enumerate(seen.bands):
-            found |= dict.fromkeys(row[0] for row in self.base.execute("SELECT id FROM band WHERE number = ? AND hash = ?", (band, hash_)))
+            found |= dict.fromkeys(
+                row[0] for row in self.base.execute("SELECT id FROM band WHERE number = ? AND hash = ?", (band, hash_))
+            )
         return found
 
     def __enter__(self) -> Seen:

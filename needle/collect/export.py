@@ -1,4 +1,5 @@
-"""What a run leaves: JSON lines and parquet, what was dropped and why, a manifest, a card, and a page to look through it all."""
+"""What a run leaves: JSON lines and parquet, what was dropped and why, a manifest, a card, and a page to look through
+it all."""
 
 from __future__ import annotations
 
@@ -54,18 +55,42 @@ def export(rows: Iterable[Mapping[str, Any]], folder: Path, facts: Mapping[str, 
         "records": kept,
         "model_versions": sorted(figures.models),
         "splits": dict(figures.splits),
-        "funnel": {"items": sum(stages.values()), **{reason: stages[reason] for reason in REASONS if stages[reason]}, "kept": stages["kept"]},
+        "funnel": {
+            "items": sum(stages.values()),
+            **{reason: stages[reason] for reason in REASONS if stages[reason]},
+            "kept": stages["kept"],
+        },
         "reasons": {reason: REASONS[reason] for reason in REASONS if stages[reason]},
         "diversity": figures.to_json(),
         "dollars_per_record": round(facts["dollars"] / kept, 6) if kept and "dollars" in facts else None,
-        "versions": {"needle": __version__, "python": platform.python_version(), **{name: found for name in VERSIONED if (found := _version(name))}},
-        "files": {name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(), "bytes": (folder / name).stat().st_size} for name in names},
+        "versions": {
+            "needle": __version__,
+            "python": platform.python_version(),
+            **{name: found for name in VERSIONED if (found := _version(name))},
+        },
+        "files": {
+            name: {
+                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+                "bytes": (folder / name).stat().st_size,
+            }
+            for name in names
+        },
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    environment = Environment(loader=PackageLoader("needle.collect"), autoescape=select_autoescape(("html.j2",)), trim_blocks=True, lstrip_blocks=True)
-    (folder / "README.md").write_text(environment.get_template("dataset_card.md.j2").render(m=manifest), encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("needle.collect"),
+        autoescape=select_autoescape(("html.j2",)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    (folder / "README.md").write_text(
+        environment.get_template("dataset_card.md.j2").render(m=manifest), encoding="utf-8"
+    )
     data = json.dumps({"rows": page.rows, "manifest": manifest}, ensure_ascii=False).replace("</", "<\\/")
-    (folder / "records.html").write_text(environment.get_template("records.html.j2").render(m=manifest, data=data, shown=len(page.rows)), encoding="utf-8")
+    (folder / "records.html").write_text(
+        environment.get_template("records.html.j2").render(m=manifest, data=data, shown=len(page.rows)),
+        encoding="utf-8",
+    )
     return manifest
 
 
@@ -81,8 +106,12 @@ class Page:
             return
         self.shown[row["reason"]] += 1
         record, shown = row["record"], {name: row[name] for name in ("split", "reason", "detail")}
-        shown |= {name: record[name] for name in ("id", "query", "answers")} | {"tools": [tool["name"] for tool in record["tools"]]}
-        self.rows.append({**shown, "votes": (record.get("teacher") or {}).get("answers"), "meta": record.get("meta", {})})
+        shown |= {name: record[name] for name in ("id", "query", "answers")} | {
+            "tools": [tool["name"] for tool in record["tools"]]
+        }
+        self.rows.append(
+            {**shown, "votes": (record.get("teacher") or {}).get("answers"), "meta": record.get("meta", {})}
+        )
 
 
 class Figures:
@@ -116,11 +145,17 @@ class Figures:
                 self.distinct[n].update(" ".join(words[start : start + n + 1]).encode())
 
     def to_json(self) -> dict[str, Any]:
-        """distinct-n (Li et al. 2016), the entropy of called tools (1 is even), and how many personas met how many styles."""
+        """distinct-n (Li et al. 2016), the entropy of called tools (1 is even), and how many personas met how many
+        styles."""
         total = sum(self.tools.values())
         entropy = -sum(count / total * math.log(count / total) for count in self.tools.values()) if total else 0.0
         return {
-            **{f"distinct_{n + 1}": round(min(self.distinct[n].count() / self.words[n], 1.0), 3) if self.words[n] else None for n in range(3)},
+            **{
+                f"distinct_{n + 1}": round(min(self.distinct[n].count() / self.words[n], 1.0), 3)
+                if self.words[n]
+                else None
+                for n in range(3)
+            },
             "tools_called": len(self.tools),
             "tool_entropy": round(entropy / math.log(len(self.tools)), 4) if len(self.tools) > 1 else None,
             "persona_style_pairs": len(self.styles),
@@ -142,8 +177,12 @@ class _Table:
         return self
 
     def add(self, split: str, record: Mapping[str, Any]) -> None:
-        nested = {name: json.dumps(record.get(name), ensure_ascii=False) for name in ("tools", "answers", "teacher", "meta")}
-        self.rows.append({"id": record["id"], "split": split, "query": record["query"], **nested, "source": record["source"]})
+        nested = {
+            name: json.dumps(record.get(name), ensure_ascii=False) for name in ("tools", "answers", "teacher", "meta")
+        }
+        self.rows.append(
+            {"id": record["id"], "split": split, "query": record["query"], **nested, "source": record["source"]}
+        )
         if len(self.rows) >= 5000:
             self._flush()
 
@@ -151,7 +190,9 @@ class _Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = pa.schema([(name, pa.string()) for name in ("id", "split", "query", "tools", "answers", "teacher", "meta", "source")])
+        schema = pa.schema(
+            [(name, pa.string()) for name in ("id", "split", "query", "tools", "answers", "teacher", "meta", "source")]
+        )
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.path, schema, compression="zstd")
         self.writer.write_table(pa.Table.from_pylist(self.rows, schema))

@@ -1,8 +1,7 @@
 """Whether a value stands in a request: whole words, numbers in digits or words, times, dates, lists.
 
-SAID     the request says it, in one form or another
-IMPLIED  it is chosen from a list, or made of words that stand apart in the request; whether it is meant is for votes to say
-ABSENT   nothing in the request is this value
+SAID     the request says it, in one form or another IMPLIED  it is chosen from a list, or made of words that stand
+apart in the request; whether it is meant is for votes to say ABSENT   nothing in the request is this value
 """
 
 from __future__ import annotations
@@ -19,11 +18,44 @@ from dateparser.search import search_dates
 from text_to_num import alpha2digit
 
 WORD = re.compile(r"\w+(?:[.'’]\w+)*", re.UNICODE)
-NUMBER = re.compile(r"(?<![\w.])[-−]?\d{1,3}(?:[,\u202f ]\d{3})+(?:\.\d+)?(?![\d])|(?<![\w.])[-−]?\d+(?:\.\d+)?|(?<=[a-z$€£#])\d+(?:\.\d+)?")
+NUMBER = re.compile(
+    r"(?<![\w.])[-−]?\d{1,3}(?:[,\u202f"
+    r" ]\d{3})+(?:\.\d+)?(?![\d])|(?<![\w.])[-−]?\d+(?:\.\d+)?|(?<=[a-z$€£#])\d+(?:\.\d+)?"
+)
 CLOCK = re.compile(r"(\d{1,2})(?:[:.h](\d{2}))?\s*(a\.?m|p\.?m|o'?clock)?", re.IGNORECASE)
-ISO_DATE, ISO_TIME = re.compile(r"(\d{4})-(\d{2})-(\d{2})(?:[T ]\d{2}:\d{2}.*)?"), re.compile(r"(?:\d{4}-\d{2}-\d{2}[T ])?(\d{1,2}):(\d{2})(?::\d{2})?(?:Z|[+-]\d{2}:?\d{2})?")
-UNITS = (60, 3600, 24, 7, 12, 365, 100, 1000, 1024, 1_000_000, 0.5)  # minutes in an hour, metres in a kilometre, a percentage as a share
-SMALL = {"a": 1, "an": 1, "single": 1, "once": 1, "another": 1, "both": 2, "pair": 2, "couple": 2, "twice": 2, "double": 2, "triple": 3, "dozen": 12, "half": 0.5, "quarter": 0.25}
+ISO_DATE, ISO_TIME = (
+    re.compile(r"(\d{4})-(\d{2})-(\d{2})(?:[T ]\d{2}:\d{2}.*)?"),
+    re.compile(r"(?:\d{4}-\d{2}-\d{2}[T ])?(\d{1,2}):(\d{2})(?::\d{2})?(?:Z|[+-]\d{2}:?\d{2})?"),
+)
+UNITS = (
+    60,
+    3600,
+    24,
+    7,
+    12,
+    365,
+    100,
+    1000,
+    1024,
+    1_000_000,
+    0.5,
+)  # minutes in an hour, metres in a kilometre, a percentage as a share
+SMALL = {
+    "a": 1,
+    "an": 1,
+    "single": 1,
+    "once": 1,
+    "another": 1,
+    "both": 2,
+    "pair": 2,
+    "couple": 2,
+    "twice": 2,
+    "double": 2,
+    "triple": 3,
+    "dozen": 12,
+    "half": 0.5,
+    "quarter": 0.25,
+}
 SPOKEN = {"noon": (12, 0), "midday": (12, 0), "midnight": (0, 0)}
 LANGUAGES = ("en", "fr", "es", "pt", "de", "it", "nl")  # whose number words are known
 
@@ -38,10 +70,16 @@ def grounded(value: Any, schema: Mapping[str, Any], text: str, language: str = "
     """How well a value is supported by a request, given the schema of the argument that it is for."""
     if isinstance(value, Mapping):
         properties = schema.get("properties", {})
-        return min((grounded(inner, properties.get(name, {}), text, language) for name, inner in value.items()), default=Grounded.IMPLIED)
+        return min(
+            (grounded(inner, properties.get(name, {}), text, language) for name, inner in value.items()),
+            default=Grounded.IMPLIED,
+        )
     if isinstance(value, list):
         inner = schema.get("items")
-        return min((grounded(one, inner if isinstance(inner, Mapping) else {}, text, language) for one in value), default=Grounded.IMPLIED)
+        return min(
+            (grounded(one, inner if isinstance(inner, Mapping) else {}, text, language) for one in value),
+            default=Grounded.IMPLIED,
+        )
     if value is None or isinstance(value, bool):
         return Grounded.IMPLIED
     said = _number_said(value, text, language) if isinstance(value, int | float) else _text_said(value, text, language)
@@ -58,7 +96,11 @@ def same(one: Any, other: Any, language: str = "en") -> bool:
         return one is other
     if isinstance(one, str) and isinstance(other, str):
         mine, theirs = plain(one), plain(other)
-        return _bare(mine) == _bare(theirs) or grounded(one, {}, other, language) == Grounded.SAID and grounded(other, {}, one, language) == Grounded.SAID
+        return (
+            _bare(mine) == _bare(theirs)
+            or grounded(one, {}, other, language) == Grounded.SAID
+            and grounded(other, {}, one, language) == Grounded.SAID
+        )
     if isinstance(one, str) or isinstance(other, str):
         number, text = (other, one) if isinstance(one, str) else (one, other)
         return _number_said(number, str(text), language) == Grounded.SAID
@@ -98,7 +140,11 @@ def _text_said(value: str, text: str, language: str) -> Grounded:
         return Grounded.SAID
     if found := ISO_DATE.fullmatch(value):
         year, month, day = (int(part) for part in found.groups())
-        return Grounded.SAID if any((day, month) == (when.day, when.month) for when in _dates(text, language)) else Grounded.ABSENT
+        return (
+            Grounded.SAID
+            if any((day, month) == (when.day, when.month) for when in _dates(text, language))
+            else Grounded.ABSENT
+        )
     if found := ISO_TIME.fullmatch(value):
         return Grounded.SAID if (int(found[1]), int(found[2])) in set(_times(text, language)) else Grounded.ABSENT
     times = set(_times(value, language)) if re.search(r"\d|noon|midnight", value) else set()
@@ -113,7 +159,9 @@ def _number_said(value: float, text: str, language: str) -> Grounded:
     numbers = list(_numbers(text, language))
     if any(abs(value - number) < 1e-9 for number in numbers):
         return Grounded.SAID
-    if any(abs(value - number * unit) < 1e-6 or abs(value * unit - number) < 1e-6 for number in numbers for unit in UNITS):
+    if any(
+        abs(value - number * unit) < 1e-6 or abs(value * unit - number) < 1e-6 for number in numbers for unit in UNITS
+    ):
         return Grounded.IMPLIED
     if value in (SMALL[word] for word in _words(text) if word in SMALL):
         return Grounded.IMPLIED
@@ -166,5 +214,12 @@ def _times(text: str, language: str) -> Iterator[tuple[int, int]]:
 def _dates(text: str, language: str) -> frozenset[date]:
     """Dates in the text and in a few words around each number: a long text's other numbers lead the search astray."""
     words = text.split()
-    near = [" ".join(words[max(place - before, 0) : place + after]) for place, word in enumerate(words) if re.search(r"\d", word) for before, after in ((2, 1), (0, 3), (1, 2))]
-    return frozenset(when.date() for part in (text, *near) for _, when in search_dates(part, languages=[language]) or [])
+    near = [
+        " ".join(words[max(place - before, 0) : place + after])
+        for place, word in enumerate(words)
+        if re.search(r"\d", word)
+        for before, after in ((2, 1), (0, 3), (1, 2))
+    ]
+    return frozenset(
+        when.date() for part in (text, *near) for _, when in search_dates(part, languages=[language]) or []
+    )

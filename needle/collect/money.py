@@ -40,12 +40,19 @@ def find_price(provider: str, model: str, given: Sequence[float] | None) -> Pric
     """
     if given is not None:
         if len(given) != 2 or min(given) < 0:
-            raise ValueError(f"collect.price is {list(given)}; expected two prices in dollars per million tokens, for input and output: collect.price=[0.30,2.50]")
+            raise ValueError(
+                f"collect.price is {list(given)}; expected two prices in dollars per million tokens, for input and"
+                " output: collect.price=[0.30,2.50]"
+            )
         return Price(given[0] * 1000, given[1] * 1000)
     try:
-        million = [calc_price(usage, model, provider_id=provider).total_price for usage in (PricedUsage(input_tokens=1000), PricedUsage(output_tokens=1000))]
+        million = [
+            calc_price(usage, model, provider_id=provider).total_price
+            for usage in (PricedUsage(input_tokens=1000), PricedUsage(output_tokens=1000))
+        ]
     except LookupError as error:
         raise ValueError(
-            f"the price of {model} isn't known, and a budget needs it: give collect.price=[INPUT,OUTPUT] in dollars per million tokens ([0,0] for a server of your own)"
+            f"the price of {model} isn't known, and a budget needs it: give collect.price=[INPUT,OUTPUT] in dollars per"
+            " million tokens ([0,0] for a server of your own)"
         ) from error
     return Price(float(million[0]) * 1e6, float(million[1]) * 1e6)

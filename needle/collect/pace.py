@@ -29,14 +29,21 @@ class Draining(Exception):
 class Pace:
     """One for all requests to a service. Times in seconds, `most` requests in flight at once.
 
-    The number in flight grows by one for each number's worth of answers and falls by a third for each "too many requests"
-    (Chiu and Jain 1989: additive increase, multiplicative decrease). After `fuse` failures in a row nothing is sent for
-    `cool` seconds, twice as long each time; then one request goes ahead alone. After `give_up` seconds without one answer
-    the run ends.
+    The number in flight grows by one for each number's worth of answers and falls by a third for each "too many
+    requests" (Chiu and Jain 1989: additive increase, multiplicative decrease). After `fuse` failures in a row nothing
+    is sent for `cool` seconds, twice as long each time; then one request goes ahead alone. After `give_up` seconds
+    without one answer the run ends.
     """
 
     def __init__(
-        self, most: int, requests_per_minute: int | None = None, tokens_per_minute: int | None = None, fuse: int = 10, cool: float = 5.0, give_up: float = 600.0, seed: int = 0
+        self,
+        most: int,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        fuse: int = 10,
+        cool: float = 5.0,
+        give_up: float = 600.0,
+        seed: int = 0,
     ) -> None:
         self.most, self.limit = most, min(FIRST, most)
         self.requests = AsyncLimiter(requests_per_minute, MINUTE) if requests_per_minute else None
@@ -51,13 +58,16 @@ class Pace:
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:
-        """Waits until one more request of about so many tokens may be sent. Raises `TeacherDown`, or `Draining` once `stop` is set."""
+        """Waits until one more request of about so many tokens may be sent. Raises `TeacherDown`, or `Draining` once
+        `stop` is set."""
         if self.requests:
             await self._unless_stopped(self.requests.acquire())
         if self.tokens:
             await self._unless_stopped(self.tokens.acquire(min(tokens, self.tokens.max_rate)))
         async with self._free:
-            await self._free.wait_for(lambda: self.in_flight < max(int(self.limit), 1) and not (self.blown and self.in_flight))
+            await self._free.wait_for(
+                lambda: self.in_flight < max(int(self.limit), 1) and not (self.blown and self.in_flight)
+            )
             self.in_flight += 1
         try:
             while (left := self.wait_until - time.monotonic()) > 0:
@@ -65,7 +75,9 @@ class Pace:
             if self.stop.is_set():
                 raise Draining
             if self.failures and time.monotonic() - self.last_answer > self.give_up:
-                raise TeacherDown(f"the teacher has not answered for {self.give_up:.0f} s; the same command goes on when it does")
+                raise TeacherDown(
+                    f"the teacher has not answered for {self.give_up:.0f} s; the same command goes on when it does"
+                )
             yield
         finally:
             async with self._free:

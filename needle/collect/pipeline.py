@@ -34,7 +34,11 @@ WAVE = 2000  # items that are written, then labelled, then judged together
 VERDICTS = 1  # version of the verifier: another one judges stored answers anew
 PIECE = 200  # rows that a worker takes at once
 MOST = 4  # planned items for each record that is wanted, after which a run gives up
-LIKELY = {"values": 0.5, "write": 0.25, "label": 0.08}  # tokens of an answer as a share of its room, before anything is known
+LIKELY = {
+    "values": 0.5,
+    "write": 0.25,
+    "label": 0.08,
+}  # tokens of an answer as a share of its room, before anything is known
 FIRST_YIELD, DOUBT = 0.6, 0.3  # share of items kept, and of requests labelled again, before anything is known
 
 
@@ -48,13 +52,21 @@ class Judged:
 
     def to_json(self) -> dict[str, Any]:
         row = {"split": self.split, "reason": self.verdict.reason, "detail": self.verdict.detail}
-        record = self.verdict.record or Record(self.case.id, self.case.query, self.case.tools, (), "collected", meta=self.case.item.to_json() if self.case.item else {})
+        record = self.verdict.record or Record(
+            self.case.id,
+            self.case.query,
+            self.case.tools,
+            (),
+            "collected",
+            meta=self.case.item.to_json() if self.case.item else {},
+        )
         return row | {"record": record.to_json()}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, as far as anybody can know before it: dollars `likely`, and at `worst` if every answer fills its room."""
+    """What a run will take, as far as anybody can know before it: dollars `likely`, and at `worst` if every answer
+    fills its room."""
 
     requests: int
     input_tokens: int
@@ -67,7 +79,15 @@ class Estimate:
 class Collection:
     """A run in its folder. `prepare` asks for values; `waves` yields what becomes of the items, wave by wave."""
 
-    def __init__(self, config: CollectConfig, sources: Sequence[Declared], model: str, price: Price, requests: Sequence[Case] = (), thinking: str | None = None) -> None:
+    def __init__(
+        self,
+        config: CollectConfig,
+        sources: Sequence[Declared],
+        model: str,
+        price: Price,
+        requests: Sequence[Case] = (),
+        thinking: str | None = None,
+    ) -> None:
         self.config, self.sources, self.model, self.price = config, sources, model, price
         self.read: Callable[[Ask, str], Answer] = _unread  # the teacher's own, once there is one
         self.requests = list(requests)
@@ -77,7 +97,9 @@ class Collection:
         self.planned = self.kept = self.logprobs = 0
 
     def with_pools(self, pools: Mapping[tuple[str, str], Sequence[Any]]) -> None:
-        self.planner = Planner(self.sources, self.unseen, self.config.seed, self.config.languages, self.config.most_tools, pools)
+        self.planner = Planner(
+            self.sources, self.unseen, self.config.seed, self.config.languages, self.config.most_tools, pools
+        )
 
     async def prepare(self, sender: Sends, books: Books) -> None:
         """Values for the plan. What the teacher can't think of comes from the library's own lists.
@@ -85,7 +107,9 @@ class Collection:
         Log-probabilities are tried with one request first: many models refuse them, and nothing depends on them.
         """
         if self.config.logprobs:
-            probe = label_ask("What time is it?", [self.sources[0].tool], self.model, logprobs=self.config.logprobs, **self.asked)
+            probe = label_ask(
+                "What time is it?", [self.sources[0].tool], self.model, logprobs=self.config.logprobs, **self.asked
+            )
             await sender.all([probe])
             self.logprobs = self.config.logprobs if books.raw(probe) is not None else 0
         if self.requests:
@@ -111,13 +135,21 @@ class Collection:
                 head = self._head(self.planned, size, head)
                 judged = _read_wave(path, head)
                 if judged is not None:
-                    mark_duplicates(judged, seen, workers)  # which there are none of any more: this is for the waves to come
+                    mark_duplicates(
+                        judged, seen, workers
+                    )  # which there are none of any more: this is for the waves to come
                 else:
                     report(f"wave {number + 1}: {size:,} items")
                     try:
-                        judged = [one.to_json() for one in await self._wave(self.planned, size, sender, books, workers, report)]
+                        judged = [
+                            one.to_json()
+                            for one in await self._wave(self.planned, size, sender, books, workers, report)
+                        ]
                     except RunStopped:  # what has been answered is judged now, and the wave once more when it is whole
-                        judged = [one.to_json() for one in await self._wave(self.planned, size, Nobody(), books, workers, lambda text: None)]
+                        judged = [
+                            one.to_json()
+                            for one in await self._wave(self.planned, size, Nobody(), books, workers, lambda text: None)
+                        ]
                         mark_duplicates(judged, seen, workers)
                         write_wave(path, "unfinished", judged)
                         self._tidy(folder, number + 1)
@@ -147,12 +179,27 @@ class Collection:
 
     def _head(self, start: int, size: int, before: str) -> str:
         """What a wave's verdicts depend on, beside the stored answers: the settings, and the waves before it."""
-        config = {name: getattr(self.config, name) for name in ("requests", "seed", "languages", "most_tools", "samples", "agreement", "phrasings")}
+        config = {
+            name: getattr(self.config, name)
+            for name in ("requests", "seed", "languages", "most_tools", "samples", "agreement", "phrasings")
+        }
         tools = [source.tool.to_json() for source in self.sources]
-        what = {**config, "tools": tools, "model": self.model, "start": start, "size": size, "before": before, "logprobs": self.logprobs, "version": VERDICTS, "asked": self.asked}
+        what = {
+            **config,
+            "tools": tools,
+            "model": self.model,
+            "start": start,
+            "size": size,
+            "before": before,
+            "logprobs": self.logprobs,
+            "version": VERDICTS,
+            "asked": self.asked,
+        }
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
-    async def _wave(self, start: int, size: int, sender: Sends, books: Books, workers: Workers, report: Callable[[str], None]) -> list[Judged]:
+    async def _wave(
+        self, start: int, size: int, sender: Sends, books: Books, workers: Workers, report: Callable[[str], None]
+    ) -> list[Judged]:
         if self.requests:
             rows = [(case, _split(case.query)) for case in self.requests[start : start + size]]
         else:
@@ -174,7 +221,10 @@ class Collection:
         tens = [items[first : first + BATCH] for first in range(0, size, BATCH)]
         found: dict[int, Case] = {}
         for sample in range(2):
-            pieces = [[item for item in ten if item.number not in found or rules.check_request(found[item.number])] for ten in tens]
+            pieces = [
+                [item for item in ten if item.number not in found or rules.check_request(found[item.number])]
+                for ten in tens
+            ]
             pieces = [piece for piece in pieces if piece]
             asks = [write_ask(piece, self.model, sample, **self.asked) for piece in pieces]
             await sender.all(asks)
@@ -183,11 +233,15 @@ class Collection:
                 texts = read_requests(self.read(ask, raw), len(piece)) if raw is not None else [None] * len(piece)
                 for item, text in zip(piece, texts, strict=True):
                     if text or item.number not in found:
-                        found[item.number] = Case(f"collected-{item.number}", text or "", item.tools, item.language, item)
+                        found[item.number] = Case(
+                            f"collected-{item.number}", text or "", item.tools, item.language, item
+                        )
         return [(found[item.number], item.split) for item in items]
 
     def _label(self, case: Case, sample: int) -> Ask:
-        return label_ask(case.query, case.tools, self.model, sample, self.config.seed, logprobs=self.logprobs, **self.asked)
+        return label_ask(
+            case.query, case.tools, self.model, sample, self.config.seed, logprobs=self.logprobs, **self.asked
+        )
 
     def _judge(self, cases: Sequence[Case], samples: int, books: Books, workers: Workers) -> dict[str, Verdict]:
         """Verdicts by id. Reading is done here, judging wherever the workers are."""
@@ -214,19 +268,28 @@ class Collection:
             examples = [self._label(case, 0) for case in self.requests[:50]]
         else:
             items = [self.planner.item(number) for number in range(50)]
-            writes = [write_ask(items[first : first + BATCH], self.model, **self.asked) for first in range(0, 50, BATCH)]
+            writes = [
+                write_ask(items[first : first + BATCH], self.model, **self.asked) for first in range(0, 50, BATCH)
+            ]
             values = value_asks([source.tool for source in self.sources], self.model, **self.asked)
             parts += [("values", len(values), ask) for ask, _, _ in values[:1]]
             parts += [("write", math.ceil(1.2 * count / BATCH), _typical(writes))]
             examples = [label_ask("x" * 80, item.tools, self.model, **self.asked) for item in items]
         parts += [("label", round(count * (1 + DOUBT * (self.config.samples - 1))), _typical(examples))]
         batch = self.config.mode == "batch"
-        input_, output = (sum(number * tokens(ask) for _, number, ask in parts) for tokens in (lambda ask: ask.size / 4, lambda ask: LIKELY[ask.purpose] * ROOM[ask.purpose]))
+        input_, output = (
+            sum(number * tokens(ask) for _, number, ask in parts)
+            for tokens in (lambda ask: ask.size / 4, lambda ask: LIKELY[ask.purpose] * ROOM[ask.purpose])
+        )
         likely = (input_ * self.price.input + output * self.price.output) * (0.5 if batch else 1) / 1e9
         worst = sum(number * self.price.worst(ask, batch) for _, number, ask in parts) / 1e9
         requests = sum(number for _, number, _ in parts)
-        minute = min(self.config.concurrency * 40.0, self.config.requests_per_minute or math.inf)  # an answer takes about one and a half seconds
-        return Estimate(requests, round(input_), round(output), likely, worst, 24 * 60.0 if batch else requests / minute)
+        minute = min(
+            self.config.concurrency * 40.0, self.config.requests_per_minute or math.inf
+        )  # an answer takes about one and a half seconds
+        return Estimate(
+            requests, round(input_), round(output), likely, worst, 24 * 60.0 if batch else requests / minute
+        )
 
 
 def _unread(ask: Ask, raw: str) -> Answer:
@@ -262,12 +325,18 @@ def _prints(rows: Sequence[Mapping[str, Any]]) -> list[Print]:
 
 
 def judge_traffic(records: Iterable[Record], language: str) -> Iterator[Judged]:
-    """Somebody's calls under the same rules as the teacher's: nobody is asked, so that nothing can be in doubt for long."""
+    """Somebody's calls under the same rules as the teacher's: nobody is asked, so that nothing can be in doubt for
+    long."""
     for record in records:
         case = Case(record.id, record.query, record.tools, language)
         verdict = rules.check_request(case) or rules.verify(case, [Answer("stop", record.answers)])
         if verdict.record:
-            verdict = replace(verdict, record=replace(verdict.record, source=record.source or "traffic", teacher=record.teacher, meta=record.meta))
+            verdict = replace(
+                verdict,
+                record=replace(
+                    verdict.record, source=record.source or "traffic", teacher=record.teacher, meta=record.meta
+                ),
+            )
         yield Judged(case, _split(record.query), verdict)
 
 

@@ -27,16 +27,27 @@ UNSEEN = 0.5  # share of test items about unseen tools, where there are any
 NEIGHBOURS, OPTIONAL = 6, 0.4  # hard distractors to choose from; chance that an optional argument is given
 
 PERSONAS = (
-    "a nurse between two patients", "a retired teacher", "a teenager on the sofa", "a busy parent with a crying child", "a software engineer", "a lorry driver on the road",
-    "a student the night before an exam", "a shop owner", "a lawyer who chooses words with care", "a tourist in an unknown city", "a farmer at dawn", "an office manager",
-    "a gamer in a hurry", "a grandmother new to all this", "a chef in a loud kitchen", "a sales person between calls", "a researcher", "a builder with dirty hands",
-    "a musician", "someone who learned English late in life", "a police officer off duty", "a night-shift worker", "a football coach", "a librarian",
+    "a nurse between two patients", "a retired teacher", "a teenager on the sofa", "a busy parent with a crying child",
+    "a software engineer", "a lorry driver on the road",
+    "a student the night before an exam", "a shop owner", "a lawyer who chooses words with care",
+    "a tourist in an unknown city", "a farmer at dawn", "an office manager",
+    "a gamer in a hurry", "a grandmother new to all this", "a chef in a loud kitchen", "a sales person between calls",
+    "a researcher", "a builder with dirty hands",
+    "a musician", "someone who learned English late in life", "a police officer off duty", "a night-shift worker",
+    "a football coach", "a librarian",
 )  # fmt: skip
 STYLES = (
-    "a plain command", "a polite question", "a wish ('I'd like ...')", "a statement of need ('I need ...')", "chatty, with a reason for it", "as short as it can be, like keywords",
-    "a question that implies the request", "starting in the middle of a thought", "correcting oneself halfway", "formal", "slangy", "with a greeting first",
+    "a plain command", "a polite question", "a wish ('I'd like ...')", "a statement of need ('I need ...')",
+    "chatty, with a reason for it", "as short as it can be, like keywords",
+    "a question that implies the request", "starting in the middle of a thought", "correcting oneself halfway",
+    "formal", "slangy", "with a greeting first",
 )  # fmt: skip
-LENGTHS = {"at most 8 words where the details allow it": 0.35, "8 to 16 words": 0.4, "16 to 30 words": 0.2, "two or three sentences": 0.05}
+LENGTHS = {
+    "at most 8 words where the details allow it": 0.35,
+    "8 to 16 words": 0.4,
+    "16 to 30 words": 0.2,
+    "two or three sentences": 0.05,
+}
 NOISES = {
     "none": 0.7,
     "one or two typing mistakes outside of the details": 0.12,
@@ -44,16 +55,21 @@ NOISES = {
     "filler words (um, well, you know)": 0.06,
 }
 NAMED = {
-    "email": "email", "phone": "phone", "city": "city", "location": "city", "place": "city", "country": "country", "address": "street", "street": "street", "zip": "zip",
-    "person": "person", "contact": "person", "recipient": "person", "name": "person", "artist": "artist", "song": "song", "playlist": "playlist", "album": "song", "company": "company",
-    "date": "day", "day": "day", "when": "day", "time": "clock", "title": "event", "event": "event", "subject": "event", "product": "product", "item": "grocery", "food": "food",
-    "dish": "food", "file": "filename", "folder": "folder", "path": "folder", "code": "code", "message": "remark", "text": "remark", "task": "chore", "reminder": "chore",
+    "email": "email", "phone": "phone", "city": "city", "location": "city", "place": "city", "country": "country",
+        "address": "street", "street": "street", "zip": "zip",
+    "person": "person", "contact": "person", "recipient": "person", "name": "person", "artist": "artist",
+        "song": "song", "playlist": "playlist", "album": "song", "company": "company",
+    "date": "day", "day": "day", "when": "day", "time": "clock", "title": "event", "event": "event", "subject": "event",
+        "product": "product", "item": "grocery", "food": "food",
+    "dish": "food", "file": "filename", "folder": "folder", "path": "folder", "code": "code", "message": "remark",
+        "text": "remark", "task": "chore", "reminder": "chore",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Item:
-    """One planned request. `calls` is what it asks for, or almost asks for; `left_out` the required argument it doesn't give."""
+    """One planned request. `calls` is what it asks for, or almost asks for; `left_out` the required argument it doesn't
+    give."""
 
     number: int
     split: str
@@ -105,7 +121,9 @@ class Planner:
         words, found = Bm25Retriever(), {}
         for tool in self.every:
             order = words.rank(f"{tool.name} {tool.description}", self.every)
-            found[tool.name] = [self.every[index] for index in order if self.every[index].name != tool.name][:NEIGHBOURS]
+            found[tool.name] = [self.every[index] for index in order if self.every[index].name != tool.name][
+                :NEIGHBOURS
+            ]
         return found
 
     def item(self, number: int) -> Item:
@@ -120,7 +138,8 @@ class Planner:
             kind, calls, subjects = SINGLE, calls[:1], subjects[:1]
         return Item(
             number, split, kind, self._tools(kind, subjects, shown, source), calls, subjects, left_out, unseen,
-            source.choice(PERSONAS), source.choice(STYLES), _weighted(LENGTHS, source), source.choice(self.languages), _weighted(NOISES, source),
+            source.choice(PERSONAS), source.choice(STYLES), _weighted(LENGTHS, source), source.choice(self.languages),
+                _weighted(NOISES, source),
         )  # fmt: skip
 
     def _subjects(self, pool: Sequence[Tool], source: random.Random) -> tuple[str, tuple[Tool, ...], str | None]:
@@ -137,14 +156,24 @@ class Planner:
             return kind, (tool,), None
         return SINGLE, (tool,), None
 
-    def _tools(self, kind: str, subjects: Sequence[Tool], shown: Sequence[Tool], source: random.Random) -> tuple[Tool, ...]:
-        """The subjects among distractors, half of them neighbours; of a near miss the neighbours alone, of an outside request any."""
+    def _tools(
+        self, kind: str, subjects: Sequence[Tool], shown: Sequence[Tool], source: random.Random
+    ) -> tuple[Tool, ...]:
+        """The subjects among distractors, half of them neighbours; of a near miss the neighbours alone, of an outside
+        request any."""
         keep = {tool.name: tool for tool in subjects} if kind not in (NEAR_MISS, NONE) else {}
         taken = {tool.name for tool in subjects} if kind == NEAR_MISS else set()
         room = source.randint(max(len(keep), 1), max(self.most_tools, len(keep), 1))
         names = {tool.name for tool in shown}
-        near = [tool for subject in subjects for tool in self.neighbours[subject.name] if tool.name in names and kind != NONE]
-        drawn = source.sample(near, min(len(near), (room + 1) // 2)) + source.sample(list(shown), min(room + 1, len(shown)))
+        near = [
+            tool
+            for subject in subjects
+            for tool in self.neighbours[subject.name]
+            if tool.name in names and kind != NONE
+        ]
+        drawn = source.sample(near, min(len(near), (room + 1) // 2)) + source.sample(
+            list(shown), min(room + 1, len(shown))
+        )
         for tool in drawn:
             if len(keep) < room and tool.name not in taken:
                 keep.setdefault(tool.name, tool)
@@ -155,9 +184,20 @@ class Planner:
     def _call(self, tool: Tool, source: random.Random, left_out: str | None) -> Call:
         return Call(tool.name, self._object(tool.name, tool.parameters, (), source, left_out))
 
-    def _object(self, tool: str, schema: Mapping[str, Any], path: tuple[str, ...], source: random.Random, left_out: str | None = None) -> dict[str, Any]:
+    def _object(
+        self,
+        tool: str,
+        schema: Mapping[str, Any],
+        path: tuple[str, ...],
+        source: random.Random,
+        left_out: str | None = None,
+    ) -> dict[str, Any]:
         required = schema.get("required", [])
-        given = {name: sub for name, sub in schema.get("properties", {}).items() if name != left_out and (name in required or source.random() < OPTIONAL)}
+        given = {
+            name: sub
+            for name, sub in schema.get("properties", {}).items()
+            if name != left_out and (name in required or source.random() < OPTIONAL)
+        }
         return {name: self._value(tool, sub, (*path, name), source) for name, sub in given.items()}
 
     def _value(self, tool: str, schema: Mapping[str, Any], path: tuple[str, ...], source: random.Random) -> Any:
@@ -173,7 +213,10 @@ class Planner:
             return _number(schema, kind, source)
         if kind == "array":
             inner = schema.get("items") or {"type": "string"}
-            values = [self._value(tool, inner, path, source) for _ in range(max(schema.get("minItems", 1), source.choice((1, 2, 2, 3))))][: schema.get("maxItems", 3)]
+            values = [
+                self._value(tool, inner, path, source)
+                for _ in range(max(schema.get("minItems", 1), source.choice((1, 2, 2, 3))))
+            ][: schema.get("maxItems", 3)]
             return [value for number, value in enumerate(values) if value not in values[:number]]
         if kind == "object":
             return self._object(tool, schema, path, source)
@@ -181,11 +224,19 @@ class Planner:
         return source.choice(list(pool)) if pool else self._text(schema, path[-1].lower(), source)
 
     def _text(self, schema: Mapping[str, Any], name: str, source: random.Random) -> str:
-        """Words that the argument's name suggests; where the schema wants a form of its own, the first usual form that fits."""
-        suggested: str = self.fallback.draw(next((fake for word, fake in NAMED.items() if word in name), "phrase"), "", source)[1]
+        """Words that the argument's name suggests; where the schema wants a form of its own, the first usual form that
+        fits."""
+        suggested: str = self.fallback.draw(
+            next((fake for word, fake in NAMED.items() if word in name), "phrase"), "", source
+        )[1]
         day = f"{source.randint(2026, 2028)}-{source.randint(1, 12):02d}-{source.randint(1, 28):02d}"
-        clock, digits = f"{source.randint(0, 23):02d}:{source.choice((0, 15, 30, 45)):02d}", str(source.randint(10000, 99999))
-        others: list[str] = [self.fallback.draw(kind, "", source)[1] for kind in ("email", "phone", "code", "city", "person")]
+        clock, digits = (
+            f"{source.randint(0, 23):02d}:{source.choice((0, 15, 30, 45)):02d}",
+            str(source.randint(10000, 99999)),
+        )
+        others: list[str] = [
+            self.fallback.draw(kind, "", source)[1] for kind in ("email", "phone", "code", "city", "person")
+        ]
         forms = (
             clock,
             day,
@@ -197,7 +248,14 @@ class Planner:
             str(uuid.UUID(int=source.getrandbits(128))),
             *others,
         )
-        wanted = {"date": day, "time": clock, "date-time": f"{day}T{clock}:00", "email": others[0], "uri": forms[6], "uuid": forms[7]}
+        wanted = {
+            "date": day,
+            "time": clock,
+            "date-time": f"{day}T{clock}:00",
+            "email": others[0],
+            "uri": forms[6],
+            "uuid": forms[7],
+        }
         first = wanted.get(str(schema.get("format")), suggested)
         probe = (Tool("probe", "", {"type": "object", "properties": {"value": schema}}),)
         return next((form for form in (first, *forms) if not call_errors(Call("probe", {"value": form}), probe)), first)

@@ -55,7 +55,9 @@ def read_requests(path: Path, sources: Sequence[Declared], most_tools: int, lang
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         if not own:
-            own = tuple(tools if len(tools) <= most_tools else [tools[index] for index in words.rank(query, tools)[:most_tools]])
+            own = tuple(
+                tools if len(tools) <= most_tools else [tools[index] for index in words.rank(query, tools)[:most_tools]]
+            )
         found.append(Case(str(row.get("id", f"{path.stem}-{number}")), query, own, language))
     if len({source.id for source in found}) < len(found):
         raise DataError(f"{path}: two requests have the same id")
@@ -69,15 +71,22 @@ def confirmed(folder: Path, config: CollectConfig) -> bool:
         return False
     before = json.loads(path.read_text(encoding="utf-8"))
     budget = before["budget_usd"]
-    return bool(before["records"] >= config.records and (budget is None or (config.budget_usd is not None and config.budget_usd <= budget)))
+    return bool(
+        before["records"] >= config.records
+        and (budget is None or (config.budget_usd is not None and config.budget_usd <= budget))
+    )
 
 
 def confirm(folder: Path, config: CollectConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIRMED).write_text(json.dumps({"budget_usd": config.budget_usd, "records": config.records}), encoding="utf-8")
+    (folder / CONFIRMED).write_text(
+        json.dumps({"budget_usd": config.budget_usd, "records": config.records}), encoding="utf-8"
+    )
 
 
-async def run(collection: Collection, make: Callable[[], HostedTeacher], folder: Path, say: Say) -> tuple[str | None, dict[str, Any]]:
+async def run(
+    collection: Collection, make: Callable[[], HostedTeacher], folder: Path, say: Say
+) -> tuple[str | None, dict[str, Any]]:
     """Asks, judges and stores until there are enough records. Why it stopped before, or None; and what it cost.
 
     `make` builds the teacher, inside the event loop that its connections belong to.
@@ -89,7 +98,13 @@ async def run(collection: Collection, make: Callable[[], HostedTeacher], folder:
             say(f"found: {note}")
         teacher = make()
         collection.read = teacher.read
-        pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute, give_up=config.give_up, seed=config.seed)
+        pace = Pace(
+            config.concurrency,
+            config.requests_per_minute,
+            config.tokens_per_minute,
+            give_up=config.give_up,
+            seed=config.seed,
+        )
         sender = Sender(teacher, books, pace, collection.price, config.attempts)
         way = Batcher(sender, config.batch_size, config.poll) if config.mode == "batch" else sender
         loop = asyncio.get_running_loop()
@@ -122,7 +137,15 @@ def facts(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def finish(folder: Path, config: CollectConfig, price: Price | None, teacher: str, method: str, known: Mapping[str, Any], title: str) -> dict[str, Any]:
+def finish(
+    folder: Path,
+    config: CollectConfig,
+    price: Price | None,
+    teacher: str,
+    method: str,
+    known: Mapping[str, Any],
+    title: str,
+) -> dict[str, Any]:
     """Writes everything that a run leaves; the manifest."""
     more = {"price_usd_per_million": {"input": price.input / 1000, "output": price.output / 1000}} if price else {}
     about = {"title": title, "teacher": teacher, "method": method, "config": asdict(config), **more, **known}
@@ -160,10 +183,17 @@ async def _progress(collection: Collection, sender: Sender, books: Books, say: S
         charged, reserved = await books.money()
         answered = sender.seen["answered"]
         rate, before = (answered - before) / EVERY, answered
-        kept, planned, wanted = collection.kept, collection.planned, len(collection.requests) or collection.config.records
+        kept, planned, wanted = (
+            collection.kept,
+            collection.planned,
+            len(collection.requests) or collection.config.records,
+        )
         share = f", yield {100 * kept / planned:.0f}%" if planned else ""
         done = kept / wanted
         left = f", about {(time.monotonic() - started) * (1 - done) / done / 60:.0f} min left" if done > 0.02 else ""
         faults = {name: count for name, count in sender.seen.items() if name not in ("sent", "answered")}
         troubles = "; " + ", ".join(f"{count} {name}" for name, count in sorted(faults.items())) if faults else ""
-        say(f"{kept:,} of {wanted:,} records{share}; ${charged / DOLLAR:.4f} and ${reserved / DOLLAR:.4f} under way; {answered:,} answers, {rate:.0f}/s{left}{troubles}")
+        say(
+            f"{kept:,} of {wanted:,} records{share}; ${charged / DOLLAR:.4f} and ${reserved / DOLLAR:.4f} under way;"
+            f" {answered:,} answers, {rate:.0f}/s{left}{troubles}"
+        )

@@ -28,7 +28,8 @@ class Sends(Protocol):
 
 
 class Sender:
-    """Sends requests one by one, many at once. Nothing is cancelled: whatever is under way when a run stops is waited for."""
+    """Sends requests one by one, many at once. Nothing is cancelled: whatever is under way when a run stops is waited
+    for."""
 
     def __init__(self, teacher: HostedTeacher, books: Books, pace: Pace, price: Price, attempts: int = 6) -> None:
         self.teacher, self.books, self.pace, self.price, self.attempts = teacher, books, pace, price, attempts
@@ -109,7 +110,10 @@ class Sender:
                 return False
             # Money that was reserved a moment ago may have come back by now.
             if not reserved and budget is not None and charged + most > budget:
-                self.stop(f"the budget is spent: {charged / 1e9:.4f} dollars, and the next request could cost more than what is left")
+                self.stop(
+                    f"the budget is spent: {charged / 1e9:.4f} dollars, and the next request could cost more than what"
+                    " is left"
+                )
                 return False
             self.books.moved.clear()
             try:
@@ -129,8 +133,8 @@ def _oddities(answer: Answer) -> Iterator[str]:
 class Batcher:
     """Sends requests in batches, which cost half and take hours; what no batch answers goes one by one.
 
-    A batch has a name made of its requests. It stands in the books before the batch is created, so that after a crash the
-    same batch is looked for by its name and not paid for twice.
+    A batch has a name made of its requests. It stands in the books before the batch is created, so that after a crash
+    the same batch is looked for by its name and not paid for twice.
     """
 
     def __init__(self, sender: Sender, size: int = 2000, poll: float = 30.0, patience: float = 86_400.0) -> None:
@@ -160,7 +164,10 @@ class Batcher:
         paid = [ask for ask in asks if await self.books.reserve(ask, self.price.worst(ask, batch=True))]
         if not paid:
             return
-        label = "needle-" + hashlib.sha256(" ".join([str(number), *sorted(ask.key for ask in paid)]).encode()).hexdigest()[:24]
+        label = (
+            "needle-"
+            + hashlib.sha256(" ".join([str(number), *sorted(ask.key for ask in paid)]).encode()).hexdigest()[:24]
+        )
         await self.books.sent(paid, label)
         job: Job | None = None
         for attempt in range(self.sender.attempts):
@@ -210,7 +217,11 @@ class Batcher:
             else:
                 # A batch that says it is done and is silent about a request may have charged for it.
                 lost = job is not None and job.state == "done" and ask.key not in answers
-                await self.books.failed(ask, Fault(hosted.LOST if lost else "batch_unanswered" if job else "batch_not_created", label), dead=False)
+                await self.books.failed(
+                    ask,
+                    Fault(hosted.LOST if lost else "batch_unanswered" if job else "batch_not_created", label),
+                    dead=False,
+                )
 
     async def _results(self, job: Job) -> dict[str, str | None]:
         for attempt in range(self.sender.attempts):

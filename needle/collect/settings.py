@@ -12,11 +12,12 @@ ENGINES = ("local", "ray")
 class CollectConfig:
     """What to collect, and what it may cost.
 
-    `tools` is a file of declarations, the built-in catalogue when empty; `requests` a file of real requests to label in place
-    of written ones; `traffic` a file of requests with the calls that somebody made for them, to verify. `records` is how many
-    are wanted, `budget_usd` what may be spent, `price` (input, output) in dollars per million tokens for models that the
-    price list doesn't know. `samples` is how often a doubtful request is labelled, `agreement` the share that must agree;
-    `phrasings` how many records may share their words, values aside. `concurrency` bounds requests in flight.
+    `tools` is a file of declarations, the built-in catalogue when empty; `requests` a file of real requests to label in
+    place of written ones; `traffic` a file of requests with the calls that somebody made for them, to verify. `records`
+    is how many are wanted, `budget_usd` what may be spent, `price` (input, output) in dollars per million tokens for
+    models that the price list doesn't know. `samples` is how often a doubtful request is labelled, `agreement` the
+    share that must agree; `phrasings` how many records may share their words, values aside. `concurrency` bounds
+    requests in flight.
     """
 
     tools: str | None = None
@@ -46,7 +47,16 @@ class CollectConfig:
     yes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("records", "samples", "most_tools", "concurrency", "attempts", "batch_size", "processes", "phrasings"):
+        for name in (
+            "records",
+            "samples",
+            "most_tools",
+            "concurrency",
+            "attempts",
+            "batch_size",
+            "processes",
+            "phrasings",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"collect.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.agreement <= 1:

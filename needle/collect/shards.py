@@ -83,7 +83,10 @@ def tail(path: Path, start: int) -> tuple[list[tuple[Place, dict[str, Any]]], in
     with path.open("rb") as file:
         file.seek(start)
         for (offset, length), lines in _frames(file.read, start):
-            found += [(Place(path.name, offset, number), json.loads(line.decode("utf-8", "surrogatepass"))) for number, line in enumerate(lines)]
+            found += [
+                (Place(path.name, offset, number), json.loads(line.decode("utf-8", "surrogatepass")))
+                for number, line in enumerate(lines)
+            ]
             end = offset + length
     return found, end
 

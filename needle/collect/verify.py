@@ -1,7 +1,7 @@
 """Which answers become records, and a reason for each that doesn't.
 
-The checks, in order: the request is a request and says what was planned; the answer came whole; its calls are valid under
-the declared tools; its values stand in the request; enough of the samples agree; the calls are those of the plan.
+The checks, in order: the request is a request and says what was planned; the answer came whole; its calls are valid
+under the declared tools; its values stand in the request; enough of the samples agree; the calls are those of the plan.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def check_request(case: Case) -> Verdict | None:
             return Verdict(None, "tool_named", tool.name)
     for tool, call in zip(item.subjects, item.calls, strict=True):
         for name, value in call.arguments.items():
-            if grounded(value, tool.parameters.get("properties", {}).get(name, {}), query, case.language) == Grounded.ABSENT:
+            if (
+                grounded(value, tool.parameters.get("properties", {}).get(name, {}), query, case.language)
+                == Grounded.ABSENT
+            ):
                 return Verdict(None, "slot_missing", f"{tool.name}.{name} = {value!r}")
     return None
 
@@ -110,7 +113,12 @@ def verify(case: Case, answers: Sequence[Answer], agreement: float = 0.6) -> Ver
     differs = _plan_problem(chosen, case) if case.item else None
     if differs:
         return Verdict(None, *differs, doubt=single)
-    teacher = {"answers": [{"calls": [call.to_json() for call in calls[key]], "count": count} for key, count in ballots.most_common()], "model": answers[0].model}
+    teacher = {
+        "answers": [
+            {"calls": [call.to_json() for call in calls[key]], "count": count} for key, count in ballots.most_common()
+        ],
+        "model": answers[0].model,
+    }
     item = case.item
     meta = {**(item.to_json() if item else {}), "samples": len(answers)}
     if answers[0].logprob is not None:
@@ -146,7 +154,8 @@ def _grounding(calls: Sequence[Call], case: Case) -> tuple[Grounded, str]:
 
 
 def _plan_problem(calls: Sequence[Call], case: Case) -> tuple[str, str] | None:
-    """How the calls differ from what was planned. Optional arguments on top, if they stand in the request, are no difference."""
+    """How the calls differ from what was planned. Optional arguments on top, if they stand in the request, are no
+    difference."""
     assert case.item is not None
     item, wanted = case.item, list(case.item.wanted)
     if item.kind in (NONE, NEAR_MISS, MISSING):
@@ -159,10 +168,16 @@ def _plan_problem(calls: Sequence[Call], case: Case) -> tuple[str, str] | None:
     for call in wanted:
         match = next((other for other in left if other.name == call.name and _covers(other, call, case.language)), None)
         if match is None:
-            return "other_values", f"{[other.to_json() for other in left if other.name == call.name]} for {call.to_json()}"[:300]
+            return (
+                "other_values",
+                f"{[other.to_json() for other in left if other.name == call.name]} for {call.to_json()}"[:300],
+            )
         left.remove(match)
     return None
 
 
 def _covers(call: Call, planned: Call, language: str) -> bool:
-    return all(name in call.arguments and same(call.arguments[name], value, language) for name, value in planned.arguments.items())
+    return all(
+        name in call.arguments and same(call.arguments[name], value, language)
+        for name, value in planned.arguments.items()
+    )

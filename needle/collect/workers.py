@@ -14,7 +14,8 @@ B = TypeVar("B")
 
 
 class Workers:
-    """Use as a context manager. `processes` 1 works here; ray takes what the cluster at RAY_ADDRESS has, or this machine."""
+    """Use as a context manager. `processes` 1 works here; ray takes what the cluster at RAY_ADDRESS has, or this
+    machine."""
 
     def __init__(self, engine: str = "local", processes: int = 1) -> None:
         self.engine, self.processes = engine, processes
@@ -25,7 +26,12 @@ class Workers:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray
 
-            ray.init(address=os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS"),
+                ignore_reinit_error=True,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
         elif self.processes > 1:
             self._pool = ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn"))
         return self

@@ -1,4 +1,5 @@
-"""Augmented copies of training records: other values, other distractors, tools under other names, now and then no fitting tool.
+"""Augmented copies of training records: other values, other distractors, tools under other names, now and then no
+fitting tool.
 
 Copies are records like any other, made once from a seed before training, so that a teacher can label them and a cached
 signal belongs to exactly the copy it was made for. Values and tools come from the training records alone.
@@ -26,7 +27,10 @@ MOST_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
 JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
 ORDER = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
-AROUND, STRANGERS = 24, 24  # distractors that the records of one source and copy draw from; tools of other sources on top
+AROUND, STRANGERS = (
+    24,
+    24,
+)  # distractors that the records of one source and copy draw from; tools of other sources on top
 ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted words) might fit as well
 
 
@@ -34,10 +38,11 @@ ALIKE = 0.25  # a tool this similar to the right one (cosine of their weighted w
 class AugmentConfig:
     """`copies` of each training record, with values and distractors exchanged.
 
-    `rename` of the copies come with tools under other names and descriptions, and `shuffle` of the others with arguments
-    declared in another order; the records of `strangers` of the copies are also offered up to `most_strangers` tools of
-    other sources. These are shares of whole copies, whose records then share their tools. `join` is the share of records
-    that are joined with one or two others of their source to a request for several calls.
+    `rename` of the copies come with tools under other names and descriptions, and `shuffle` of the others with
+    arguments declared in another order; the records of `strangers` of the copies are also offered up to
+    `most_strangers` tools of other sources. These are shares of whole copies, whose records then share their tools.
+    `join` is the share of records that are joined with one or two others of their source to a request for several
+    calls.
     """
 
     copies: int = 0
@@ -56,7 +61,8 @@ class AugmentConfig:
 
 
 def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[Record]:
-    """The records, then changed versions of each, without what a teacher answered to the record; a copy's id and `meta.copy` say which copy it is."""
+    """The records, then changed versions of each, without what a teacher answered to the record; a copy's id and
+    `meta.copy` say which copy it is."""
     pools = Pools(records)
     out = list(records)
     renamed = [copy for copy in range(1, config.copies + 1) if _turn(copy, config.rename)]
@@ -83,7 +89,8 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
 
 
 def _turn(number: int, share: float) -> bool:
-    """Whether the `number`th of several, counted from 1, belongs to an evenly spread `share` of them, the first one included."""
+    """Whether the `number`th of several, counted from 1, belongs to an evenly spread `share` of them, the first one
+    included."""
     return math.ceil(round(number * share, 9)) > math.ceil(round((number - 1) * share, 9))
 
 
@@ -117,17 +124,29 @@ class Pools:
     def beside(self, record: Record, among: Container[str] | None = None) -> list[Tool]:
         """Tools of the same source, of those `among`, that are known not to fit where the record's calls do."""
         pools = [self._beside[record.source, name] for name in sorted({call.name for call in record.answers})]
-        return [tool for key, tool in pools[0].items() if all(key in pool for pool in pools[1:]) and (among is None or key in among)] if pools else []
+        return (
+            [
+                tool
+                for key, tool in pools[0].items()
+                if all(key in pool for pool in pools[1:]) and (among is None or key in among)
+            ]
+            if pools
+            else []
+        )
 
     def around(self, count: int, seed: str) -> dict[str, frozenset[str]]:
         """For each source, up to `count` tools that stood beside others: few, so that many records share them."""
         found: dict[str, dict[str, None]] = defaultdict(dict)
         for (origin, _), others in self._beside.items():
             found[origin] |= dict.fromkeys(others)
-        return {origin: frozenset(random.Random(f"{seed}:{origin}").sample(list(keys), min(count, len(keys)))) for origin, keys in found.items()}
+        return {
+            origin: frozenset(random.Random(f"{seed}:{origin}").sample(list(keys), min(count, len(keys))))
+            for origin, keys in found.items()
+        }
 
     def apart(self, one: Record, other: Record) -> bool:
-        """Whether each record's tools are known not to fit where the other's calls do; the same tool twice is fine, two of one name aren't."""
+        """Whether each record's tools are known not to fit where the other's calls do; the same tool twice is fine, two
+        of one name aren't."""
         tools = {tool.name: tool for tool in one.tools}
         if any(tools.get(tool.name, tool) != tool for tool in other.tools):
             return False
@@ -141,7 +160,9 @@ class Pools:
         return self._weigh(mine & theirs) / max(math.sqrt(self._weigh(mine) * self._weigh(theirs)), 1e-9)
 
     def _weigh(self, words: frozenset[str]) -> float:
-        return math.fsum(self._weights.get(word, 1.0) ** 2 for word in words)  # the same whatever the order of the words
+        return math.fsum(
+            self._weights.get(word, 1.0) ** 2 for word in words
+        )  # the same whatever the order of the words
 
 
 def _words(tool: Tool) -> frozenset[str]:
@@ -149,7 +170,8 @@ def _words(tool: Tool) -> frozenset[str]:
 
 
 def swap_values(record: Record, pools: Mapping[tuple[str, str], Sequence[str]], source: random.Random) -> Record:
-    """Replaces string values that stand once, as whole words, in the request by others of the same tool and argument."""
+    """Replaces string values that stand once, as whole words, in the request by others of the same tool and
+    argument."""
     query, said = record.query, [dict(call.arguments) for call in record.answers]
     for number, call in enumerate(record.answers):
         for name, value in call.arguments.items():
@@ -157,14 +179,23 @@ def swap_values(record: Record, pools: Mapping[tuple[str, str], Sequence[str]], 
                 continue
             pool = pools[call.name, name]
             place = list(re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", query))
-            others = [str(text) for place_of, arguments in enumerate(said) for key, text in arguments.items() if (place_of, key) != (number, name)]
+            others = [
+                str(text)
+                for place_of, arguments in enumerate(said)
+                for key, text in arguments.items()
+                if (place_of, key) != (number, name)
+            ]
             if len(place) != 1 or not pool or _overlaps(value, others):
                 continue
             other = source.choice(pool)
             if not _overlaps(other, others):
                 query = query[: place[0].start()] + other + query[place[0].end() :]
                 said[number][name] = other
-    changed = replace(record, query=query, answers=tuple(Call(call.name, arguments) for call, arguments in zip(record.answers, said, strict=True)))
+    changed = replace(
+        record,
+        query=query,
+        answers=tuple(Call(call.name, arguments) for call, arguments in zip(record.answers, said, strict=True)),
+    )
     return record if any(call_errors(call, record.tools) for call in changed.answers) else changed
 
 
@@ -175,17 +206,24 @@ def _overlaps(value: str, others: Sequence[str]) -> bool:
 
 
 def join(record: Record, pools: Pools, source: random.Random) -> Record:
-    """The record and one or two others of its source as one request, with all their calls in order; itself where none goes with it."""
+    """The record and one or two others of its source as one request, with all their calls in order; itself where none
+    goes with it."""
     if len(record.answers) != 1:
         return record
     for _ in range(1 + (source.random() < THIRD)):
         for other in source.sample(pools.single[record.source], min(TRIES, len(pools.single[record.source]))):
-            if other.query != record.query and pools.apart(record, other) and not {call.key() for call in record.answers} & {call.key() for call in other.answers}:
+            if (
+                other.query != record.query
+                and pools.apart(record, other)
+                and not {call.key() for call in record.answers} & {call.key() for call in other.answers}
+            ):
                 wanted = {call.name for call in (*record.answers, *other.answers)}
                 known = {tool.name for tool in pools.beside(record)} & {tool.name for tool in pools.beside(other)}
                 tools = {tool.name: tool for tool in (*record.tools, *other.tools) if tool.name in wanted | known}
                 query = source.choice(JOINTS).format(_unended(record), other.query)
-                record = replace(record, query=query, answers=(*record.answers, *other.answers), tools=tuple(tools.values()))
+                record = replace(
+                    record, query=query, answers=(*record.answers, *other.answers), tools=tuple(tools.values())
+                )
                 break
     return record
 
@@ -209,7 +247,9 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
     others = [tool for tool in record.tools if tool.name not in wanted]
     if source.random() < REDRAW:
         room = source.randint(0, max(MOST_TOOLS - len(fitting), 0))
-        drawn = {tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted}
+        drawn = {
+            tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted
+        }
         others = list(drawn.values())[:room]
     if others and source.random() < NO_TOOL:
         source.shuffle(others)
@@ -219,7 +259,9 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
     return replace(record, tools=tuple(mixed))
 
 
-def add_strangers(record: Record, strangers: Sequence[tuple[str, Tool]], most: int, pools: Pools, source: random.Random) -> Record:
+def add_strangers(
+    record: Record, strangers: Sequence[tuple[str, Tool]], most: int, pools: Pools, source: random.Random
+) -> Record:
     """Up to `most` tools of other sources among the record's own, none of them like a tool that it calls."""
     called = [tool for tool in record.tools if any(tool.name == call.name for call in record.answers)]
     if not called:
@@ -227,7 +269,12 @@ def add_strangers(record: Record, strangers: Sequence[tuple[str, Tool]], most: i
     names = {tool.name for tool in record.tools}
     added: dict[str, Tool] = {}
     for origin, tool in source.sample(list(strangers), len(strangers)):
-        if len(added) < most and origin != record.source and tool.name not in names and all(pools.alike(tool, right) < ALIKE for right in called):
+        if (
+            len(added) < most
+            and origin != record.source
+            and tool.name not in names
+            and all(pools.alike(tool, right) < ALIKE for right in called)
+        ):
             added[tool.name] = tool
     mixed = [*record.tools, *added.values()]
     source.shuffle(mixed)

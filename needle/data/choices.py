@@ -1,7 +1,8 @@
-"""Other members for the enums of tools: a student that has always seen the same `genre`s knows them by heart and never reads.
+"""Other members for the enums of tools: a student that has always seen the same `genre`s knows them by heart and never
+reads.
 
-Where a call takes such a member, the request must name it, so that the request can name the new one. As in `rename`, the new
-members are a function of the tool and the seed: records that share a tool share them.
+Where a call takes such a member, the request must name it, so that the request can name the new one. As in `rename`,
+the new members are a function of the tool and the seed: records that share a tool share them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SHARE = 0.3  # of enums
 
 
 def change_members(record: Record, seed: int, share: float = SHARE) -> Record:
-    """The record with other members for a `share` of its tools' enums; tools that are called keep theirs where the request can't follow."""
+    """The record with other members for a `share` of its tools' enums; tools that are called keep theirs where the
+    request can't follow."""
     fresh = {tool.name: _fresh(json.dumps(tool.to_json()), seed, share) for tool in record.tools}
     query, answers = record.query, record.answers
     named = _name_anew(record, fresh)
@@ -30,11 +32,18 @@ def change_members(record: Record, seed: int, share: float = SHARE) -> Record:
     else:
         query, answers = named
     tools = tuple(_with_members(tool, fresh[tool.name]) for tool in record.tools)
-    return record if any(call_errors(call, tools) for call in answers) else replace(record, query=query, tools=tools, answers=answers)
+    return (
+        record
+        if any(call_errors(call, tools) for call in answers)
+        else replace(record, query=query, tools=tools, answers=answers)
+    )
 
 
-def _name_anew(record: Record, fresh: Mapping[str, Mapping[str, Mapping[str, str]]]) -> tuple[str, tuple[Call, ...]] | None:
-    """The request and its calls with the new members; None where the request doesn't name a member that changes exactly once."""
+def _name_anew(
+    record: Record, fresh: Mapping[str, Mapping[str, Mapping[str, str]]]
+) -> tuple[str, tuple[Call, ...]] | None:
+    """The request and its calls with the new members; None where the request doesn't name a member that changes exactly
+    once."""
     query, answers = record.query, []
     every = [str(value).lower() for call in record.answers for value in call.arguments.values()]
     for call in record.answers:
@@ -59,7 +68,12 @@ def _with_members(tool: Tool, fresh: Mapping[str, Mapping[str, str]]) -> Tool:
     if not fresh:
         return tool
     properties = tool.parameters["properties"]
-    changed = {name: {**schema, "enum": [fresh[name].get(member, member) for member in schema["enum"]]} if name in fresh else schema for name, schema in properties.items()}
+    changed = {
+        name: {**schema, "enum": [fresh[name].get(member, member) for member in schema["enum"]]}
+        if name in fresh
+        else schema
+        for name, schema in properties.items()
+    }
     return Tool(tool.name, tool.description, {**tool.parameters, "properties": changed})
 
 
@@ -72,7 +86,11 @@ def _fresh(text: str, seed: int, share: float) -> Mapping[str, Mapping[str, str]
     for name, schema in row["parameters"].get("properties", {}).items():
         members = schema.get("enum", ())
         plain = len(members) > 1 and all(isinstance(member, str) for member in members) and "default" not in schema
-        if plain and source.random() < share and not _told(members, f"{row['description']} {schema.get('description', '')}"):
+        if (
+            plain
+            and source.random() < share
+            and not _told(members, f"{row['description']} {schema.get('description', '')}")
+        ):
             new = {member: _member(member, source) for member in members}
             if len({word.lower() for word in new.values()}) == len(members):
                 found[name] = new
@@ -93,4 +111,6 @@ def _member(old: str, source: random.Random) -> str:
 
 @lru_cache(maxsize=1)
 def _vocabulary() -> tuple[str, ...]:
-    return tuple(sorted({word.replace("-", " ").lower() for key, others in synonyms().items() for word in (key, *others[1:])}))
+    return tuple(
+        sorted({word.replace("-", " ").lower() for key, others in synonyms().items() for word in (key, *others[1:])})
+    )

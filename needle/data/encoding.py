@@ -20,18 +20,24 @@ from needle.text.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
 POOL = 16  # batches are cut from this many batches' worth of records sorted by length, pieces of a group likewise
 MIX = 0.15  # how far costs may seem to differ from what they are, so that pieces of different groups meet in a batch
 LONG = ("drop", "error")
-WORDS, LEAST_WORD = 40_000, 6  # how often an encoder's words are shown to a tokenizer: the first 2,000 times, the last 6
+WORDS, LEAST_WORD = (
+    40_000,
+    6,
+)  # how often an encoder's words are shown to a tokenizer: the first 2,000 times, the last 6
 
 
 @dataclass
 class TokenizerConfig:
-    """`path` takes the tokenizer of a checkpoint (arms that share a teacher need its tokenizer); else one is trained."""
+    """`path` takes the tokenizer of a checkpoint (arms that share a teacher need its tokenizer); else one is
+    trained."""
 
     size: int = 8192
     path: str | None = None
 
 
-def fit_tokenizer(records: Sequence[Record], config: TokenizerConfig, cache: Path, words: Sequence[str] = ()) -> TextTokenizer:
+def fit_tokenizer(
+    records: Sequence[Record], config: TokenizerConfig, cache: Path, words: Sequence[str] = ()
+) -> TextTokenizer:
     """Trains byte-level BPE on requests, tools and values, or reads what the same texts gave before.
 
     `words`, most frequent first, are added as often as Zipf's law says: the words of a pretrained encoder.
@@ -56,7 +62,8 @@ def fit_tokenizer(records: Sequence[Record], config: TokenizerConfig, cache: Pat
 
 
 def _texts(records: Iterable[Record]) -> Iterable[str]:
-    """Every request, and each distinct tool as often as one request, so that a tool repeated everywhere doesn't rule."""
+    """Every request, and each distinct tool as often as one request, so that a tool repeated everywhere doesn't
+    rule."""
     seen: set[str] = set()
     for record in records:
         yield " " + record.query
@@ -78,7 +85,14 @@ class Encoded:
     dropped: list[str] = field(default_factory=list)
 
 
-def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, max_length: int, on_long: str = "drop", weights: Sequence[float] | None = None) -> Encoded:
+def encode_records(
+    records: Sequence[Record],
+    renderer: Renderer,
+    codec: Codec,
+    max_length: int,
+    on_long: str = "drop",
+    weights: Sequence[float] | None = None,
+) -> Encoded:
     """Nothing is cut: a record over `max_length` tokens is dropped and listed, or an error. `weights` are the records'.
 
     Raises:
@@ -94,19 +108,25 @@ def encode_records(records: Sequence[Record], renderer: Renderer, codec: Codec, 
                 raise PromptError(f"{example.length} tokens, more than data.max_length={max_length}")
         except PromptError as error:
             if on_long == "error":
-                raise DataError(f"record {record.id}: {error} (data.on_long=drop leaves such records out and counts them)") from error
+                raise DataError(
+                    f"record {record.id}: {error} (data.on_long=drop leaves such records out and counts them)"
+                ) from error
             out.dropped.append(f"{record.id}: {error}")
             continue
-        out.examples.append(replace(example, votes=votes_key(record), weight=1.0 if weights is None else weights[index]))
+        out.examples.append(
+            replace(example, votes=votes_key(record), weight=1.0 if weights is None else weights[index])
+        )
         out.records.append(record)
     return out
 
 
 class BatchOrder:
-    """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on in order.
+    """Which examples each optimiser step sees: a function of the seed and the step alone, so that a resumed run goes on
+    in order.
 
-    A batch holds examples of similar length; where `groups` are given, it is made of pieces of `piece` examples of one group
-    each. Pieces of one batch cost about the same (`cost` of some examples), so that processes that share it finish together.
+    A batch holds examples of similar length; where `groups` are given, it is made of pieces of `piece` examples of one
+    group each. Pieces of one batch cost about the same (`cost` of some examples), so that processes that share it
+    finish together.
     """
 
     def __init__(
@@ -149,23 +169,37 @@ class BatchOrder:
                 pieces += np.split(pool[:whole], whole // self.piece) if whole else []
                 rest = np.concatenate([rest, pool[whole:]])  # the ends of the groups share pieces
         pieces += [rest[start : start + self.piece] for start in range(0, len(rest), self.piece)]
-        ends = len(pieces) - (len(pieces[-1]) < self.piece)  # a short piece stays last, so that all others fill their batches
+        ends = len(pieces) - (
+            len(pieces[-1]) < self.piece
+        )  # a short piece stays last, so that all others fill their batches
         if self.piece < self.batch_size:
-            rank = np.argsort([self.cost(piece.tolist()) for piece in pieces[:ends]] * random.uniform(1 - MIX, 1 + MIX, ends))
+            rank = np.argsort(
+                [self.cost(piece.tolist()) for piece in pieces[:ends]] * random.uniform(1 - MIX, 1 + MIX, ends)
+            )
             pieces[:ends] = [pieces[i] for i in rank]
         every = np.concatenate(pieces)
         batches = [every[start : start + self.batch_size] for start in range(0, len(every), self.batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
 
-def batch_order(data: Encoded, layout: str, batch_size: int, micro_batch: int, seed: int, by_source: bool) -> BatchOrder:
-    """Batches of similar length; `by_source` also fills each micro-batch with records of one source and augmented copy."""
+def batch_order(
+    data: Encoded, layout: str, batch_size: int, micro_batch: int, seed: int, by_source: bool
+) -> BatchOrder:
+    """Batches of similar length; `by_source` also fills each micro-batch with records of one source and augmented
+    copy."""
     lengths = [_length(example, layout) for example in data.examples]
     if not by_source:
         return BatchOrder(lengths, batch_size, seed)
     sources = [(record.source, int(record.meta.get("copy", 0))) for record in data.records]
     numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
-    return BatchOrder(lengths, batch_size, seed, [numbers[source] for source in sources], micro_batch, lambda piece: _tokens([data.examples[i] for i in piece]))
+    return BatchOrder(
+        lengths,
+        batch_size,
+        seed,
+        [numbers[source] for source in sources],
+        micro_batch,
+        lambda piece: _tokens([data.examples[i] for i in piece]),
+    )
 
 
 def _length(example: Example, layout: str) -> int:
@@ -178,12 +212,17 @@ def _length(example: Example, layout: str) -> int:
 
 def _tokens(examples: Sequence[Example]) -> int:
     """How many tokens a pointer student encodes of a micro-batch: requests, and each distinct tool once."""
-    return sum(len(example.query) for example in examples) + sum({tool.key: len(tool.ids) for example in examples for tool in example.tools}.values())
+    return sum(len(example.query) for example in examples) + sum(
+        {tool.key: len(tool.ids) for example in examples for tool in example.tools}.values()
+    )
 
 
 def share(indices: Sequence[int], rank: int, processes: int, micro_batch: int) -> list[list[int]]:
-    """The micro-batches of one process. All processes get equally many, so that they stay in step; some may be empty."""
-    mine = np.array_split(np.asarray(indices, dtype=np.int64), processes)[rank]  # neighbours stay together: they are of one group
+    """The micro-batches of one process. All processes get equally many, so that they stay in step; some may be
+    empty."""
+    mine = np.array_split(np.asarray(indices, dtype=np.int64), processes)[
+        rank
+    ]  # neighbours stay together: they are of one group
     largest = -(-len(indices) // processes)
     pieces = max(-(-largest // micro_batch), 1)
     return [[int(i) for i in piece] for piece in np.array_split(mine, pieces)]
@@ -207,8 +246,16 @@ def add_distractors(examples: Sequence[Example], most: int, seed: Sequence[int])
     return out
 
 
-def rename_examples(examples: Sequence[Example], records: Sequence[Record], tokenizer: TextTokenizer, codec: Codec, max_length: int, seed: int) -> list[Example]:
-    """The examples with all tools under other names, some with other enum members, those of `seed`; one whose tools can't be renamed stays as it is."""
+def rename_examples(
+    examples: Sequence[Example],
+    records: Sequence[Record],
+    tokenizer: TextTokenizer,
+    codec: Codec,
+    max_length: int,
+    seed: int,
+) -> list[Example]:
+    """The examples with all tools under other names, some with other enum members, those of `seed`; one whose tools
+    can't be renamed stays as it is."""
     renderer, out = Renderer(tokenizer), []
     for example, record in zip(examples, records, strict=True):
         try:

@@ -20,14 +20,16 @@ from needle.text.toolschema import call_errors
 from needle.text.words import WORD
 
 SYLLABLES = re.findall("..", "babebodadedifafogagokakekilalelomamimonanenopapeporarerisasesotatetovavevizazo")
-FORM = re.compile(r"yyyy|hh:mm|\bformat\b|percent|%|\bdecimal\b|\bfraction\b|between \d|: [^:]*, [^:]*: ", re.IGNORECASE)  # of a description that nothing else can stand in for
+FORM = re.compile(
+    r"yyyy|hh:mm|\bformat\b|percent|%|\bdecimal\b|\bfraction\b|between \d|: [^:]*, [^:]*: ", re.IGNORECASE
+)  # of a description that nothing else can stand in for
 
 
 @dataclass(frozen=True)
 class Strength:
-    """Chances. Of a name: `opaque` (a random one) and `astray` (words that mean something else), both only if a description tells
-    what it means, `other_words`, `recase`; of a description: `bare` (none, if the name tells), and of each of its words: `synonym`; of
-    arguments: `shuffle`. `tests` takes the synonyms that training never uses.
+    """Chances. Of a name: `opaque` (a random one) and `astray` (words that mean something else), both only if a
+    description tells what it means, `other_words`, `recase`; of a description: `bare` (none, if the name tells), and of
+    each of its words: `synonym`; of arguments: `shuffle`. `tests` takes the synonyms that training never uses.
     """
 
     opaque: float = 0.25
@@ -55,7 +57,12 @@ def rename(record: Record, variant: int, seed: int, strength: Strength | None = 
     if len({tool.name for tool, _ in found}) < len(found):
         return record
     names = {old.name: (new.name, arguments) for old, (new, arguments) in zip(record.tools, found, strict=True)}
-    answers = [Call(names[call.name][0], {names[call.name][1].get(name, name): value for name, value in call.arguments.items()}) for call in record.answers]
+    answers = [
+        Call(
+            names[call.name][0], {names[call.name][1].get(name, name): value for name, value in call.arguments.items()}
+        )
+        for call in record.answers
+    ]
     tools = tuple(tool for tool, _ in found)
     if any(call_errors(call, tools) for call in answers):
         return record
@@ -78,7 +85,10 @@ def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Too
             new, hidden = old, False
         names[old] = new
         text = _described(properties[old].get("description", ""), hidden, source, chances)
-        properties[old] = {**{key: value for key, value in properties[old].items() if key != "description"}, **({"description": text} if text else {})}
+        properties[old] = {
+            **{key: value for key, value in properties[old].items() if key != "description"},
+            **({"description": text} if text else {}),
+        }
     order = list(properties)
     if source.random() < chances.shuffle:
         source.shuffle(order)
@@ -96,21 +106,34 @@ def _described(text: str, needed: bool, source: random.Random, chances: Strength
     """A description in other words, or none; one that tells the form of a value stays as it is."""
     if FORM.search(text):
         return text
-    return "" if not needed and source.random() < chances.bare else other_words(text, chances.synonym, source, chances.tests)
+    return (
+        ""
+        if not needed and source.random() < chances.bare
+        else other_words(text, chances.synonym, source, chances.tests)
+    )
 
 
 def _name(name: str, described: bool, style: str, source: random.Random, chances: Strength) -> tuple[str, bool]:
     """A name for the same thing, and whether it tells nothing by itself."""
     draw = source.random()
     if described and draw < chances.opaque:
-        return styled(["".join(source.choice(SYLLABLES) for _ in range(source.randint(1, 3))) for _ in range(source.randint(1, 2))], style), True
+        return styled(
+            [
+                "".join(source.choice(SYLLABLES) for _ in range(source.randint(1, 3)))
+                for _ in range(source.randint(1, 2))
+            ],
+            style,
+        ), True
     if described and draw < chances.opaque + chances.astray:
         return styled(source.sample(_plain_words(), source.randint(1, 2)), style), True
     words = WORD.findall(name)
     if not words:
         return name, False
     if draw < chances.opaque + chances.astray + chances.other_words:
-        return styled(WORD.findall(other_words(" ".join(words).lower(), 1.0 if chances.tests else 0.7, source, chances.tests)), style), False
+        return styled(
+            WORD.findall(other_words(" ".join(words).lower(), 1.0 if chances.tests else 0.7, source, chances.tests)),
+            style,
+        ), False
     return (styled(words, style), False) if source.random() < chances.recase else (name, False)
 
 
@@ -118,7 +141,16 @@ def _name(name: str, described: bool, style: str, source: random.Random, chances
 def _plain_words() -> tuple[str, ...]:
     """Words that tools use, but for those that are kept for tests."""
     kept = {others[0] for others in synonyms().values()}
-    return tuple(sorted({word for key, others in synonyms().items() for word in (key, *others[1:]) if "-" not in word and word not in kept}))
+    return tuple(
+        sorted(
+            {
+                word
+                for key, others in synonyms().items()
+                for word in (key, *others[1:])
+                if "-" not in word and word not in kept
+            }
+        )
+    )
 
 
 STYLES = ("snake", "camel", "pascal", "kebab")

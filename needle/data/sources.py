@@ -24,8 +24,8 @@ ON_ERROR = ("stop", "skip")
 class DataConfig:
     """Where records come from; kind mixed trains on files and on synthetic records together.
 
-    `limits` keeps at most so many training records of a source, then `size` takes the first so many of a seeded order of
-    all: 500 lie inside 1,000.
+    `limits` keeps at most so many training records of a source, then `size` takes the first so many of a seeded order
+    of all: 500 lie inside 1,000.
     """
 
     kind: str = "synthetic"
@@ -37,7 +37,9 @@ class DataConfig:
     limits: dict[str, int] = field(default_factory=dict)
     size: int | None = None
     invented: int = 0  # so many training records about made-up tools, on top of all others
-    unlabelled: int = 0  # so many records beyond `size` give their requests alone; the answers are those of their `teacher` field
+    unlabelled: int = (
+        0  # so many records beyond `size` give their requests alone; the answers are those of their `teacher` field
+    )
     validation_size: int | None = None
     test_size: int | None = None
     seed: int = 0
@@ -48,7 +50,14 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("invented", 0), ("unlabelled", 0), ("validation_size", 1), ("test_size", 1), ("max_length", 1)):
+        for name, least in (
+            ("size", 1),
+            ("invented", 0),
+            ("unlabelled", 0),
+            ("validation_size", 1),
+            ("test_size", 1),
+            ("max_length", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
@@ -68,7 +77,9 @@ class Splits:
 def load_splits(config: DataConfig) -> Splits:
     """Raises `DataError` for missing or bad files; bad lines are skipped and listed under `on_error=skip`."""
     if config.kind == "bfcl":
-        raise DataError("data=bfcl is a leaderboard's evaluation set, never training data: needle evaluate data=bfcl category=all")
+        raise DataError(
+            "data=bfcl is a leaderboard's evaluation set, never training data: needle evaluate data=bfcl category=all"
+        )
     if config.kind == "synthetic":
         train, validation, test = (list(part) for part in _synthetic(config.synthetic))
         skipped: list[str] = []
@@ -76,17 +87,24 @@ def load_splits(config: DataConfig) -> Splits:
         if not config.train:
             raise DataError("data=jsonl needs data.train, a list of files to train on (and data.validation, data.test)")
         note = Skipped()
-        train, validation, test = (read_files(paths, config, note) for paths in (config.train, config.validation, config.test))
+        train, validation, test = (
+            read_files(paths, config, note) for paths in (config.train, config.validation, config.test)
+        )
         skipped = note.messages
         if config.kind == "mixed":
             train += _synthetic(config.synthetic)[0]
     for name, most in config.limits.items():
         own = [record for record in train if record.source == name]
         if most < 0:
-            raise DataError(f"data.limits.{name} is {most}; expected how many training records of this source to keep, 0 or more")
+            raise DataError(
+                f"data.limits.{name} is {most}; expected how many training records of this source to keep, 0 or more"
+            )
         kept = {record.id for record in subset(own, most, config.seed)}
         if not own:
-            raise DataError(f"data.limits.{name}: no training record is of this source; there are {', '.join(sorted({record.source for record in train}))}")
+            raise DataError(
+                f"data.limits.{name}: no training record is of this source; there are"
+                f" {', '.join(sorted({record.source for record in train}))}"
+            )
         train = [record for record in train if record.source != name or record.id in kept]
     every = subset(train, None if config.size is None else len(train), config.seed)
     train = every[: config.size]
@@ -95,9 +113,17 @@ def load_splits(config: DataConfig) -> Splits:
     if config.unlabelled:
         further = _unlabelled(every[len(train) :], config.unlabelled)
         if len(further) < config.unlabelled:
-            skipped = [*skipped, f"data.unlabelled={config.unlabelled}, but only {len(further)} records beyond data.size hold a teacher's answer"]
+            skipped = [
+                *skipped,
+                (
+                    f"data.unlabelled={config.unlabelled}, but only {len(further)} records beyond data.size hold a"
+                    " teacher's answer"
+                ),
+            ]
         train += further
-    made_up = invented(config.invented, config.seed, list({tool.name: tool for record in train for tool in record.tools}.values()))
+    made_up = invented(
+        config.invented, config.seed, list({tool.name: tool for record in train for tool in record.tools}.values())
+    )
     if config.augment.copies:
         train = expand(train, config.augment, config.seed)
     train += made_up
@@ -108,7 +134,10 @@ def _unlabelled(records: list[Record], wanted: int) -> list[Record]:
     """The first `wanted` requests that the teacher could answer, with its likeliest answers."""
     answered = [record for record in records if votes(record)][:wanted]
     if not answered:
-        raise DataError("data.unlabelled needs records beyond data.size whose `teacher` field holds answers: needle label writes them (see docs/data.md)")
+        raise DataError(
+            "data.unlabelled needs records beyond data.size whose `teacher` field holds answers: needle label writes"
+            " them (see docs/data.md)"
+        )
     return as_targets(answered, "argmax")[0]
 
 

@@ -1,10 +1,10 @@
 """Synthetic requests from the catalogue, the embedded default data: seeded, distinct, split by phrasing.
 
 A phrasing template is a frame ("could you …") around a wording ("set an alarm for …"). Wordings and frames are dealt to
-training, validation and test once and for all, open values (names, titles, places) likewise, and one tool of each domain
-is kept for the test of unseen tools. Half of the test requests have a wording that training never shows, the other half a
-frame that it never shows; `meta.phrasing` says which. A record depends on the seed, its split and
-its number alone, so that the first 500 are the first 500 of 1,000.
+training, validation and test once and for all, open values (names, titles, places) likewise, and one tool of each
+domain is kept for the test of unseen tools. Half of the test requests have a wording that training never shows, the
+other half a frame that it never shows; `meta.phrasing` says which. A record depends on the seed, its split and its
+number alone, so that the first 500 are the first 500 of 1,000.
 """
 
 from __future__ import annotations
@@ -23,15 +23,54 @@ from needle.text.records import Call, Record, Tool
 
 Records = tuple[Record, ...]
 SLOT = re.compile(r"\{([\w.]+)\}")
-STATEMENT = ("i ", "i'", "we ", "my ", "{", "weather ", "volume ", "let's ", "don't ", "ticket ", "lights ", "alarm ", "next ", "tell me if")
+STATEMENT = (
+    "i ",
+    "i'",
+    "we ",
+    "my ",
+    "{",
+    "weather ",
+    "volume ",
+    "let's ",
+    "don't ",
+    "ticket ",
+    "lights ",
+    "alarm ",
+    "next ",
+    "tell me if",
+)
 PLAIN = 0.2  # share of requests in no frame at all; a test request with a known wording always has one
 ORDER_FRAMES = (
     "please {}", "{} please", "can you {}", "could you {}?", "would you {}, please?", "hey, {}", "I'd like you to {}",
-    "I need you to {}", "um, {}", "uh, can you, um, {}", "so, {}", "go ahead and {}", "it would be great if you could {}", "{}, thanks",
+    "I need you to {}", "um, {}", "uh, can you, um, {}", "so, {}", "go ahead and {}",
+    "it would be great if you could {}", "{}, thanks",
     "be so kind and {}", "{} now", "quick: {}", "okay, {}", "time to {}", "you should {}", "{} when you get a chance",
 )  # fmt: skip
-ASIDE_FRAMES = ("hey, {}", "um, {}", "so, {}", "okay, {}", "well, {}", "{}, please", "hi, {}", "listen, {}", "hello, {}", "{}, thanks", "sorry, {}", "quick one: {}", "right, {}")
-JOINTS = ("{} and {}", "{}, then {}", "{} and then {}", "{}. Also, {}", "{}; {}", "first {}, after that {}", "{}. {}", "{}, and while you're at it {}")
+ASIDE_FRAMES = (
+    "hey, {}",
+    "um, {}",
+    "so, {}",
+    "okay, {}",
+    "well, {}",
+    "{}, please",
+    "hi, {}",
+    "listen, {}",
+    "hello, {}",
+    "{}, thanks",
+    "sorry, {}",
+    "quick one: {}",
+    "right, {}",
+)
+JOINTS = (
+    "{} and {}",
+    "{}, then {}",
+    "{} and then {}",
+    "{}. Also, {}",
+    "{}; {}",
+    "first {}, after that {}",
+    "{}. {}",
+    "{}, and while you're at it {}",
+)
 NEGATIONS = (
     "don't {}",
     "please don't {}",
@@ -44,9 +83,12 @@ NEGATIONS = (
     "stop, I didn't ask you to {}",
 )
 CHAT = (
-    "how are you {0}", "tell me a joke about {1}", "I love {1}", "what do you think of {1}", "thank you so much, {2}", "good night {2}", "who invented {1}",
-    "why is the sky blue {0}", "sing something for {2}", "I'm bored {0}", "are you a robot, {2}", "{2} is my best friend", "explain {1} to me", "do you like {1}",
-    "what's the meaning of {1}", "I had a strange dream {0}", "write a poem about {1}", "let's talk about {1}", "my day was fine {0}", "is {2} a nice name",
+    "how are you {0}", "tell me a joke about {1}", "I love {1}", "what do you think of {1}", "thank you so much, {2}",
+    "good night {2}", "who invented {1}",
+    "why is the sky blue {0}", "sing something for {2}", "I'm bored {0}", "are you a robot, {2}",
+    "{2} is my best friend", "explain {1} to me", "do you like {1}",
+    "what's the meaning of {1}", "I had a strange dream {0}", "write a poem about {1}", "let's talk about {1}",
+    "my day was fine {0}", "is {2} a nice name",
 )  # fmt: skip
 TOPICS = (
     "quantum physics",
@@ -115,15 +157,24 @@ def dealt(entry: Entry, split: str) -> tuple[str, ...]:
 
 
 def _deal(texts: Sequence[str], split: str, salt: str, share: int) -> tuple[str, ...]:
-    """In an order by hash: `share` texts to test, as many to validation, the rest to training; unseen tools may use all."""
+    """In an order by hash: `share` texts to test, as many to validation, the rest to training; unseen tools may use
+    all."""
     order = sorted(texts, key=lambda text: hashlib.sha256(f"{salt}:{text}".encode()).digest())
-    return {"test": tuple(order[:share]), "validation": tuple(order[share : 2 * share]), "train": tuple(order[2 * share :]), "unseen": tuple(order)}[split]
+    return {
+        "test": tuple(order[:share]),
+        "validation": tuple(order[share : 2 * share]),
+        "train": tuple(order[2 * share :]),
+        "unseen": tuple(order),
+    }[split]
 
 
 def _deal_vague(entry: Entry, split: str) -> tuple[str, ...]:
-    """The phrasings that lack a required value. Of two, one is for training and one for the rest; a lone one is for training."""
+    """The phrasings that lack a required value. Of two, one is for training and one for the rest; a lone one is for
+    training."""
     order = sorted(entry.vague, key=lambda text: hashlib.sha256(f"{entry.tool.name}:{text}".encode()).digest())
-    return {"train": tuple(order[1:] or order), "unseen": tuple(order)}.get(split, tuple(order[:1] if len(order) > 1 else ()))
+    return {"train": tuple(order[1:] or order), "unseen": tuple(order)}.get(
+        split, tuple(order[:1] if len(order) > 1 else ())
+    )
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +190,9 @@ def _catalogue(domains: str) -> list[Entry]:
     names = {name.strip() for name in domains.split(",") if name.strip()}
     known = {entry.domain for entry in load_catalogue()}
     if names - known:
-        raise ValueError(f"data.synthetic.domains names '{sorted(names - known)[0]}'; expected some of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"data.synthetic.domains names '{sorted(names - known)[0]}'; expected some of {', '.join(sorted(known))}"
+        )
     return [entry for entry in load_catalogue() if not names or entry.domain in names]
 
 
@@ -156,7 +209,11 @@ class _World:
         self.wordings = {entry.tool.name: dealt(entry, split) for entry in self.entries}
         self.vague = {entry.tool.name: _deal_vague(entry, split) for entry in self.entries}
         kind = "test" if split == "unseen" else split
-        self.known = {entry.tool.name: dealt(entry, "train") for entry in self.entries} if split in ("test", "validation") else {}
+        self.known = (
+            {entry.tool.name: dealt(entry, "train") for entry in self.entries}
+            if split in ("test", "validation")
+            else {}
+        )
         self.orders, self.asides = _deal(ORDER_FRAMES, kind, "frame", 4), _deal(ASIDE_FRAMES, kind, "frame", 3)
         self.chat, self.negations = _deal(CHAT, kind, "chat", 4), _deal(NEGATIONS, kind, "negation", 2)
         self.neighbours = {entry.tool.name: _neighbours(entry, self.shown) for entry in self.entries}
@@ -178,7 +235,14 @@ class _World:
         meta: dict[str, Any] = {"unseen_tool": True} if self.split == "unseen" else {}
         if self.known:
             meta["phrasing"] = "new wording" if new_words else "new frame"
-        return Record(f"synthetic-{self.split}-{number}", _finish(query, source), tuple(declared), tuple(calls), "synthetic", meta=meta)
+        return Record(
+            f"synthetic-{self.split}-{number}",
+            _finish(query, source),
+            tuple(declared),
+            tuple(calls),
+            "synthetic",
+            meta=meta,
+        )
 
     def _positive(self, source: random.Random) -> tuple[str, list[Call], list[Entry]]:
         kind = source.random()
@@ -200,7 +264,8 @@ class _World:
         return query, calls, chosen
 
     def _negative(self, source: random.Random) -> tuple[str, list[Entry], Entry | None]:
-        """No call is right: nothing fits, the fitting tool is missing, a wish is taken back, or a required value isn't given.
+        """No call is right: nothing fits, the fitting tool is missing, a wish is taken back, or a required value isn't
+        given.
 
         Returns the request, the tools that must be offered, and the one that must not.
         """
@@ -235,7 +300,9 @@ class _World:
         text = text.removeprefix("?")
         plain = self.phrasings is not self.known and source.random() < PLAIN
         frames = self.orders if not question and _is_order(text) else self.asides
-        return ("{}" if plain else source.choice(frames)).format(text) + (source.choice(("", "?", "?")) if question else "")
+        return ("{}" if plain else source.choice(frames)).format(text) + (
+            source.choice(("", "?", "?")) if question else ""
+        )
 
     def _fill(self, entry: Entry, template: str, source: random.Random) -> tuple[str, dict[str, Any]]:
         """Draws a value for every slot; typos go into the words around the slots, never into a value."""
@@ -258,11 +325,18 @@ class _World:
         return text, {name: arguments[name] for name in entry.arguments if name in arguments}
 
     def _tools(self, involved: Sequence[Entry], missing: Entry | None, source: random.Random) -> list[Entry]:
-        """The involved tools among distractors: about half of them neighbours, the rest from anywhere; never `missing`."""
+        """The involved tools among distractors: about half of them neighbours, the rest from anywhere; never
+        `missing`."""
         chosen = {entry.tool.name: entry for entry in involved}
         size = len(chosen) + source.randint(0, max(self.config.max_tools - len(chosen), 0))
-        near = [other for entry in involved for other in self.neighbours.get(entry.tool.name, ())[:8]] if missing is None else []
-        pool = source.sample(near, min(len(near), (size - len(chosen) + 1) // 2)) + source.sample(self.shown, min(size, len(self.shown)))
+        near = (
+            [other for entry in involved for other in self.neighbours.get(entry.tool.name, ())[:8]]
+            if missing is None
+            else []
+        )
+        pool = source.sample(near, min(len(near), (size - len(chosen) + 1) // 2)) + source.sample(
+            self.shown, min(size, len(self.shown))
+        )
         for other in pool:
             if len(chosen) < size and (missing is None or other.domain != missing.domain):
                 chosen.setdefault(other.tool.name, other)
@@ -273,7 +347,9 @@ class _World:
 
 @lru_cache(maxsize=1)
 def _bare_tools() -> dict[str, Tool]:
-    return {entry.tool.name: Tool(entry.tool.name, "", _undescribed(entry.tool.parameters)) for entry in load_catalogue()}
+    return {
+        entry.tool.name: Tool(entry.tool.name, "", _undescribed(entry.tool.parameters)) for entry in load_catalogue()
+    }
 
 
 def _bare(tool: Tool) -> Tool:
@@ -317,7 +393,13 @@ def _typo(template: str, source: random.Random) -> str:
     if places:
         place = source.choice(places)
         word, cut = words[place], source.randint(1, len(words[place]) - 2)
-        words[place] = source.choice((word[:cut] + word[cut + 1] + word[cut] + word[cut + 2 :], word[:cut] + word[cut + 1 :], word[:cut] + word[cut] + word[cut:]))
+        words[place] = source.choice(
+            (
+                word[:cut] + word[cut + 1] + word[cut] + word[cut + 2 :],
+                word[:cut] + word[cut + 1 :],
+                word[:cut] + word[cut] + word[cut:],
+            )
+        )
     return " ".join(words)
 
 

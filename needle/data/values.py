@@ -14,44 +14,92 @@ from faker import Faker
 
 Drawn = tuple[str, Any]
 SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-TENS = {15: "fifteen", 20: "twenty", 25: "twenty five", 30: "thirty", 40: "forty", 45: "forty five", 50: "fifty", 60: "sixty", 90: "ninety"}
+TENS = {
+    15: "fifteen",
+    20: "twenty",
+    25: "twenty five",
+    30: "thirty",
+    40: "forty",
+    45: "forty five",
+    50: "fifty",
+    60: "sixty",
+    90: "ninety",
+}
 FIXED: Mapping[str, Sequence[str]] = {
-    "room": ("kitchen", "living room", "bedroom", "bathroom", "hallway", "garage", "office", "nursery", "dining room", "attic", "basement", "guest room", "study", "laundry room"),
-    "color": ("red", "blue", "green", "warm white", "purple", "orange", "yellow", "pink", "turquoise", "black", "navy", "beige"),
+    "room": ("kitchen", "living room", "bedroom", "bathroom", "hallway", "garage", "office", "nursery", "dining room",
+        "attic", "basement", "guest room", "study", "laundry room"),
+    "color": ("red", "blue", "green", "warm white", "purple", "orange", "yellow", "pink", "turquoise", "black", "navy",
+        "beige"),
     "door": ("front door", "back door", "garage door", "garden gate", "cellar door", "patio door", "side entrance"),
-    "scene": ("movie night", "good morning", "party", "dinner", "bedtime", "away", "relax", "focus", "game night", "romance"),
-    "genre": ("jazz", "techno", "hip hop", "classical", "country", "reggae", "punk", "soul", "heavy metal", "bossa nova", "indie rock", "ambient"),
-    "moviegenre": ("comedy", "horror", "thriller", "western", "romantic", "science fiction", "documentary", "crime", "fantasy", "war"),
+    "scene": ("movie night", "good morning", "party", "dinner", "bedtime", "away", "relax", "focus", "game night",
+        "romance"),
+    "genre": ("jazz", "techno", "hip hop", "classical", "country", "reggae", "punk", "soul", "heavy metal",
+        "bossa nova", "indie rock", "ambient"),
+    "moviegenre": ("comedy", "horror", "thriller", "western", "romantic", "science fiction", "documentary", "crime",
+        "fantasy", "war"),
     "currency": ("dollars", "euros", "pounds", "yen", "swiss francs", "rupees", "pesos", "kroner", "zloty", "rand"),
-    "language": ("French", "German", "Spanish", "Italian", "Japanese", "Portuguese", "Dutch", "Polish", "Turkish", "Korean", "Swedish", "Greek"),
-    "day": ("today", "tomorrow", "on monday", "next tuesday", "this weekend", "on the 3rd of may", "next friday", "on sunday", "on june 12", "the day after tomorrow", "on wednesday", "on thursday morning", "next week", "on the 21st", "on saturday evening"),
-    "table": ("users", "orders", "invoices", "customers", "products", "payments", "sessions", "events", "employees", "shipments", "reviews", "suppliers"),
-    "column": ("id", "name", "email", "created_at", "price", "status", "country", "quantity", "total", "age", "city", "score"),
+    "language": ("French", "German", "Spanish", "Italian", "Japanese", "Portuguese", "Dutch", "Polish", "Turkish",
+        "Korean", "Swedish", "Greek"),
+    "day": ("today", "tomorrow", "on monday", "next tuesday", "this weekend", "on the 3rd of may", "next friday",
+        "on sunday", "on june 12", "the day after tomorrow", "on wednesday", "on thursday morning", "next week",
+        "on the 21st", "on saturday evening"),
+    "table": ("users", "orders", "invoices", "customers", "products", "payments", "sessions", "events", "employees",
+        "shipments", "reviews", "suppliers"),
+    "column": ("id", "name", "email", "created_at", "price", "status", "country", "quantity", "total", "age", "city",
+        "score"),
     "tag": ("login", "billing", "mobile", "outage", "refund", "api", "printing", "network", "export", "password"),
-    "ticker": ("AAPL", "MSFT", "TSLA", "AMZN", "NVDA", "SAP", "NFLX", "IBM", "INTC", "KO", "DIS", "BA", "GE", "F", "ORCL"),
-    "medicine": ("ibuprofen", "aspirin", "metformin", "vitamin d", "amoxicillin", "paracetamol", "insulin", "zinc", "iron tablets", "omeprazole"),
-    "symptom": ("a sore throat", "back pain", "a rash", "headaches", "a toothache", "blurry vision", "a cough", "knee pain", "dizziness"),
-    "place": ("the airport", "central station", "the museum", "city hall", "the stadium", "the harbor", "the university", "the zoo", "the town library", "the opera", "the convention center"),
+    "ticker": ("AAPL", "MSFT", "TSLA", "AMZN", "NVDA", "SAP", "NFLX", "IBM", "INTC", "KO", "DIS", "BA", "GE", "F",
+        "ORCL"),
+    "medicine": ("ibuprofen", "aspirin", "metformin", "vitamin d", "amoxicillin", "paracetamol", "insulin", "zinc",
+        "iron tablets", "omeprazole"),
+    "symptom": ("a sore throat", "back pain", "a rash", "headaches", "a toothache", "blurry vision", "a cough",
+        "knee pain", "dizziness"),
+    "place": ("the airport", "central station", "the museum", "city hall", "the stadium", "the harbor",
+        "the university", "the zoo", "the town library", "the opera", "the convention center"),
 }  # fmt: skip
 PARTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
-    "title": (("The Silent", "Broken", "A Distant", "Golden", "The Last", "Crimson", "Midnight", "Electric", "Forgotten", "The Hollow", "Paper", "Northern"), ("River", "Garden", "Crown", "Machine", "Promise", "Lighthouse", "Echo", "Kingdom", "Harvest", "Mirror", "Voyage", "Winter", "Orchard")),
-    "song": (("Dancing", "Falling", "Running", "Lost", "Blue", "Sweet", "Summer", "Neon", "Lonely", "Burning", "Endless", "Velvet"), ("Hearts", "in the Rain", "Skies", "Tonight", "Without You", "Dreams", "Road", "Fire", "Again", "Shadows", "Home", "Love")),
-    "playlist": (("chill", "morning", "road trip", "workout", "summer", "party", "rainy day", "focus", "dinner", "throwback"), ("vibes", "mix", "favorites", "hits", "tunes", "classics", "session", "beats")),
-    "event": (("the budget", "my dentist", "the team", "the yoga", "the project", "the board", "the parents'", "the quarterly", "the design", "the sales", "the piano"), ("meeting", "appointment", "review", "class", "workshop", "call", "lunch", "presentation", "lesson", "check in")),
-    "phrase": (("quarterly", "holiday", "birthday", "weekly", "monthly", "family", "office", "garden", "travel", "school", "lunch"), ("plans", "report", "party", "budget", "checklist", "rent", "photos", "update", "gift", "fees", "notes")),
-    "chore": (("water", "call", "pick up", "pay", "clean", "return", "renew", "feed", "check", "order", "charge"), ("the plants", "the landlord", "the dry cleaning", "the rent", "the gutters", "the library books", "my passport", "the cat", "the oven", "new filters", "the camera")),
-    "remark": (("the package", "my train", "dinner", "the meeting", "the printer", "our flight", "the new version", "the garden", "the show", "the car"), ("is late", "has arrived", "is ready", "was great", "is broken again", "starts in an hour", "needs your help", "looks wonderful", "is almost done", "got cancelled")),
-    "product": (("wireless", "leather", "stainless", "organic", "foldable", "waterproof", "vintage", "portable", "wooden", "cordless"), ("headphones", "backpack", "water bottle", "desk lamp", "running shoes", "jacket", "coffee maker", "umbrella", "keyboard", "drill", "tent")),
-    "grocery": (("fresh", "frozen", "organic", "sliced", "canned", "whole", "low fat", "large"), ("milk", "bread", "spinach", "tomatoes", "eggs", "butter", "rice", "apples", "chicken", "onions", "yogurt")),
-    "food": (("spicy", "grilled", "baked", "homemade", "vegan", "creamy", "roasted", "fried"), ("pasta", "salmon", "lasagna", "soup", "potatoes", "rice bowl", "pizza", "omelette", "chicken", "tofu")),
-    "problem": (("login", "checkout", "printer", "email sync", "mobile app", "invoice export", "password reset", "search", "video call"), ("fails", "is very slow", "shows an error", "crashes", "times out", "stopped working", "loses data")),
-    "filename": (("report", "budget", "notes", "photo", "draft", "invoice", "slides", "backup", "summary", "recipe"), (".pdf", "_2024.xlsx", ".txt", "-final.docx", "_v2.md", ".png", "-03.csv", ".zip")),
-    "folder": (("documents", "downloads", "projects", "archive", "photos", "music", "work", "shared"), ("/2024", "/old", "/taxes", "/clients", "/alpha", "/holiday", "/drafts")),
+    "title": (("The Silent", "Broken", "A Distant", "Golden", "The Last", "Crimson", "Midnight", "Electric",
+        "Forgotten", "The Hollow", "Paper", "Northern"), ("River", "Garden", "Crown", "Machine", "Promise",
+        "Lighthouse", "Echo", "Kingdom", "Harvest", "Mirror", "Voyage", "Winter", "Orchard")),
+    "song": (("Dancing", "Falling", "Running", "Lost", "Blue", "Sweet", "Summer", "Neon", "Lonely", "Burning",
+        "Endless", "Velvet"), ("Hearts", "in the Rain", "Skies", "Tonight", "Without You", "Dreams", "Road", "Fire",
+        "Again", "Shadows", "Home", "Love")),
+    "playlist": (("chill", "morning", "road trip", "workout", "summer", "party", "rainy day", "focus", "dinner",
+        "throwback"), ("vibes", "mix", "favorites", "hits", "tunes", "classics", "session", "beats")),
+    "event": (("the budget", "my dentist", "the team", "the yoga", "the project", "the board", "the parents'",
+        "the quarterly", "the design", "the sales", "the piano"), ("meeting", "appointment", "review", "class",
+        "workshop", "call", "lunch", "presentation", "lesson", "check in")),
+    "phrase": (("quarterly", "holiday", "birthday", "weekly", "monthly", "family", "office", "garden", "travel",
+        "school", "lunch"), ("plans", "report", "party", "budget", "checklist", "rent", "photos", "update", "gift",
+        "fees", "notes")),
+    "chore": (("water", "call", "pick up", "pay", "clean", "return", "renew", "feed", "check", "order", "charge"),
+        ("the plants", "the landlord", "the dry cleaning", "the rent", "the gutters", "the library books",
+        "my passport", "the cat", "the oven", "new filters", "the camera")),
+    "remark": (("the package", "my train", "dinner", "the meeting", "the printer", "our flight", "the new version",
+        "the garden", "the show", "the car"), ("is late", "has arrived", "is ready", "was great", "is broken again",
+        "starts in an hour", "needs your help", "looks wonderful", "is almost done", "got cancelled")),
+    "product": (("wireless", "leather", "stainless", "organic", "foldable", "waterproof", "vintage", "portable",
+        "wooden", "cordless"), ("headphones", "backpack", "water bottle", "desk lamp", "running shoes", "jacket",
+        "coffee maker", "umbrella", "keyboard", "drill", "tent")),
+    "grocery": (("fresh", "frozen", "organic", "sliced", "canned", "whole", "low fat", "large"), ("milk", "bread",
+        "spinach", "tomatoes", "eggs", "butter", "rice", "apples", "chicken", "onions", "yogurt")),
+    "food": (("spicy", "grilled", "baked", "homemade", "vegan", "creamy", "roasted", "fried"), ("pasta", "salmon",
+        "lasagna", "soup", "potatoes", "rice bowl", "pizza", "omelette", "chicken", "tofu")),
+    "problem": (("login", "checkout", "printer", "email sync", "mobile app", "invoice export", "password reset",
+        "search", "video call"), ("fails", "is very slow", "shows an error", "crashes", "times out", "stopped working",
+        "loses data")),
+    "filename": (("report", "budget", "notes", "photo", "draft", "invoice", "slides", "backup", "summary", "recipe"),
+        (".pdf", "_2024.xlsx", ".txt", "-final.docx", "_v2.md", ".png", "-03.csv", ".zip")),
+    "folder": (("documents", "downloads", "projects", "archive", "photos", "music", "work", "shared"), ("/2024", "/old",
+        "/taxes", "/clients", "/alpha", "/holiday", "/drafts")),
 }  # fmt: skip
 CITIES = (
-    "Paris", "London", "Berlin", "New York", "Los Angeles", "San Diego", "San Antonio", "San Jose", "Santa Fe", "Las Vegas", "Chicago", "Boston", "Seattle", "Tokyo", "Hong Kong",
-    "Sao Paulo", "Buenos Aires", "Mexico City", "Cape Town", "New Delhi", "Mumbai", "Kuala Lumpur", "Abu Dhabi", "Tel Aviv", "Rome", "Milan", "Madrid", "Barcelona", "Lisbon", "Vienna",
-    "Prague", "Warsaw", "Oslo", "Stockholm", "Helsinki", "Copenhagen", "Dublin", "Edinburgh", "Salt Lake City", "Kansas City", "Saint Paul", "Fort Worth", "El Paso", "San Juan", "Rio de Janeiro",
+    "Paris", "London", "Berlin", "New York", "Los Angeles", "San Diego", "San Antonio", "San Jose", "Santa Fe",
+    "Las Vegas", "Chicago", "Boston", "Seattle", "Tokyo", "Hong Kong",
+    "Sao Paulo", "Buenos Aires", "Mexico City", "Cape Town", "New Delhi", "Mumbai", "Kuala Lumpur", "Abu Dhabi",
+    "Tel Aviv", "Rome", "Milan", "Madrid", "Barcelona", "Lisbon", "Vienna",
+    "Prague", "Warsaw", "Oslo", "Stockholm", "Helsinki", "Copenhagen", "Dublin", "Edinburgh", "Salt Lake City",
+    "Kansas City", "Saint Paul", "Fort Worth", "El Paso", "San Juan", "Rio de Janeiro",
     "St. Louis", "New Orleans", "San Salvador", "Addis Ababa", "Den Haag",
 )  # fmt: skip
 POOL = 400
@@ -76,7 +124,11 @@ def _pools() -> dict[str, list[str]]:
     fake = Faker(["en_US", "en_GB"])
     fake.seed_instance(20240601)
     makers: dict[str, Callable[[], str]] = {
-        "person": lambda: fake.first_name() if fake.random_int(0, 1) else fake.name().replace("Dr. ", "").replace("Mr. ", "").replace("Mrs. ", ""),
+        "person": lambda: (
+            fake.first_name()
+            if fake.random_int(0, 1)
+            else fake.name().replace("Dr. ", "").replace("Mr. ", "").replace("Mrs. ", "")
+        ),
         "city": fake.city,
         "country": fake.country,
         "street": lambda: f"{fake.random_int(1, 300)} {fake.street_name()}",
@@ -115,12 +167,21 @@ def _minutes(source: random.Random, argument: str) -> Drawn:
     value = source.choice((1, 2, 3, 5, 8, 10, 12, 15, 20, 25, 30, 40, 45, 50, 60, 75, 90, 120))
     if value % 60 == 0 and source.random() < 0.6:
         hours = value // 60
-        return (source.choice(("an hour", "one hour", "1 hour", "60 minutes")) if hours == 1 else source.choice(("two hours", "2 hours", "2 h"))), value
+        return (
+            source.choice(("an hour", "one hour", "1 hour", "60 minutes"))
+            if hours == 1
+            else source.choice(("two hours", "2 hours", "2 h"))
+        ), value
     if value == 30 and source.random() < 0.3:
         return "half an hour", value
     if value == 90 and source.random() < 0.3:
         return "an hour and a half", value
-    return f"{_number_word(value, source)} {source.choice(('minutes', 'minutes', 'min'))}".replace("one minutes", "one minute").replace("1 minutes", "1 minute"), value
+    return (
+        f"{_number_word(value, source)} {source.choice(('minutes', 'minutes', 'min'))}".replace(
+            "one minutes", "one minute"
+        ).replace("1 minutes", "1 minute"),
+        value,
+    )
 
 
 def _hhmm(source: random.Random, argument: str) -> Drawn:
@@ -133,7 +194,12 @@ def _hhmm(source: random.Random, argument: str) -> Drawn:
 
 def _clock(source: random.Random, argument: str) -> Drawn:
     text = source.choice(
-        (f"{source.randint(1, 12)} {source.choice(('am', 'pm'))}", f"{source.randint(1, 12)}:{source.choice(('15', '30', '45'))}", "noon", f"{source.choice(SMALL[1:])} o'clock")
+        (
+            f"{source.randint(1, 12)} {source.choice(('am', 'pm'))}",
+            f"{source.randint(1, 12)}:{source.choice(('15', '30', '45'))}",
+            "noon",
+            f"{source.choice(SMALL[1:])} o'clock",
+        )
     )
     return text, text
 

@@ -1,7 +1,7 @@
 """What a recorded teacher answered, kept beside a record.
 
-A record's `teacher` field holds the answers: {"answers": [{"calls": [...], "count": 3}, ...]}. `count` is how many samples
-gave that answer, or any weight; answers that are equal as multisets of calls are one.
+A record's `teacher` field holds the answers: {"answers": [{"calls": [...], "count": 3}, ...]}. `count` is how many
+samples gave that answer, or any weight; answers that are equal as multisets of calls are one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Vote:
 
 
 def votes(record: Record) -> list[Vote]:
-    """The teacher's distinct answers, the likeliest first; empty when the record holds none. One that the tools don't allow is left out, and its share goes to the others.
+    """The teacher's distinct answers, the likeliest first; empty when the record holds none. One that the tools don't
+    allow is left out, and its share goes to the others.
 
     Raises:
         DataError: the `teacher` field isn't as above.
@@ -54,7 +55,9 @@ def votes(record: Record) -> list[Vote]:
 
 
 def _rows(answers: Any) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(answers, list) or not all(isinstance(row, Mapping) and isinstance(row.get("calls", []), list) for row in answers):
+    if not isinstance(answers, list) or not all(
+        isinstance(row, Mapping) and isinstance(row.get("calls", []), list) for row in answers
+    ):
         raise FieldError("teacher.answers", 'expected an array of {"calls": [...], "count": number}')
     return answers
 
@@ -67,7 +70,8 @@ def votes_key(record: Record) -> str:
 
 
 def as_targets(records: Sequence[Record], rung: str) -> tuple[list[Record], list[float]]:
-    """Records whose answers are the teacher's, and their weights; records without recorded answers that their tools allow are left out."""
+    """Records whose answers are the teacher's, and their weights; records without recorded answers that their tools
+    allow are left out."""
     out, weights = [], []
     for record in records:
         found = votes(record)

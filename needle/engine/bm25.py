@@ -1,4 +1,5 @@
-"""Choosing among many tools by words alone: BM25 (Robertson and Zaragoza 2009), the baseline of `retrieve`. Needs no torch."""
+"""Choosing among many tools by words alone: BM25 (Robertson and Zaragoza 2009), the baseline of `retrieve`. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Bm25Retriever:
             weight = math.log(1 + (len(documents) - len(found) + 0.5) / (len(found) + 0.5))
             for index in found:
                 count = documents[index][word]
-                scores[index] += weight * count * (K1 + 1) / (count + K1 * (1 - B + B * lengths[index] / max(mean, 1e-9)))
+                scores[index] += (
+                    weight * count * (K1 + 1) / (count + K1 * (1 - B + B * lengths[index] / max(mean, 1e-9)))
+                )
         return descending(scores)
 
 
@@ -46,4 +49,8 @@ def _words(text: str) -> list[str]:
 
 
 def _members(tool: Tool) -> list[str]:
-    return [text for name, schema in tool.parameters.get("properties", {}).items() for text in (name, schema.get("description", ""))]
+    return [
+        text
+        for name, schema in tool.parameters.get("properties", {}).items()
+        for text in (name, schema.get("description", ""))
+    ]

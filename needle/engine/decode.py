@@ -41,9 +41,9 @@ Report = Callable[[int, int], None]
 def hold(student: Student, precision: str, alone: bool = False) -> None:
     """Puts the weights into the precision that answers are decoded in.
 
-    `mixed` is bfloat16 for what reads and float32 for what decodes, for students that have both apart, and bfloat16 for others.
-    `auto` is float32 where the processor doesn't multiply bfloat16 by itself. Where it does, it is `mixed` if requests come
-    `alone`, and bfloat16 if they come in batches.
+    `mixed` is bfloat16 for what reads and float32 for what decodes, for students that have both apart, and bfloat16 for
+    others. `auto` is float32 where the processor doesn't multiply bfloat16 by itself. Where it does, it is `mixed` if
+    requests come `alone`, and bfloat16 if they come in batches.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; expected one of {', '.join(PRECISIONS)}")
@@ -68,8 +68,8 @@ class Answer:
     """`calls` is None when there is no answer: the budget ran out (`length`), the output was broken (`invalid`),
     or the request couldn't be read (`refused`, the reason in `error`).
 
-    `confidence` is the product of the student's own probabilities of the tokens that it was free to choose and of those that
-    end a value, 0 to 1. It isn't calibrated.
+    `confidence` is the product of the student's own probabilities of the tokens that it was free to choose and of those
+    that end a value, 0 to 1. It isn't calibrated.
     """
 
     calls: tuple[Call, ...] | None
@@ -95,8 +95,8 @@ class _Row:
 class Engine:
     """Answers requests with one checkpoint. Encodings of tools are kept between calls.
 
-    Of more than `most_tools` tools, if that isn't 0, the student is shown only the `most_tools` that fit the request best:
-    by its own encoder and BM25 in turn where it has one, else by BM25.
+    Of more than `most_tools` tools, if that isn't 0, the student is shown only the `most_tools` that fit the request
+    best: by its own encoder and BM25 in turn where it has one, else by BM25.
     """
 
     def __init__(self, checkpoint: Checkpoint, decoding: str = "constrained", most_tools: int = 0) -> None:
@@ -116,15 +116,23 @@ class Engine:
         self._sizes: dict[str, int] = {}
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
-        """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar can hold."""
+        """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar
+        can hold."""
         row, example = self._prepare(0, Request(query, tuple(tools)))
         return self._decode([row], [example], max_tokens)[0]
 
-    def answer_all(self, requests: Sequence[Request], max_tokens: int = MAX_TOKENS, batch_size: int = 64, sample: int | None = None, report: Report | None = None) -> list[Answer]:
+    def answer_all(
+        self,
+        requests: Sequence[Request],
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = 64,
+        sample: int | None = None,
+        report: Report | None = None,
+    ) -> list[Answer]:
         """Answers in the order of the requests; one that can't be read gets finish `refused`, and the rest go on.
 
-        `sample` is a seed: answers are then drawn from the student's own distribution instead of taking the likeliest token.
-        `report` hears after each batch how many are answered, of how many.
+        `sample` is a seed: answers are then drawn from the student's own distribution instead of taking the likeliest
+        token. `report` hears after each batch how many are answered, of how many.
         """
         answers: list[Answer | None] = [None] * len(requests)
         ready: list[tuple[_Row, Example]] = []
@@ -156,7 +164,8 @@ class Engine:
         return _Row(index, shown, matcher), example
 
     def _choose_tools(self, request: Request) -> Request:
-        """The request with its best tools, in the order in which they were declared. Tools that are too long to be read aren't among them."""
+        """The request with its best tools, in the order in which they were declared. Tools that are too long to be read
+        aren't among them."""
         if not self.most_tools or len(request.tools) <= self.most_tools:
             return request
         self._check(len(self.renderer.query(request.query)))
@@ -179,8 +188,14 @@ class Engine:
 
     def _check(self, length: int) -> None:
         if length >= self.checkpoint.max_length:
-            whole = "the request and its tools are" if self.student.layout == "flat" else "the longest of the request and its tools is"
-            raise PromptError(f"{whole} {length} tokens long; this student reads fewer than {self.checkpoint.max_length}")
+            whole = (
+                "the request and its tools are"
+                if self.student.layout == "flat"
+                else "the longest of the request and its tools is"
+            )
+            raise PromptError(
+                f"{whole} {length} tokens long; this student reads fewer than {self.checkpoint.max_length}"
+            )
 
     def _length(self, example: Example) -> int:
         """Tokens that the student reads at once: everything, or the longest piece where it reads tools apart."""
@@ -189,7 +204,9 @@ class Engine:
         return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
 
     @torch.inference_mode()
-    def _decode(self, rows: list[_Row], examples: list[Example], max_tokens: int, random: torch.Generator | None = None) -> list[Answer]:
+    def _decode(
+        self, rows: list[_Row], examples: list[Example], max_tokens: int, random: torch.Generator | None = None
+    ) -> list[Answer]:
         device = next(self.student.parameters()).device
         batch = move(collate(examples, self.tokenizer, self.student.layout), device)
         state = self.student.start(batch, self._tools if self.student.layout == "split" else None)
@@ -197,15 +214,27 @@ class Engine:
         answers: dict[int, Answer] = {}
         active = list(rows)
         tokens = torch.full((len(rows),), self.tokenizer.answer, device=device)
-        room = [self.checkpoint.max_length - self._length(example) if self.student.layout == "flat" else max_tokens for example in examples]
+        room = [
+            self.checkpoint.max_length - self._length(example) if self.student.layout == "flat" else max_tokens
+            for example in examples
+        ]
         limits = {row.index: min(max_tokens, most) for row, most in zip(rows, room, strict=True)}
-        if len(active) == 1 and random is None and isinstance(self.student, PointerStudent) and isinstance(state, PointerState):
+        if (
+            len(active) == 1
+            and random is None
+            and isinstance(self.student, PointerStudent)
+            and isinstance(state, PointerState)
+        ):
             return [self._decode_one(self.student, state, active[0], limits[active[0].index], answers)]
         while active:
             open_tool = torch.tensor([row.open_tool for row in active], device=device)
             scores = self.student.step(state, tokens, open_tool).float().cpu()
             chosen = self._choose(scores, active, random)
-            going = [i for i, (row, token) in enumerate(zip(active, chosen, strict=True)) if not self._advance(row, token, limits[row.index], answers)]
+            going = [
+                i
+                for i, (row, token) in enumerate(zip(active, chosen, strict=True))
+                if not self._advance(row, token, limits[row.index], answers)
+            ]
             if len(going) < len(active) and going:
                 state.select(torch.tensor(going, device=device))
             active = [active[i] for i in going]
@@ -221,15 +250,22 @@ class Engine:
         while size > CACHED_BYTES and len(self._tools) > 1:
             size -= self._sizes.pop(self._tools.popitem(last=False)[0])
 
-    def _decode_one(self, student: PointerStudent, state: PointerState, row: _Row, limit: int, answers: dict[int, Answer]) -> Answer:
-        """The same answer in fewer steps: once a value's first token is known, the request's next words are tried with it.
+    def _decode_one(
+        self, student: PointerStudent, state: PointerState, row: _Row, limit: int, answers: dict[int, Answer]
+    ) -> Answer:
+        """The same answer in fewer steps: once a value's first token is known, the request's next words are tried with
+        it.
 
-        Each step scores the last token and some guesses after it (Stern et al. 2018, arXiv:1811.03115; Saxena 2023, prompt
-        lookup); guesses are kept as long as they are what the student chooses.
+        Each step scores the last token and some guesses after it (Stern et al. 2018, arXiv:1811.03115; Saxena 2023,
+        prompt lookup); guesses are kept as long as they are what the student chooses.
         """
         device, token = state.sources.device, self.tokenizer.answer
         while True:
-            guesses = [] if token >= self.tokenizer.first_tool_label or token == self.tokenizer.answer else student.guess(state, token, GUESSES)
+            guesses = (
+                []
+                if token >= self.tokenizer.first_tool_label or token == self.tokenizer.answer
+                else student.guess(state, token, GUESSES)
+            )
             fed = torch.tensor([[token, *guesses]], device=device)
             scores = student.extend(state, fed, torch.full_like(fed, row.open_tool))[0].float().cpu()
             for place in range(fed.shape[1]):
@@ -243,8 +279,8 @@ class Engine:
     def _choose(self, scores: Tensor, active: list[_Row], random: torch.Generator | None) -> list[int]:
         """The likeliest allowed token of each row, or one drawn.
 
-        Adds its log-probability unless it was the only one allowed. One that ends a value counts all the same: a value that
-        the grammar cut off isn't what the student meant.
+        Adds its log-probability unless it was the only one allowed. One that ends a value counts all the same: a value
+        that the grammar cut off isn't what the student meant.
         """
         log_probs = scores.log_softmax(-1).numpy()
         masked, free = log_probs, [True] * len(active)
@@ -253,7 +289,9 @@ class Engine:
             free = [int(np.count_nonzero(row)) > 1 for row in allowed]
             # A finite penalty keeps the order of allowed labels that the student calls impossible.
             masked = np.where(allowed, np.maximum(log_probs, np.float32(-1e4)), np.float32(-np.inf))
-        best = torch.from_numpy(masked).softmax(-1).multinomial(1, generator=random)[:, 0] if random else masked.argmax(-1)
+        best = (
+            torch.from_numpy(masked).softmax(-1).multinomial(1, generator=random)[:, 0] if random else masked.argmax(-1)
+        )
         chosen = [int(token) for token in best]
         for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
             if free[index] or self._ends_value(row, token):

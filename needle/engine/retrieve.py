@@ -1,8 +1,9 @@
-"""Choosing a few tools among many before a student answers: by the student's own encoder, by words alone (BM25), or by both.
+"""Choosing a few tools among many before a student answers: by the student's own encoder, by words alone (BM25), or by
+both.
 
 A pointer student scores each tool by itself against the request; the scores are those that its answer's first token is
-made of, so that choosing needs no other network. A tool's key is computed once and kept. Those scores are about the first
-call of an answer; words also find the tools of later ones.
+made of, so that choosing needs no other network. A tool's key is computed once and kept. Those scores are about the
+first call of an answer; words also find the tools of later ones.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ class MergedRetriever:
 Retriever = EncoderRetriever | Bm25Retriever | MergedRetriever
 
 
-def recall_at(retriever: Retriever, records: Iterable[Record], tools: Sequence[Tool], ks: Sequence[int]) -> dict[int, float]:
-    """The share of records all of whose called tools are among the first k of `tools`, for each k. Records without a call don't count."""
+def recall_at(
+    retriever: Retriever, records: Iterable[Record], tools: Sequence[Tool], ks: Sequence[int]
+) -> dict[int, float]:
+    """The share of records all of whose called tools are among the first k of `tools`, for each k. Records without a
+    call don't count."""
     hits, count = dict.fromkeys(ks, 0), 0
     index = {tool.name: number for number, tool in enumerate(tools)}
     for record in records:

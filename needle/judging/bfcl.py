@@ -1,7 +1,7 @@
 """The Berkeley Function Calling Leaderboard's single-turn categories, judged by its own checker. Never training data.
 
-`bfcl-eval` carries the questions, the allowed answers and the checker. Its checker looks up one flag of each vendor's model
-in a table whose import pulls in every vendor's SDK; a table of one entry stands in for it here.
+`bfcl-eval` carries the questions, the allowed answers and the checker. Its checker looks up one flag of each vendor's
+model in a table whose import pulls in every vendor's SDK; a table of one entry stands in for it here.
 
 Source: Patil et al., The Berkeley Function Calling Leaderboard (ICML 2025); categories and means as in version 4.
 """
@@ -28,7 +28,15 @@ MODEL = "needle"
 PREFIX = "BFCL_v4_"
 CHECKER = "bfcl_eval.eval_checker.ast_eval.ast_checker"
 TABLE = "bfcl_eval.constants.model_config"
-NON_LIVE = ("simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "irrelevance")
+NON_LIVE = (
+    "simple_python",
+    "simple_java",
+    "simple_javascript",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "irrelevance",
+)
 LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance")
 CATEGORIES = NON_LIVE + LIVE
 GROUPS = {"all": CATEGORIES, "non_live": NON_LIVE, "live": LIVE}
@@ -36,16 +44,26 @@ INSTALL = "pip install --no-deps bfcl-eval (its checker and data need none of it
 
 
 def evaluate_bfcl(
-    engine: Engine, category: str = "all", predictions: Path | None = None, max_tokens: int = 150, batch_size: int = 32, report: Callable[[str, int, int], None] | None = None
+    engine: Engine,
+    category: str = "all",
+    predictions: Path | None = None,
+    max_tokens: int = 150,
+    batch_size: int = 32,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """`{"categories": {name: {"records", "accuracy": {"value", "low", "high"}, "errors": {kind: n}}}, "means": {...}, "seconds"}`.
+    """`{"categories": {name: {"records", "accuracy": {"value", "low", "high"}, "errors": {kind: n}}}, "means": {...},
+    "seconds"}`.
 
-    `category` is one of `CATEGORIES`, or `all`, `live`, `non_live`. A tool that can't be read, or an answer that isn't one,
-    counts as no call: wrong where one is due, right where none is, as the leaderboard counts what it can't decode. `report` hears a category, how many of it are answered, and of how many. Raises `DataError` for an unknown category or a missing package.
+    `category` is one of `CATEGORIES`, or `all`, `live`, `non_live`. A tool that can't be read, or an answer that isn't
+    one, counts as no call: wrong where one is due, right where none is, as the leaderboard counts what it can't decode.
+    `report` hears a category, how many of it are answered, and of how many. Raises `DataError` for an unknown category
+    or a missing package.
     """
     names = GROUPS.get(category, (category,) if category in CATEGORIES else ())
     if not names:
-        raise DataError(f"category={category} is unknown; expected {', '.join(GROUPS)} or one of {', '.join(CATEGORIES)}")
+        raise DataError(
+            f"category={category} is unknown; expected {', '.join(GROUPS)} or one of {', '.join(CATEGORIES)}"
+        )
     folder, check = _data(), _checker()
     started = time.perf_counter()
     categories: dict[str, Any] = {}
@@ -56,10 +74,23 @@ def evaluate_bfcl(
         reasons = [_judge(row, answer, name, check) for row, answer in zip(rows, answers, strict=True)]
         wrong = [reason for reason in reasons if reason]
         accuracy = interval([(float(not reason), 1.0) for reason in reasons], 0)
-        categories[name] = {"records": len(rows), "accuracy": accuracy, "errors": {kind: wrong.count(kind) for kind in sorted(set(wrong))}}
+        categories[name] = {
+            "records": len(rows),
+            "accuracy": accuracy,
+            "errors": {kind: wrong.count(kind) for kind in sorted(set(wrong))},
+        }
         for row, answer, reason in zip(rows, answers, reasons, strict=True):
             calls = None if answer.calls is None else [call.to_json() for call in answer.calls]
-            lines.append({"id": row["id"], "category": name, "predicted": calls, "correct": not reason, "confidence": round(answer.confidence, 6), "error": answer.error or reason})
+            lines.append(
+                {
+                    "id": row["id"],
+                    "category": name,
+                    "predicted": calls,
+                    "correct": not reason,
+                    "confidence": round(answer.confidence, 6),
+                    "error": answer.error or reason,
+                }
+            )
     if predictions:
         predictions.parent.mkdir(parents=True, exist_ok=True)
         predictions.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -67,7 +98,8 @@ def evaluate_bfcl(
 
 
 def means(categories: Mapping[str, Any]) -> dict[str, float]:
-    """The leaderboard's own: `non_live_ast` averages categories, `live_ast` records; only those whose categories are all there."""
+    """The leaderboard's own: `non_live_ast` averages categories, `live_ast` records; only those whose categories are
+    all there."""
     value = {name: row["accuracy"]["value"] for name, row in categories.items()}
     count = {name: row["records"] for name, row in categories.items()}
     out = {}
@@ -105,27 +137,54 @@ def _checker() -> Callable[..., Mapping[str, Any]]:
 
 def _rows(folder: Path, category: str) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in (folder / f"{PREFIX}{category}.json").read_text(encoding="utf-8").splitlines() if line]
+        rows = [
+            json.loads(line)
+            for line in (folder / f"{PREFIX}{category}.json").read_text(encoding="utf-8").splitlines()
+            if line
+        ]
         if "relevance" not in category:
-            truth = (json.loads(line) for line in (folder / "possible_answer" / f"{PREFIX}{category}.json").read_text(encoding="utf-8").splitlines() if line)
+            truth = (
+                json.loads(line)
+                for line in (
+                    (folder / "possible_answer" / f"{PREFIX}{category}.json").read_text(encoding="utf-8").splitlines()
+                )
+                if line
+            )
             allowed = {row["id"]: row["ground_truth"] for row in truth}
             rows = [{**row, "ground_truth": allowed[row["id"]]} for row in rows]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"the installed bfcl-eval holds no readable {category}: {type(error).__name__}: {error}; {INSTALL}") from error
+        raise DataError(
+            f"the installed bfcl-eval holds no readable {category}: {type(error).__name__}: {error}; {INSTALL}"
+        ) from error
     return rows
 
 
-def _answer(engine: Engine, rows: Sequence[Mapping[str, Any]], category: str, max_tokens: int, batch_size: int, report: Report | None) -> list[Answer]:
+def _answer(
+    engine: Engine,
+    rows: Sequence[Mapping[str, Any]],
+    category: str,
+    max_tokens: int,
+    batch_size: int,
+    report: Report | None,
+) -> list[Answer]:
     """Answers in the order of `rows`; one whose tools can't be read is `refused`."""
     requests: list[Request] = []
     answers: dict[int, Answer] = {}
     for index, row in enumerate(rows):
         words = [message["content"] for message in row["question"][0] if message["role"] == "user"]
         try:
-            requests.append(Request("\n".join(words), normalise_tools([_in_words(function, category) for function in row["function"]]), str(index)))
+            requests.append(
+                Request(
+                    "\n".join(words),
+                    normalise_tools([_in_words(function, category) for function in row["function"]]),
+                    str(index),
+                )
+            )
         except ToolSchemaError as error:
             answers[index] = Answer(None, 0.0, "refused", error=str(error))
-    for request, answer in zip(requests, engine.answer_all(requests, max_tokens, batch_size, report=report), strict=True):
+    for request, answer in zip(
+        requests, engine.answer_all(requests, max_tokens, batch_size, report=report), strict=True
+    ):
         answers[int(request.id)] = answer
     return [answers[index] for index in range(len(rows))]
 
@@ -135,11 +194,18 @@ def _in_words(function: Mapping[str, Any], category: str) -> Mapping[str, Any]:
     language = {"simple_java": "Java", "simple_javascript": "JavaScript"}.get(category)
     if language is None:
         return function
-    properties = {
-        name: {"type": "string", "description": f"{schema.get('description', '')} ({language} {schema.get('type', 'any')}, as written in {language})".strip()}
-        for name, schema in function["parameters"]["properties"].items()
+    properties = {}
+    for name, schema in function["parameters"]["properties"].items():
+        kind = f"({language} {schema.get('type', 'any')}, as written in {language})"
+        properties[name] = {"type": "string", "description": f"{schema.get('description', '')} {kind}".strip()}
+    return {
+        **function,
+        "parameters": {
+            "type": "object",
+            "properties": properties,
+            "required": function["parameters"].get("required", []),
+        },
     }
-    return {**function, "parameters": {"type": "object", "properties": properties, "required": function["parameters"].get("required", [])}}
 
 
 def _judge(row: Mapping[str, Any], answer: Answer, category: str, check: Callable[..., Mapping[str, Any]]) -> str:
@@ -151,7 +217,9 @@ def _judge(row: Mapping[str, Any], answer: Answer, category: str, check: Callabl
     if answer.calls is None:
         return f"no_answer:{answer.finish}"
     enums = importlib.import_module("bfcl_eval.constants.enums")
-    language = {"simple_java": enums.Language.JAVA, "simple_javascript": enums.Language.JAVASCRIPT}.get(category, enums.Language.PYTHON)
+    language = {"simple_java": enums.Language.JAVA, "simple_javascript": enums.Language.JAVASCRIPT}.get(
+        category, enums.Language.PYTHON
+    )
     calls = [{call.name: dict(call.arguments)} for call in answer.calls]
     result = check(row["function"], calls, row["ground_truth"], language, category, MODEL)
     return "" if result["valid"] else str(result["error_type"])

@@ -28,10 +28,11 @@ RATES = ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_ca
 
 @dataclass
 class CompareConfig:
-    """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of arms.
+    """`teacher` are settings of the teacher's own training run, on top of the experiment's; `sweep` names the grid of
+    arms.
 
-    `checkpoint` is a teacher that is there already, in place of one trained here.
-    `seeds` stand in place of the grid's. With `train=false` nothing is trained: the report is about the arms that are there, and names those that aren't.
+    `checkpoint` is a teacher that is there already, in place of one trained here. `seeds` stand in place of the grid's.
+    With `train=false` nothing is trained: the report is about the arms that are there, and names those that aren't.
     """
 
     teacher: list[str] = field(default_factory=list)
@@ -65,7 +66,9 @@ class Arm:
 
     def rates(self, metric: str) -> NDArray[np.float64]:
         """[seeds, records, 2] hits and cases."""
-        return np.asarray([[score.rates.get(metric, (0, 0)) for score in run.scores] for run in self.runs], dtype=np.float64)
+        return np.asarray(
+            [[score.rates.get(metric, (0, 0)) for score in run.scores] for run in self.runs], dtype=np.float64
+        )
 
 
 def interval(rates: NDArray[np.float64], seed: int = 0) -> dict[str, float | None]:
@@ -91,9 +94,10 @@ def _per_seed(totals: NDArray[np.float64]) -> NDArray[np.float64]:
 def _drawn(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """[RESAMPLES] mean rates that other records and other seeds might have given.
 
-    Records are resampled. Few seeds can't be: of three, no resample leaves their own range, and where seeds differ much, two equal arms
-    would be told apart in a quarter of all reports. So their mean is moved as Student's t with n - 1 degrees of freedom has it.
-    What is drawn depends on the number of records and seeds and on `seed` alone, so that two calls share it.
+    Records are resampled. Few seeds can't be: of three, no resample leaves their own range, and where seeds differ
+    much, two equal arms would be told apart in a quarter of all reports. So their mean is moved as Student's t with n -
+    1 degrees of freedom has it. What is drawn depends on the number of records and seeds and on `seed` alone, so that
+    two calls share it.
     """
     which, luck = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     seeds, records, _ = rates.shape
@@ -107,7 +111,8 @@ def _drawn(rates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
 
 def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
-    """Exact call of `a` minus that of `b`, paired by seed and record; p is two-sided, from the same draws as the interval.
+    """Exact call of `a` minus that of `b`, paired by seed and record; p is two-sided, from the same draws as the
+    interval.
 
     Raises:
         ValueError: the arms have other seeds or other test records.
@@ -122,13 +127,15 @@ def paired(a: Arm, b: Arm, seed: int = 0) -> dict[str, Any]:
     low, high = np.percentile(drawn, [2.5, 97.5])
     tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
     return {
-        "a": a.name, "b": b.name, "data_size": a.data_size, "seeds": len(a.runs), "difference": float(difference.mean()), "low": float(low), "high": float(high),
+        "a": a.name, "b": b.name, "data_size": a.data_size, "seeds": len(a.runs),
+            "difference": float(difference.mean()), "low": float(low), "high": float(high),
         "p": float(min(1.0, max(2 * tail, 1 / RESAMPLES))),
     }  # fmt: skip
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The p-values of several tests, corrected for their number (Holm 1979): one below 0.05 is then found by chance in 5% of reports, not of tests."""
+    """The p-values of several tests, corrected for their number (Holm 1979): one below 0.05 is then found by chance in
+    5% of reports, not of tests."""
     order = sorted(range(len(p)), key=lambda index: p[index])
     out, highest = [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
@@ -140,20 +147,24 @@ def holm(p: Sequence[float]) -> list[float]:
 def worth(arm: Arm, plain: Sequence[Arm], seed: int = 0) -> dict[str, Any]:
     """How many records one loss needs (`plain`, at several sizes) for the exact call that `arm` reaches with its own.
 
-    Read off the learning curve of `plain`, straight lines over the logarithm of the size, with a 95% interval over records and
-    seeds. A curve isn't drawn further than it was measured: its smallest size stands for that or fewer, None for more
-    than its largest. Only seeds that all of them have count.
+    Read off the learning curve of `plain`, straight lines over the logarithm of the size, with a 95% interval over
+    records and seeds. A curve isn't drawn further than it was measured: its smallest size stands for that or fewer,
+    None for more than its largest. Only seeds that all of them have count.
 
     Raises:
         ValueError: there is no such seed.
     """
     arm, *curve = _with_common_seeds(arm, *sorted(plain, key=lambda other: other.data_size))
     sizes = [other.data_size for other in curve]
-    drawn = np.stack([_drawn(other.rates("exact_call"), seed) for other in curve], axis=1)  # the same records in all of them
+    drawn = np.stack(
+        [_drawn(other.rates("exact_call"), seed) for other in curve], axis=1
+    )  # the same records in all of them
     reached = _drawn(arm.rates("exact_call"), seed)
     needed = [_where(sizes, values, value) for values, value in zip(drawn, reached, strict=True)]
     low, high = np.percentile(needed, [2.5, 97.5], method="nearest")
-    found = _where(sizes, [other.rates("exact_call")[..., 0].mean() for other in curve], arm.rates("exact_call")[..., 0].mean())
+    found = _where(
+        sizes, [other.rates("exact_call")[..., 0].mean() for other in curve], arm.rates("exact_call")[..., 0].mean()
+    )
     records, least, most = (round(value) if np.isfinite(value) else None for value in (found, float(low), float(high)))
     return {
         "a": arm.name,
@@ -194,11 +205,17 @@ def _with_common_seeds(*arms: Arm) -> list[Arm]:
 def _contrasts(arms: Sequence[Arm], named: Sequence[tuple[str, str]]) -> list[tuple[Arm, Arm]]:
     """Every arm with the one that stands for no teacher at its size, and the pairs that were named."""
     out = []
-    fallback = None if any(arm.name == PLAIN for arm in arms) else next((arm.name for arm in arms if arm.loss["alpha"] == 0), None)
+    fallback = (
+        None
+        if any(arm.name == PLAIN for arm in arms)
+        else next((arm.name for arm in arms if arm.loss["alpha"] == 0), None)
+    )
     for size in sorted({arm.data_size for arm in arms}):
         here = {arm.name: arm for arm in arms if arm.data_size == size}
         wanted = [*((name, fallback or PLAIN) for name in here), *named]
-        out += [(here[a], here[b]) for a, b in wanted if a != b and a in here and b in here and _seeds(here[a], here[b])]
+        out += [
+            (here[a], here[b]) for a, b in wanted if a != b and a in here and b in here and _seeds(here[a], here[b])
+        ]
     return out
 
 
@@ -211,9 +228,11 @@ def build_report(
     samples: int = 12,
     contrasts: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students' settings.
+    """Everything the report shows, as JSON. `facts` are the title, the commands and the teacher's and students'
+    settings.
 
-    Every arm is compared with fine-tuning; `contrasts` names further pairs of arms to compare, at each size that has both.
+    Every arm is compared with fine-tuning; `contrasts` names further pairs of arms to compare, at each size that has
+    both.
     """
     if not arms:
         raise ValueError("no arm is trained and judged yet; there is nothing to report")
@@ -221,7 +240,10 @@ def build_report(
     rows = []
     for arm in arms:
         if len({run.seed for run in arm.runs}) < len(arm.runs):
-            raise ValueError(f"arm '{arm.name}' at {arm.data_size} records has two runs of one seed; give the sweep another axis name or other seeds")
+            raise ValueError(
+                f"arm '{arm.name}' at {arm.data_size} records has two runs of one seed; give the sweep another axis"
+                " name or other seeds"
+            )
         seconds = [run.summary.get("seconds", 0.0) for run in arm.runs]
         rows.append(
             {
@@ -236,7 +258,9 @@ def build_report(
                     "train_seconds": float(np.mean(seconds)),
                     "evaluate_seconds": float(np.mean([run.evaluation_seconds for run in arm.runs])),
                     "steps": arm.runs[0].summary.get("steps"),
-                    "records_per_second": float(np.mean([run.summary.get("records_per_second", 0.0) for run in arm.runs])),
+                    "records_per_second": float(
+                        np.mean([run.summary.get("records_per_second", 0.0) for run in arm.runs])
+                    ),
                     "parameters": arm.runs[0].summary.get("parameters"),
                 },
             }
@@ -251,7 +275,9 @@ def build_report(
         "arms": rows,
         "teacher": _teacher_row(teacher, parts),
         "paired": pairs,
-        "worth": [worth(arm, plain) for arm in arms if arm.name != PLAIN and _seeds(arm, *plain)] if len(plain) > 1 else [],
+        "worth": (
+            [worth(arm, plain) for arm in arms if arm.name != PLAIN and _seeds(arm, *plain)] if len(plain) > 1 else []
+        ),
         "verdict": verdict(pairs),
         "test_records": len(records),
         "wall_seconds": round(wall_seconds, 1),
@@ -265,30 +291,43 @@ Partition = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 def _partition(run: Run) -> Partition:
-    """Test records by source, number of calls, seen and unseen tools, and kind of phrasing, as one run sees them, so that all arms share the parts."""
+    """Test records by source, number of calls, seen and unseen tools, and kind of phrasing, as one run sees them, so
+    that all arms share the parts."""
     out: dict[str, dict[str, list[int]]] = {}
     for index, score in enumerate(run.scores):
         for group in ("source", "calls", "seen", "phrasing"):
             if group in score.groups:
                 out.setdefault(group, {}).setdefault(score.groups[group], []).append(index)
-    return {group: dict(sorted(members.items())) for group, members in out.items() if group != "source" or len(members) > 1}
+    return {
+        group: dict(sorted(members.items())) for group, members in out.items() if group != "source" or len(members) > 1
+    }
 
 
 def _groups(arm: Arm, parts: Partition) -> dict[str, dict[str, dict[str, Any]]]:
     """Exact call on each part of the test records."""
     rates = arm.rates("exact_call")
-    return {group: {member: {"records": len(index), **interval(rates[:, index])} for member, index in members.items()} for group, members in parts.items()}
+    return {
+        group: {member: {"records": len(index), **interval(rates[:, index])} for member, index in members.items()}
+        for group, members in parts.items()
+    }
 
 
 def _teacher_row(teacher: Run | None, parts: Partition) -> dict[str, Any] | None:
     if teacher is None:
         return None
-    arm = Arm("teacher", {"alpha": 0, "beta": 1, "temperature": 1}, teacher.summary.get("training_records", 0), [teacher])
-    return {"metrics": {metric: interval(arm.rates(metric)) for metric in RATES}, "groups": _groups(arm, parts), "training": dict(teacher.summary)}
+    arm = Arm(
+        "teacher", {"alpha": 0, "beta": 1, "temperature": 1}, teacher.summary.get("training_records", 0), [teacher]
+    )
+    return {
+        "metrics": {metric: interval(arm.rates(metric)) for metric in RATES},
+        "groups": _groups(arm, parts),
+        "training": dict(teacher.summary),
+    }
 
 
 def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for each size, in plain words; of more than two comparisons those with `finetune`, sorted by what came out.
+    """One sentence for each size, in plain words; of more than two comparisons those with `finetune`, sorted by what
+    came out.
 
     Better or worse is what has an interval without zero and, corrected for the number of comparisons, p < 0.05; with
     fewer than three seeds nothing is, as their own luck can't be told.
@@ -300,7 +339,9 @@ def verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
     for size, found in sizes.items():
         plain = [pair for pair in found if pair["b"] == PLAIN]
         many = len(found) > 2 and bool(plain)
-        lines.append(f"With {size:,} records, {_against_plain(plain) if many else '; '.join(_in_words(pair) for pair in found)}.")
+        lines.append(
+            f"With {size:,} records, {_against_plain(plain) if many else '; '.join(_in_words(pair) for pair in found)}."
+        )
     return " ".join(lines)
 
 
@@ -321,7 +362,10 @@ def _in_words(pair: Mapping[str, Any]) -> str:
         "better": f"{pair['a']} beats {pair['b']} by {_points(pair)}",
         "worse": f"{pair['a']} loses to {pair['b']}: {_points(pair)}",
         "no difference shows": f"no difference between {pair['a']} and {pair['b']} shows: {_points(pair)}",
-        "too few seeds to tell": f"{pair['a']} and {pair['b']} differ by {_points(pair)} with {pair['seeds']} seed{'s' if pair['seeds'] > 1 else ''}, too few to tell",
+        "too few seeds to tell": (
+            f"{pair['a']} and {pair['b']} differ by {_points(pair)} with {pair['seeds']}"
+            f" seed{'s' if pair['seeds'] > 1 else ''}, too few to tell"
+        ),
     }[_outcome(pair)]
 
 
@@ -330,7 +374,9 @@ def _against_plain(pairs: Sequence[Mapping[str, Any]]) -> str:
     for pair in sorted(pairs, key=lambda pair: -pair["difference"]):
         found.setdefault(_outcome(pair), []).append(pair)
     order = ("better", "no difference shows", "worse", "too few seeds to tell")
-    return f"against {PLAIN}: " + "; ".join(f"{outcome}: {_list(found[outcome])}" for outcome in order if outcome in found)
+    return f"against {PLAIN}: " + "; ".join(
+        f"{outcome}: {_list(found[outcome])}" for outcome in order if outcome in found
+    )
 
 
 def _list(pairs: Sequence[Mapping[str, Any]]) -> str:
@@ -338,7 +384,8 @@ def _list(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _samples(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record], count: int) -> list[dict[str, Any]]:
-    """Requests with the answers of the arms of the largest size side by side; those on which the arms disagree come first."""
+    """Requests with the answers of the arms of the largest size side by side; those on which the arms disagree come
+    first."""
     if not arms:
         return []
     largest = max(arm.data_size for arm in arms)
@@ -358,14 +405,24 @@ def _samples(arms: Sequence[Arm], teacher: Run | None, records: Sequence[Record]
         for name, run in [*named, *((arm.name, arm.runs[0]) for arm in here)]:
             answer, score = run.answers[index], run.scores[index]
             calls = None if answer.calls is None else [call.to_json() for call in answer.calls]
-            row["answers"][name] = {"calls": calls, "exact": score.exact, "confidence": round(answer.confidence, 3), "finish": answer.finish}
+            row["answers"][name] = {
+                "calls": calls,
+                "exact": score.exact,
+                "confidence": round(answer.confidence, 3),
+                "finish": answer.finish,
+            }
         rows.append(row)
     return rows
 
 
 def versions() -> dict[str, str]:
     names = ("torch", "accelerate", "tokenizers", "llguidance", "jsonschema-rs", "hydra-core")
-    return {"needle": version("needle"), "python": platform.python_version(), "machine": platform.machine(), **{name: version(name) for name in names}}
+    return {
+        "needle": version("needle"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: version(name) for name in names},
+    }
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

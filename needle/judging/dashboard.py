@@ -23,7 +23,10 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
         "the teacher's mass that the student can't write": ["train/teacher_mass_lost"],
         "gradient norm and learning rate": ["train/gradient_norm", "train/lr"],
     },
-    "Throughput": {"records per second": ["train/records_per_second"], "target tokens per second": ["train/tokens_per_second"]},
+    "Throughput": {
+        "records per second": ["train/records_per_second"],
+        "target tokens per second": ["train/tokens_per_second"],
+    },
 }
 
 
@@ -34,15 +37,29 @@ def build_workspace(project: str, entity: str) -> Any:
         ValueError: the extra isn't installed.
     """
     try:
-        panels, workspaces, expr = (import_module(f"wandb_workspaces.{name}") for name in ("reports.v2", "workspaces", "expr"))
+        panels, workspaces, expr = (
+            import_module(f"wandb_workspaces.{name}") for name in ("reports.v2", "workspaces", "expr")
+        )
     except ImportError as error:
-        raise ValueError("a dashboard needs the package wandb-workspaces: pip install '.[wandb]' in the clone") from error
+        raise ValueError(
+            "a dashboard needs the package wandb-workspaces: pip install '.[wandb]' in the clone"
+        ) from error
     sections = [
-        workspaces.Section(name=name, is_open=True, panels=[panels.LinePlot(title=title, x="Step", y=list(metrics)) for title, metrics in charts.items()])
+        workspaces.Section(
+            name=name,
+            is_open=True,
+            panels=[panels.LinePlot(title=title, x="Step", y=list(metrics)) for title, metrics in charts.items()],
+        )
         for name, charts in SECTIONS.items()
     ]
     best = panels.BarPlot(title="best exact call on validation", metrics=["validation_exact_call"])
     samples = panels.WeavePanelSummaryTable(table_name="validation/samples")
     sections.append(workspaces.Section(name="Arms", is_open=True, panels=[best, samples]))
     grouping = workspaces.RunsetSettings(groupby=[expr.Metric("Group"), expr.Metric("JobType")])
-    return workspaces.Workspace(entity=entity, project=project, name="Needle: distillation against fine-tuning", sections=sections, runset_settings=grouping)
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name="Needle: distillation against fine-tuning",
+        sections=sections,
+        runset_settings=grouping,
+    )

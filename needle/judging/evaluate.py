@@ -13,7 +13,13 @@ from needle.judging.metrics import Score, score, summarise
 from needle.text.records import Record
 
 
-def judge(engine: Engine, records: Sequence[Record], max_tokens: int = MAX_TOKENS, batch_size: int = 64, report: Report | None = None) -> tuple[list[Answer], list[Score]]:
+def judge(
+    engine: Engine,
+    records: Sequence[Record],
+    max_tokens: int = MAX_TOKENS,
+    batch_size: int = 64,
+    report: Report | None = None,
+) -> tuple[list[Answer], list[Score]]:
     """Answers every record and scores each answer, in order. A request that can't be read counts as a wrong answer."""
     requests = [Request(record.query, record.tools, record.id) for record in records]
     answers = engine.answer_all(requests, max_tokens, batch_size, report=report)
@@ -22,9 +28,15 @@ def judge(engine: Engine, records: Sequence[Record], max_tokens: int = MAX_TOKEN
 
 
 def evaluate(
-    engine: Engine, records: Sequence[Record], predictions: Path | None = None, max_tokens: int = MAX_TOKENS, batch_size: int = 64, report: Report | None = None
+    engine: Engine,
+    records: Sequence[Record],
+    predictions: Path | None = None,
+    max_tokens: int = MAX_TOKENS,
+    batch_size: int = 64,
+    report: Report | None = None,
 ) -> dict[str, Any]:
-    """The summary of `metrics.summarise`, with finish counts and seconds; `predictions` gets every answer beside its gold."""
+    """The summary of `metrics.summarise`, with finish counts and seconds; `predictions` gets every answer beside its
+    gold."""
     if not records:
         raise ValueError("there are no records to evaluate; check data.path and data.test_size")
     start = time.perf_counter()
@@ -39,7 +51,9 @@ def evaluate(
     return summary
 
 
-def write_predictions(path: Path, records: Sequence[Record], answers: Sequence[Answer], scores: Sequence[Score]) -> None:
+def write_predictions(
+    path: Path, records: Sequence[Record], answers: Sequence[Answer], scores: Sequence[Score]
+) -> None:
     """One JSON line a record: the request, the gold calls, the answer, whether it is exact, and how sure it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as out:

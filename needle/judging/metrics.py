@@ -138,7 +138,8 @@ def summarise(scores: Sequence[Score], seed: int = 0) -> dict[str, Any]:
 
 
 METRICS = (
-    "exact_call", "tool_name", "argument_f1", "argument_precision", "argument_recall", "false_call_rate", "missed_call_rate", "schema_valid",
+    "exact_call", "tool_name", "argument_f1", "argument_precision", "argument_recall", "false_call_rate",
+    "missed_call_rate", "schema_valid",
 )  # fmt: skip
 
 

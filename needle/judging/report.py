@@ -21,7 +21,9 @@ INK, PALE = "#24292f", "#d0d7de"
 
 def render_html(report: Mapping[str, Any]) -> str:
     environment = _environment(autoescape=True)
-    return environment.get_template("report.html.j2").render(r=report, curves=curves(report), forest=forest(report), color=_colors(report))
+    return environment.get_template("report.html.j2").render(
+        r=report, curves=curves(report), forest=forest(report), color=_colors(report)
+    )
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
@@ -29,11 +31,17 @@ def render_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _environment(autoescape: bool) -> jinja2.Environment:
-    loader = jinja2.FunctionLoader(lambda name: (files("needle.judging") / "templates" / name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    loader = jinja2.FunctionLoader(
+        lambda name: (files("needle.judging") / "templates" / name).read_text(encoding="utf-8")
+    )
+    environment = jinja2.Environment(
+        loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
     environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
-    environment.filters["range"] = lambda row: "–" if row["mean"] is None else f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+    environment.filters["range"] = lambda row: (
+        "–" if row["mean"] is None else f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+    )
     environment.filters["compact"] = lambda value: json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
     environment.filters["size"] = _size
     environment.filters["minutes"] = lambda seconds: f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
@@ -53,7 +61,8 @@ def _colors(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def curves(report: Mapping[str, Any]) -> str:
-    """Exact call against training records, one line a loss, with 95% intervals and each seed as a dot; the teacher as a line across."""
+    """Exact call against training records, one line a loss, with 95% intervals and each seed as a dot; the teacher as a
+    line across."""
     colors = _colors(report)
     figure, axes = plt.subplots(figsize=(7.2, 4.1))
     shift = dict(zip(colors, (1 + 0.012 * (i - (len(colors) - 1) / 2) for i in range(len(colors))), strict=True))
@@ -66,7 +75,14 @@ def curves(report: Mapping[str, Any]) -> str:
         axes.fill_between(sizes, low, high, color=color, alpha=0.13, linewidth=0)
         axes.plot(sizes, means, color=color, linewidth=2, marker="o", markersize=6, label=name)
         for size, arm in zip(sizes, arms, strict=True):
-            axes.plot([size] * len(arm["per_seed"]), [100 * value for value in arm["per_seed"]], ".", color=color, alpha=0.55, markersize=5)
+            axes.plot(
+                [size] * len(arm["per_seed"]),
+                [100 * value for value in arm["per_seed"]],
+                ".",
+                color=color,
+                alpha=0.55,
+                markersize=5,
+            )
     if report["teacher"]:
         level = 100 * report["teacher"]["metrics"]["exact_call"]["mean"]
         axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"teacher ({level:.1f}%)")
@@ -88,10 +104,18 @@ def forest(report: Mapping[str, Any]) -> str:
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.5 * max(len(pairs), 1)))
     colors = _colors(report)
     for row, pair in enumerate(reversed(pairs)):
-        axes.plot([100 * pair["low"], 100 * pair["high"]], [row, row], color=colors[pair["a"]], linewidth=3, solid_capstyle="round")
+        axes.plot(
+            [100 * pair["low"], 100 * pair["high"]],
+            [row, row],
+            color=colors[pair["a"]],
+            linewidth=3,
+            solid_capstyle="round",
+        )
         axes.plot(100 * pair["difference"], row, "o", color=colors[pair["a"]], markersize=8)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(pairs)), [f"{pair['a']} − {pair['b']}, {pair['data_size']:,}" for pair in reversed(pairs)])
+    axes.set_yticks(
+        range(len(pairs)), [f"{pair['a']} − {pair['b']}, {pair['data_size']:,}" for pair in reversed(pairs)]
+    )
     axes.set_ylim(-0.6, max(len(pairs), 1) - 0.4)
     axes.set_xlabel("difference in exact call, percentage points")
     _tidy(axes)

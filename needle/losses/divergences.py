@@ -35,7 +35,8 @@ def value_and_slope(teacher: Tensor, student: Tensor, config: Kind) -> tuple[Ten
 
 
 def divergence(teacher: Tensor, student: Tensor, config: Kind) -> Tensor:
-    """D(teacher, student) of log-probabilities [..., M], in nats (total variation has no unit); the student's must be finite."""
+    """D(teacher, student) of log-probabilities [..., M], in nats (total variation has no unit); the student's must be
+    finite."""
     share = config.skew
     match config.divergence:
         case "forward_kl":

@@ -1,14 +1,15 @@
 """The one loss. Fine-tuning is `alpha=0, beta=1`; distillation adds a teacher's signal; there is no other code path.
 
-Legend: N target positions, V vocabulary, K outcomes that a sparse signal lists, M outcomes compared (V, or K and the tail).
+Legend: N target positions, V vocabulary, K outcomes that a sparse signal lists, M outcomes compared (V, or K and the
+tail).
 
     loss = (1 / n) * sum over positions of  w * (alpha * T^2 * D(teacher_T, student_T) + beta * CE(student, target))
 
 n is the summed weight w of the target positions of the whole optimiser step (all micro-batches, all processes), w is 1
 unless a record or a kind of token weighs more, T the temperature, D a divergence (Hinton et al. 2015, arXiv:1503.02531,
-give forward KL and the factor T^2 that keeps the soft gradient's size independent of T). Everything is computed in float32
-whatever the autocast, and gradients are made along with the values, a few positions at a time, so that no second tensor of
-the vocabulary's size outlives its chunk but the gradient itself.
+give forward KL and the factor T^2 that keeps the soft gradient's size independent of T). Everything is computed in
+float32 whatever the autocast, and gradients are made along with the values, a few positions at a time, so that no
+second tensor of the vocabulary's size outlives its chunk but the gradient itself.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ LEAST_MASS = 1e-6  # a teacher with less than this on tokens that the student ca
 
 @dataclass
 class TokenWeights:
-    """How much a target token weighs: of a tool's `name`, of an argument's `key`, of a `value`; every occurrence alike."""
+    """How much a target token weighs: of a tool's `name`, of an argument's `key`, of a `value`; every occurrence
+    alike."""
 
     name: float = 1.0
     key: float = 1.0
@@ -43,9 +45,9 @@ class TokenWeights:
 class LossConfig:
     """`alpha` weighs the teacher, `beta` the gold answer. The article's distillation is T=4, alpha=.7, beta=.3.
 
-    `divergence` jsd is the generalised Jensen-Shannon divergence of `jsd_beta`; at 0 it is forward KL and at 1 reverse KL
-    (Agarwal et al. 2024, arXiv:2306.13649). `skew` is the share of the first distribution in the mixture that the skewed
-    divergences compare with (Ko et al. 2024, arXiv:2402.03898). `chunk` positions are computed at a time.
+    `divergence` jsd is the generalised Jensen-Shannon divergence of `jsd_beta`; at 0 it is forward KL and at 1 reverse
+    KL (Agarwal et al. 2024, arXiv:2306.13649). `skew` is the share of the first distribution in the mixture that the
+    skewed divergences compare with (Ko et al. 2024, arXiv:2402.03898). `chunk` positions are computed at a time.
     """
 
     temperature: float = 1.0
@@ -58,15 +60,21 @@ class LossConfig:
     weights: TokenWeights = field(default_factory=TokenWeights)
     hidden: float = 0.0  # weight of matching the teacher's hidden states, and of its attention (needle.losses.matching)
     attention: float = 0.0
-    layer_map: list[list[int]] | None = None  # pairs of student layer and teacher layer, from 0; spread evenly when None
+    layer_map: list[list[int]] | None = (
+        None  # pairs of student layer and teacher layer, from 0; spread evenly when None
+    )
     chunk: int = 128
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"loss.temperature is {self.temperature}; it must be positive")
-        if min(self.alpha, self.beta, self.hidden, self.attention) < 0 or self.alpha + self.beta + self.hidden + self.attention == 0:
+        if (
+            min(self.alpha, self.beta, self.hidden, self.attention) < 0
+            or self.alpha + self.beta + self.hidden + self.attention == 0
+        ):
             raise ValueError(
-                f"loss.alpha is {self.alpha}, loss.beta {self.beta}, loss.hidden {self.hidden}, loss.attention {self.attention}; none may be negative, one must be above 0"
+                f"loss.alpha is {self.alpha}, loss.beta {self.beta}, loss.hidden {self.hidden}, loss.attention"
+                f" {self.attention}; none may be negative, one must be above 0"
             )
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"loss.divergence is '{self.divergence}'; expected one of {', '.join(DIVERGENCES)}")
@@ -88,7 +96,8 @@ class LossConfig:
 class Signal:
     """What a teacher says about N target positions. Made by `dense`, `top_k`, `sampled` or `spans`.
 
-    `temperature` is the one at which the log-probabilities were taken; `known` [N] is false where the teacher says nothing.
+    `temperature` is the one at which the log-probabilities were taken; `known` [N] is false where the teacher says
+    nothing.
     """
 
     log_probs: Tensor  # [N, V]; [N, K] beside `ids`; [S] beside `span`
@@ -106,22 +115,33 @@ class Signal:
         return cls(log_probs, None, temperature, known)
 
     @classmethod
-    def top_k(cls, ids: Tensor, log_probs: Tensor, temperature: float = 1.0, known: Tensor | None = None, tail: Tensor | None = None) -> Signal:
-        """A teacher's K likeliest tokens, distinct, both [N, K]; the rest is one tail outcome of log-probability `tail` [N].
+    def top_k(
+        cls,
+        ids: Tensor,
+        log_probs: Tensor,
+        temperature: float = 1.0,
+        known: Tensor | None = None,
+        tail: Tensor | None = None,
+    ) -> Signal:
+        """A teacher's K likeliest tokens, distinct, both [N, K]; the rest is one tail outcome of log-probability `tail`
+        [N].
 
-        Without `tail` it is what is missing to 1, which float32 knows to a millionth. At `temperature` the K+1 outcomes are exact. At another, the tail's mass is taken as spread evenly over the tokens
-        that it stands for (the entropy-maximising guess).
+        Without `tail` it is what is missing to 1, which float32 knows to a millionth. At `temperature` the K+1 outcomes
+        are exact. At another, the tail's mass is taken as spread evenly over the tokens that it stands for (the
+        entropy-maximising guess).
         """
         _same_shape(ids, log_probs)
         _refuse_unnormalised(_chosen(log_probs, known), least=0.0)
         return cls(log_probs, ids, temperature, known, tail=tail)
 
     @classmethod
-    def sampled(cls, ids: Tensor, log_weights: Tensor, entropy: Tensor, temperature: float = 1.0, known: Tensor | None = None) -> Signal:
+    def sampled(
+        cls, ids: Tensor, log_weights: Tensor, entropy: Tensor, temperature: float = 1.0, known: Tensor | None = None
+    ) -> Signal:
         """Tokens drawn from the teacher at `temperature`, with weights that make them an unbiased estimate of it.
 
-        `ids` and `log_weights` are [N, K], distinct; `entropy` [N] is that of the whole distribution. Made for forward KL,
-        whose gradient is linear in the teacher (Anshumann et al. 2025, arXiv:2503.16870). See `draw`.
+        `ids` and `log_weights` are [N, K], distinct; `entropy` [N] is that of the whole distribution. Made for forward
+        KL, whose gradient is linear in the teacher (Anshumann et al. 2025, arXiv:2503.16870). See `draw`.
         """
         _same_shape(ids, log_weights)
         _refuse_unnormalised(_chosen(log_weights, known), least=1.0)
@@ -139,7 +159,10 @@ class Signal:
         return cls(log_probs, span=span)
 
     def to(self, device: torch.device) -> Signal:
-        moved = {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def at(self, rows: Tensor) -> Signal:
@@ -165,7 +188,8 @@ class Loss(NamedTuple):
 
 
 def draw(log_probs: Tensor, k: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Signal:
-    """A sampled signal of `k` draws from [N, V] normalised log-probabilities at `temperature`; equal draws are counted once."""
+    """A sampled signal of `k` draws from [N, V] normalised log-probabilities at `temperature`; equal draws are counted
+    once."""
     tempered = (log_probs.float() / temperature).log_softmax(-1)
     drawn = torch.multinomial(tempered.exp(), k, replacement=True, generator=generator)
     counts = torch.zeros_like(tempered).scatter_add_(1, drawn, torch.full_like(drawn, 1 / k, dtype=torch.float32))
@@ -176,7 +200,9 @@ def draw(log_probs: Tensor, k: int, temperature: float = 1.0, generator: torch.G
 
 def _same_shape(ids: Tensor, log_probs: Tensor) -> None:
     if ids.shape != log_probs.shape:
-        raise ValueError(f"a sparse signal needs ids and log_probs of one shape, got {tuple(ids.shape)} and {tuple(log_probs.shape)}")
+        raise ValueError(
+            f"a sparse signal needs ids and log_probs of one shape, got {tuple(ids.shape)} and {tuple(log_probs.shape)}"
+        )
 
 
 def _chosen(log_probs: Tensor, known: Tensor | None) -> Tensor:
@@ -190,11 +216,19 @@ def _refuse_unnormalised(log_probs: Tensor, least: float) -> None:
     low, high = mass.min().item(), mass.max().item()
     if not (high <= 1 + TOLERANCE and low >= least - TOLERANCE):
         raise ValueError(
-            f"a signal holds log-probabilities: a position's mass must be {'1' if least else 'at most 1'}, found {low:.4g} to {high:.4g}; pass logits through log_softmax first"
+            f"a signal holds log-probabilities: a position's mass must be {'1' if least else 'at most 1'}, found"
+            f" {low:.4g} to {high:.4g}; pass logits through log_softmax first"
         )
 
 
-def distillation_loss(logits: Tensor, targets: Tensor, signal: Signal | None, config: LossConfig, normalizer: Tensor | float | None = None, weights: Tensor | None = None) -> Loss:
+def distillation_loss(
+    logits: Tensor,
+    targets: Tensor,
+    signal: Signal | None,
+    config: LossConfig,
+    normalizer: Tensor | float | None = None,
+    weights: Tensor | None = None,
+) -> Loss:
     """The loss of one (micro-)batch.
 
     Args:
@@ -217,7 +251,9 @@ def distillation_loss(logits: Tensor, targets: Tensor, signal: Signal | None, co
     weights = weights / torch.where(count > 0, count, 1.0)
     if config.alpha > 0:
         if signal is None:
-            raise ValueError(f"loss.alpha is {config.alpha}, so a teacher is needed: set teacher=local, or loss=finetune")
+            raise ValueError(
+                f"loss.alpha is {config.alpha}, so a teacher is needed: set teacher=local, or loss=finetune"
+            )
         _check(signal, logits, config)
         if signal.span is not None:
             return _span_loss(logits, targets, signal, config, weights)
@@ -228,24 +264,37 @@ def distillation_loss(logits: Tensor, targets: Tensor, signal: Signal | None, co
 def _check(signal: Signal, logits: Tensor, config: LossConfig) -> None:
     positions = signal.log_probs.shape[0] if signal.span is None else signal.span.shape[0]
     if positions != logits.shape[0]:
-        raise ValueError(f"the signal has {positions} positions, the student {logits.shape[0]}: they must be the same targets")
+        raise ValueError(
+            f"the signal has {positions} positions, the student {logits.shape[0]}: they must be the same targets"
+        )
     if signal.ids is None and signal.span is None and signal.log_probs.shape[1] != logits.shape[1]:
-        raise ValueError(f"the teacher's vocabulary has {signal.log_probs.shape[1]} entries, the student's {logits.shape[1]}; both must share one tokenizer")
+        raise ValueError(
+            f"the teacher's vocabulary has {signal.log_probs.shape[1]} entries, the student's {logits.shape[1]}; both"
+            " must share one tokenizer"
+        )
     if signal.entropy is not None and (config.divergence != "forward_kl" or signal.temperature != config.temperature):
         raise ValueError(
-            f"a sampled signal is unbiased for forward KL at its own temperature {signal.temperature}; loss.divergence is '{config.divergence}', loss.temperature {config.temperature}"
+            f"a sampled signal is unbiased for forward KL at its own temperature {signal.temperature}; loss.divergence"
+            f" is '{config.divergence}', loss.temperature {config.temperature}"
         )
     if signal.span is not None and (config.divergence != "forward_kl" or config.temperature != 1.0):
-        raise ValueError(f"spans are compared by forward KL at temperature 1; loss.divergence is '{config.divergence}', loss.temperature {config.temperature}")
+        raise ValueError(
+            f"spans are compared by forward KL at temperature 1; loss.divergence is '{config.divergence}',"
+            f" loss.temperature {config.temperature}"
+        )
 
 
 class _Chunked(torch.autograd.Function):
     """Values and gradient together, `config.chunk` target positions at a time."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, signal: Signal | None, config: LossConfig) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, signal: Signal | None, config: LossConfig
+    ) -> tuple[Tensor, ...]:
         gradient = torch.empty_like(logits, dtype=torch.float32) if logits.requires_grad else None
-        pieces: Sequence[Tensor | slice] = [slice(start, start + config.chunk) for start in range(0, len(targets), config.chunk)]
+        pieces: Sequence[Tensor | slice] = [
+            slice(start, start + config.chunk) for start in range(0, len(targets), config.chunk)
+        ]
         if (targets == IGNORE).any():
             pieces = torch.split((targets != IGNORE).nonzero()[:, 0], config.chunk)
             if gradient is not None:
@@ -253,7 +302,9 @@ class _Chunked(torch.autograd.Function):
         values = torch.zeros(4, len(targets), device=logits.device)
         with torch.autocast(logits.device.type, enabled=False):
             for rows in pieces:
-                values[:, rows], slope = _positions(logits[rows].float(), targets[rows], rows, weights[rows, None], signal, config, gradient is not None)
+                values[:, rows], slope = _positions(
+                    logits[rows].float(), targets[rows], rows, weights[rows, None], signal, config, gradient is not None
+                )
                 if gradient is not None:
                     gradient[rows] = slope
         ctx.save_for_backward(gradient)
@@ -271,8 +322,17 @@ class _Chunked(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None
 
 
-def _positions(z: Tensor, targets: Tensor, rows: Tensor | slice, weights: Tensor, signal: Signal | None, config: LossConfig, differentiate: bool) -> tuple[Tensor, Tensor]:
-    """[4, n] soft, hard, entropy, lost of `n` positions with scores `z` [n, V], and the gradient [n, V] of their weighted sum."""
+def _positions(
+    z: Tensor,
+    targets: Tensor,
+    rows: Tensor | slice,
+    weights: Tensor,
+    signal: Signal | None,
+    config: LossConfig,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor]:
+    """[4, n] soft, hard, entropy, lost of `n` positions with scores `z` [n, V], and the gradient [n, V] of their
+    weighted sum."""
     log_q = z.log_softmax(-1)
     hard = -log_q.gather(1, targets[:, None])
     smooth, possible = config.label_smoothing, None
@@ -297,8 +357,11 @@ def _positions(z: Tensor, targets: Tensor, rows: Tensor | slice, weights: Tensor
     return values, slope
 
 
-def _soft(student: Tensor, rows: Tensor | slice, signal: Signal, config: LossConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Divergence [n, 1] from the student's log-probabilities [n, V] at T, its gradient [n, V] in z / T, the teacher's entropy, and its mass lost."""
+def _soft(
+    student: Tensor, rows: Tensor | slice, signal: Signal, config: LossConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Divergence [n, 1] from the student's log-probabilities [n, V] at T, its gradient [n, V] in z / T, the teacher's
+    entropy, and its mass lost."""
     stored = signal.log_probs[rows].float()
     power = signal.temperature / config.temperature
     if signal.ids is None:
@@ -336,7 +399,8 @@ def _soft(student: Tensor, rows: Tensor | slice, signal: Signal, config: LossCon
 
 
 def _at_temperature(stored: Tensor, tail: Tensor, size: Tensor, power: float) -> Tensor:
-    """The K listed outcomes and the tail, [n, K+1], raised to `power` (its temperature over ours); not normalised yet."""
+    """The K listed outcomes and the tail, [n, K+1], raised to `power` (its temperature over ours); not normalised
+    yet."""
     if power != 1:
         log_size = size.clamp_min(1).log()
         # The even spread: `size` tokens of mass tail / size each, flattened or sharpened, then gathered again.
@@ -352,7 +416,8 @@ def _log_rest(log_probs: Tensor) -> Tensor:
 
 
 def _span_loss(logits: Tensor, targets: Tensor, signal: Signal, config: LossConfig, weights: Tensor) -> Loss:
-    """Each span is one event, and the divergence that of two coins; a span weighs as much as its positions in the mean."""
+    """Each span is one event, and the divergence that of two coins; a span weighs as much as its positions in the
+    mean."""
     assert signal.span is not None
     hard = Loss(*_Chunked.apply(logits, targets, weights, None, config))  # type: ignore[no-untyped-call]
     inside = ((signal.span >= 0) & (targets != IGNORE)).nonzero()[:, 0]

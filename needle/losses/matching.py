@@ -31,7 +31,10 @@ class Matching(nn.Module):
         self.pairs = layer_pairs(config.layer_map, layers, teacher_layers)
         self.attend = config.attention > 0
         if self.attend and student.layout != teacher.layout:
-            raise ValueError(f"loss.attention compares attention over the same positions; the student reads the layout '{student.layout}', the teacher '{teacher.layout}'")
+            raise ValueError(
+                "loss.attention compares attention over the same positions; the student reads the layout"
+                f" '{student.layout}', the teacher '{teacher.layout}'"
+            )
         self.projections = nn.ModuleList([nn.Linear(width, teacher_width, bias=False) for _ in self.pairs])
 
     def forward(self, student: Trace, teacher: Trace, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,10 +52,14 @@ class Matching(nn.Module):
 
 
 def layer_pairs(layer_map: Sequence[Sequence[int]] | None, layers: int, teacher_layers: int) -> list[tuple[int, int]]:
-    """(student layer, teacher layer), from 0; without a map the student's layers are spread over the teacher's, last on last."""
+    """(student layer, teacher layer), from 0; without a map the student's layers are spread over the teacher's, last on
+    last."""
     if layer_map is None:
         return [(i, -(-(i + 1) * teacher_layers // layers) - 1) for i in range(layers)]
     for pair in layer_map:
         if len(pair) != 2 or not (0 <= pair[0] < layers and 0 <= pair[1] < teacher_layers):
-            raise ValueError(f"loss.layer_map has {list(pair)}; expected [student layer 0 to {layers - 1}, teacher layer 0 to {teacher_layers - 1}]")
+            raise ValueError(
+                f"loss.layer_map has {list(pair)}; expected [student layer 0 to {layers - 1}, teacher layer 0 to"
+                f" {teacher_layers - 1}]"
+            )
     return [(pair[0], pair[1]) for pair in layer_map]

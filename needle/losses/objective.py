@@ -15,7 +15,8 @@ VALUES = ("loss", "soft", "hard", "teacher_entropy", "teacher_mass_lost", "hidde
 
 
 class Objective(nn.Module):
-    """Student and loss as one module, so that whatever wraps it (DDP, FSDP) sees the forward pass and every parameter."""
+    """Student and loss as one module, so that whatever wraps it (DDP, FSDP) sees the forward pass and every
+    parameter."""
 
     def __init__(self, student: Student, config: LossConfig, matching: Matching | None = None) -> None:
         super().__init__()
@@ -27,7 +28,9 @@ class Objective(nn.Module):
         targets, weights = batch.targets.flatten(), batch.weights.flatten()
         wanted = (targets != IGNORE).nonzero()[:, 0]
         logits = self.student(batch, trace, wanted)
-        loss = distillation_loss(logits, targets[wanted], signal and signal.at(wanted), self.config, normalizer, weights[wanted])
+        loss = distillation_loss(
+            logits, targets[wanted], signal and signal.at(wanted), self.config, normalizer, weights[wanted]
+        )
         hidden = attention = torch.zeros_like(loss.total)
         if self.matching is not None and trace is not None and insides is not None:
             hidden, attention = self.matching(trace, insides, batch.weights / max(normalizer, 1e-12))

@@ -1,7 +1,7 @@
 """The HTTP server: `POST /tool-call` and `GET /health`. Everything stays on this machine.
 
-Whatever a client sends is answered with a reason: 422 for input that isn't right, 413 for input that is too long, 503 when too
-many requests are waiting already.
+Whatever a client sends is answered with a reason: 422 for input that isn't right, 413 for input that is too long, 503
+when too many requests are waiting already.
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ class ToolCallRequest(BaseModel):
     """The article's request. `available_functions` may come in any dialect that the tool normaliser reads."""
 
     prompt: str = Field(min_length=1, description="what the user wants")
-    available_functions: list[dict[str, Any]] = Field(description="name, description and parameters (JSON Schema) of each function")
-    max_tokens: int = Field(default=MAX_TOKENS, ge=1, le=2048, description="most tokens of the answer; beyond it there is no call and finish is 'length'")
+    available_functions: list[dict[str, Any]] = Field(
+        description="name, description and parameters (JSON Schema) of each function"
+    )
+    max_tokens: int = Field(
+        default=MAX_TOKENS,
+        ge=1,
+        le=2048,
+        description="most tokens of the answer; beyond it there is no call and finish is 'length'",
+    )
 
 
 class FunctionCall(BaseModel):
@@ -127,7 +134,14 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
 
 def _fault(status: int, faults: list[tuple[list[Any], str]]) -> JSONResponse:
     # What the client sent isn't echoed: it may be huge, or hold text that no encoder takes.
-    detail = [{"loc": [_clean(str(part)) for part in where], "path": "/" + _clean("/".join(str(part) for part in where[1:])), "msg": _clean(message)} for where, message in faults]
+    detail = [
+        {
+            "loc": [_clean(str(part)) for part in where],
+            "path": "/" + _clean("/".join(str(part) for part in where[1:])),
+            "msg": _clean(message),
+        }
+        for where, message in faults
+    ]
     return JSONResponse({"detail": detail}, status_code=status)
 
 
@@ -140,7 +154,9 @@ def _refuse_surrogates(request: ToolCallRequest) -> None:
     try:
         request.prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ToolSchemaError("/prompt", f"not Unicode text: an unpaired surrogate at character {error.start}") from error
+        raise ToolSchemaError(
+            "/prompt", f"not Unicode text: an unpaired surrogate at character {error.start}"
+        ) from error
     for index, function in enumerate(request.available_functions):
         try:
             json.dumps(function, ensure_ascii=False).encode("utf-8")

@@ -24,11 +24,14 @@ HIDDEN = -1e4  # added to the score of what a query may not see; exp of it is 0 
 
 @dataclass
 class Trace:
-    """What a student thought on its way to the target positions, layer by layer: for teachers that show their insides."""
+    """What a student thought on its way to the target positions, layer by layer: for teachers that show their
+    insides."""
 
     attend: bool = False  # whether to collect attention, which then isn't computed by the fast kernel
     hidden: list[Tensor] = field(default_factory=list)  # [B, T, D] after each layer of the decoder
-    attention: list[Tensor] = field(default_factory=list)  # [B, T, S] over the prompt's positions, the mean of the heads
+    attention: list[Tensor] = field(
+        default_factory=list
+    )  # [B, T, S] over the prompt's positions, the mean of the heads
 
 
 class Student(nn.Module, ABC):
@@ -79,8 +82,8 @@ class State(Protocol):
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:
     """[B, H, S, d] of queries [B, H, S, d] over keys and values [B, G, K, d], H a multiple of G.
 
-    `visible` is true where a query may look, [B, 1, 1 or S, K]; `causal` hides what comes later. On a CPU, where the fused
-    kernel takes up to six times as long on short rows, training multiplies the matrices itself.
+    `visible` is true where a query may look, [B, 1, 1 or S, K]; `causal` hides what comes later. On a CPU, where the
+    fused kernel takes up to six times as long on short rows, training multiplies the matrices itself.
     """
     B, H, S, d = q.shape
     K = k.shape[2]
@@ -100,7 +103,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, ca
 
 
 def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """[B, T, S] attention of queries [B, H, T, d] over keys [B, G, S, d], the mean of the heads; `mask` is true where allowed."""
+    """[B, T, S] attention of queries [B, H, T, d] over keys [B, G, S, d], the mean of the heads; `mask` is true where
+    allowed."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
     shares: Tensor = scores.masked_fill(~mask, -torch.inf).softmax(-1)
@@ -108,7 +112,8 @@ def mean_attention(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
 
 def mask_labels(logits: Tensor, batch: Batch, open_tool: Tensor, wanted: Tensor | None = None) -> Tensor:
-    """Puts -inf, in place, on the labels that a record lacks: tools beyond its own, arguments beyond those of the open tool.
+    """Puts -inf, in place, on the labels that a record lacks: tools beyond its own, arguments beyond those of the open
+    tool.
 
     Args:
         logits: [B, T, V], or [N, V] of the `wanted` positions.
@@ -128,7 +133,8 @@ def at_positions(x: Tensor, wanted: Tensor | None) -> Tensor:
 
 
 def working_precision(x: Tensor) -> Tensor:
-    """`x` in autocast's precision, so that the residual stream that begins with it moves half the bytes; itself without autocast."""
+    """`x` in autocast's precision, so that the residual stream that begins with it moves half the bytes; itself without
+    autocast."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -150,7 +156,8 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The sum of squares in float32, the rest in the precision of `x`, with as few passes over memory as eager PyTorch allows."""
+    """The sum of squares in float32, the rest in the precision of `x`, with as few passes over memory as eager PyTorch
+    allows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -171,7 +178,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / deviation * weight, in float32 inside (Ba et al. 2016, arXiv:1607.06450): one fused pass, unlike `RMSNorm` on a CPU."""
+    """(x - mean) / deviation * weight, in float32 inside (Ba et al. 2016, arXiv:1607.06450): one fused pass, unlike
+    `RMSNorm` on a CPU."""
 
     def __init__(self, width: int, eps: float = 1e-5, bias: bool = False) -> None:
         super().__init__()
@@ -184,7 +192,8 @@ class LayerNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) from random bytes, an eighth of the random numbers that a coin for each element takes.
+    """Dropout (Srivastava et al. 2014) from random bytes, an eighth of the random numbers that a coin for each element
+    takes.
 
     The share is rounded to the next 1/256, and the rest scaled by what that is.
     """
@@ -196,7 +205,9 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.threshold:
             return x
-        words = torch.empty((*x.shape[:-1], -(-x.shape[-1] // 8)), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        words = torch.empty((*x.shape[:-1], -(-x.shape[-1] // 8)), dtype=torch.int64, device=x.device).random_(
+            -(2**63), None
+        )
         kept = words.view(torch.uint8)[..., : x.shape[-1]] >= self.threshold
         return torch.where(kept, x * (256 / (256 - self.threshold)), 0.0)
 
@@ -273,7 +284,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 def init_weights(module: nn.Module, residuals: int) -> None:
-    """Unit-variance maps: weights of variance 1/fan-in, and 1/`residuals` of that where a branch joins the residual stream.
+    """Unit-variance maps: weights of variance 1/fan-in, and 1/`residuals` of that where a branch joins the residual
+    stream.
 
     The usual fixed 0.02 is made for widths near 2,500; in a student of width 128 it leaves attention uniform for
     thousands of steps.

@@ -1,7 +1,7 @@
 """A batch of examples as tensors, in the two layouts that students read: `flat` and `split`.
 
-Legend: B records, T target positions, P prompt positions, Q request positions, U distinct tools of the batch,
-M packed positions of all those tools, K tools of one record, A arguments of one tool, C copyable schema positions, G segments: a
+Legend: B records, T target positions, P prompt positions, Q request positions, U distinct tools of the batch, M packed
+positions of all those tools, K tools of one record, A arguments of one tool, C copyable schema positions, G segments: a
 tool's name and description are one, each of its arguments another.
 """
 
@@ -36,7 +36,8 @@ class Flat:
 
 @dataclass
 class Split:
-    """Requests and tools apart: what the pointer student reads. Positions of tools are packed: all tools in one row of M."""
+    """Requests and tools apart: what the pointer student reads. Positions of tools are packed: all tools in one row of
+    M."""
 
     query: Tensor  # [B, Q] ids, right-padded
     query_mask: Tensor  # [B, Q] true on the request
@@ -48,10 +49,13 @@ class Split:
     tool_ids: Tensor  # [M] ids
     copyable: Tensor  # [C] positions in M that an answer may copy
     copied: Tensor  # [B, N] which of the C each record's own tools offer; -1 is padding
-    candidates: Tensor  # [B, J] <query>, then the distinct tokens that a record may copy; padding is <pad>, and stands last in every row
+    # [B, J] <query>, then the distinct tokens that a record may copy; padding is <pad>, and stands last in every row
+    candidates: Tensor
     slots: Tensor  # [B, Q+N] which candidate each request position and each copied position is
     tools: Tensor  # [B, K] which of the U tools each record has; -1 is padding
-    owned: Tensor  # [B, S] the positions in M of each record's own tools, counted from 1; 0, the empty slot, stands first; -1 is padding
+    # [B, S] the positions in M of each record's own tools, counted from 1; 0, the empty slot, stands first; -1 is
+    # padding
+    owned: Tensor
     heads: Tensor  # [U] position in M of each tool's marker
     segment: Tensor  # [M] which of the G segments a position is in
     starts: Tensor  # [G] position in M of each segment's marker
@@ -59,7 +63,9 @@ class Split:
     argument_segment: Tensor  # [U, A] the segment of each argument; -1 is padding
     keys: list[str]  # [U] each tool's content, for caches
     sources: Tensor  # [B, T] the request position that each input token was copied from, -1 for none
-    aims: Tensor  # [B, T] the only request position that each target is to be copied from, -1 where there is none or one of several will do
+    # [B, T] the only request position that each target is to be copied from, -1 where there is none or one of several
+    # will do
+    aims: Tensor
 
     def select(self, rows: Tensor) -> Split:
         """The same tools for only these rows of the batch."""
@@ -81,10 +87,20 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """Only these rows, for decoding: what the steps after the prompt need."""
-        return Batch([], self.targets[rows], self.weights[rows], self.inputs[rows], self.open_tool[rows], self.tool_count[rows], self.argument_count[rows])
+        return Batch(
+            [],
+            self.targets[rows],
+            self.weights[rows],
+            self.inputs[rows],
+            self.open_tool[rows],
+            self.tool_count[rows],
+            self.argument_count[rows],
+        )
 
 
-def collate(examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, kind_weights: Sequence[float] = ()) -> Batch:
+def collate(
+    examples: Sequence[Example], tokenizer: TextTokenizer, layout: str, kind_weights: Sequence[float] = ()
+) -> Batch:
     """Tensors of `examples`; for a prompt without targets T is 1.
 
     `kind_weights` are the weights of a target token by its kind (`prompt.KINDS`); 1 when empty.
@@ -153,13 +169,23 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, most_tools: in
     sizes = [end - start for row in ends for start, end in itertools.pairwise(row)]
     first_segment = np.cumsum([0] + [1 + len(tool.markers) for tool in ordered])
     queries = [example.query or (tokenizer.query,) for example in examples]
-    chunks, kinds, places = _chunks([*((tokenizer.query, *query) for query in queries), *(tool.ids for tool in ordered)], len(queries), tokenizer.pad)
+    chunks, kinds, places = _chunks(
+        [*((tokenizer.query, *query) for query in queries), *(tool.ids for tool in ordered)],
+        len(queries),
+        tokenizer.pad,
+    )
     query_width = max(len(query) for query in queries)
     lengths = torch.tensor([len(query) for query in queries])
-    copied = [[first_copy[number[tool.key]] + i for tool in example.tools for i in range(len(tool.copyable))] for example in examples]
+    copied = [
+        [first_copy[number[tool.key]] + i for tool in example.tools for i in range(len(tool.copyable))]
+        for example in examples
+    ]
     offered = [[tool.ids[place] for tool in example.tools for place in tool.copyable] for example in examples]
     candidates, slots = _candidates(queries, offered, query_width, tokenizer.query)
-    found = [find_sources(query, example.target, tokenizer.first_tool_label, tokenizer.joined(query)) for query, example in zip(queries, examples, strict=True)]
+    found = [
+        find_sources(query, example.target, tokenizer.first_tool_label, tokenizer.joined(query))
+        for query, example in zip(queries, examples, strict=True)
+    ]
     return Split(
         query=_pad(queries, query_width, tokenizer.pad),
         query_mask=torch.arange(query_width) < lengths.unsqueeze(1),
@@ -169,7 +195,9 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, most_tools: in
         unpack=_pad([place[1:] for place in places[: len(queries)]], query_width, 0),  # without <query>
         tool_of=torch.tensor([index for index, tool in enumerate(ordered) for _ in tool.ids], dtype=torch.long),
         tool_ids=torch.tensor([token for tool in ordered for token in tool.ids], dtype=torch.long),
-        copyable=torch.tensor([starts[index] + place for index, tool in enumerate(ordered) for place in tool.copyable], dtype=torch.long),
+        copyable=torch.tensor(
+            [starts[index] + place for index, tool in enumerate(ordered) for place in tool.copyable], dtype=torch.long
+        ),
         copied=_pad(copied, slots.shape[1] - query_width, -1),
         candidates=candidates,
         slots=slots,
@@ -179,15 +207,22 @@ def _split(examples: Sequence[Example], tokenizer: TextTokenizer, most_tools: in
         segment=torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)], dtype=torch.long),
         starts=torch.tensor(np.cumsum([0, *sizes])[: len(sizes)], dtype=torch.long),
         tool_segment=torch.tensor(first_segment[:-1], dtype=torch.long),
-        argument_segment=_pad([[first_segment[index] + 1 + a for a in range(len(tool.markers))] for index, tool in enumerate(ordered)], arguments, -1),
+        argument_segment=_pad(
+            [[first_segment[index] + 1 + a for a in range(len(tool.markers))] for index, tool in enumerate(ordered)],
+            arguments,
+            -1,
+        ),
         keys=[tool.key for tool in ordered],
         sources=_pad([(-1, *sources[:-1]) for sources, _ in found], width, -1),
         aims=_pad([aims for _, aims in found], width, -1),
     )
 
 
-def _chunks(rows: Sequence[Sequence[int]], requests: int, pad: int) -> tuple[list[Tensor], list[Tensor], list[np.ndarray]]:
-    """Rows of similar length together, what kind each is, and where each row's tokens lie when all chunks are laid end to end."""
+def _chunks(
+    rows: Sequence[Sequence[int]], requests: int, pad: int
+) -> tuple[list[Tensor], list[Tensor], list[np.ndarray]]:
+    """Rows of similar length together, what kind each is, and where each row's tokens lie when all chunks are laid end
+    to end."""
     order = np.argsort([len(row) for row in rows], kind="stable")
     chunks, kinds, offset = [], [], 0
     places = [np.zeros(0, dtype=np.int64)] * len(rows)
@@ -206,18 +241,23 @@ def _own_positions(tools: Sequence[Sequence[int]], starts: np.ndarray) -> Tensor
     return _pad(rows, max(len(row) for row in rows), -1)
 
 
-def find_sources(query: Sequence[int], target: Sequence[int], first_tool_label: int, joined: Sequence[bool]) -> tuple[list[int], list[int]]:
-    """Where in its request each token of an answer was copied from, and where it must be: -1 for one that isn't in it, or may be from several places.
+def find_sources(
+    query: Sequence[int], target: Sequence[int], first_tool_label: int, joined: Sequence[bool]
+) -> tuple[list[int], list[int]]:
+    """Where in its request each token of an answer was copied from, and where it must be: -1 for one that isn't in it,
+    or may be from several places.
 
-    The answer is cut into the longest runs of tokens that stand together in the request: a value is where all of it stands, not where its
-    first token does ("the" of a title, the "1" of a number). Of equal runs those that no word or number goes beyond (`joined`, as the
-    tokenizer tells it) come first; of these, one behind what earlier calls copied.
+    The answer is cut into the longest runs of tokens that stand together in the request: a value is where all of it
+    stands, not where its first token does ("the" of a title, the "1" of a number). Of equal runs those that no word or
+    number goes beyond (`joined`, as the tokenizer tells it) come first; of these, one behind what earlier calls copied.
     """
     sources, aims = [-1] * len(target), [-1] * len(target)
     places: dict[int, list[int]] = defaultdict(list)
     for place, token in enumerate(query):
         places[token].append(place)
-    begin = furthest = 0  # where the open call begins to look, behind all that earlier calls copied; behind all that was copied
+    begin = furthest = (
+        0  # where the open call begins to look, behind all that earlier calls copied; behind all that was copied
+    )
     start = 0
     while start < len(target):
         if first_tool_label <= target[start] < first_tool_label + TOOL_LABELS:
@@ -225,7 +265,9 @@ def find_sources(query: Sequence[int], target: Sequence[int], first_tool_label: 
         lengths = {place: _run(query, place, target, start) for place in places.get(target[start], ())}
         longest = max(lengths.values(), default=0)
         best = [place for place, length in lengths.items() if length == longest]
-        best = [place for place in best if not joined[place] and not any(joined[place + longest : place + longest + 1])] or best
+        best = [
+            place for place in best if not joined[place] and not any(joined[place + longest : place + longest + 1])
+        ] or best
         if best:
             place = next((place for place in best if place >= begin), best[0])
             sources[start : start + longest] = range(place, place + longest)
@@ -242,9 +284,15 @@ def _run(query: Sequence[int], place: int, target: Sequence[int], start: int) ->
     return next((size for size in range(most) if query[place + size] != target[start + size]), most)
 
 
-def _candidates(queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int, first: int) -> tuple[Tensor, Tensor]:
-    """The distinct tokens of each record's request and schema names behind `first`, and the slot of each of those positions among them."""
-    order = [{token: index for index, token in enumerate(dict.fromkeys([first, *query, *extra]))} for query, extra in zip(queries, offered, strict=True)]
+def _candidates(
+    queries: Sequence[Sequence[int]], offered: Sequence[Sequence[int]], query_width: int, first: int
+) -> tuple[Tensor, Tensor]:
+    """The distinct tokens of each record's request and schema names behind `first`, and the slot of each of those
+    positions among them."""
+    order = [
+        {token: index for index, token in enumerate(dict.fromkeys([first, *query, *extra]))}
+        for query, extra in zip(queries, offered, strict=True)
+    ]
     width = max(len(slots) for slots in order) + 1  # one more, so that every row ends in <pad>
     slots = np.full((len(queries), query_width + max(len(extra) for extra in offered)), width - 1, dtype=np.int64)
     for row, (query, extra, slot) in enumerate(zip(queries, offered, order, strict=True)):

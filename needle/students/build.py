@@ -9,7 +9,12 @@ from needle.students.pointer_parts import PointerConfig
 from needle.students.san import SanConfig, SanStudent
 
 StudentConfig = SeedConfig | LlamaConfig | SanConfig | PointerConfig
-FAMILIES: dict[str, type[StudentConfig]] = {"seed": SeedConfig, "llama": LlamaConfig, "san": SanConfig, "pointer": PointerConfig}
+FAMILIES: dict[str, type[StudentConfig]] = {
+    "seed": SeedConfig,
+    "llama": LlamaConfig,
+    "san": SanConfig,
+    "pointer": PointerConfig,
+}
 
 
 def build_student(config: StudentConfig, vocabulary: int) -> Student:
@@ -17,7 +22,10 @@ def build_student(config: StudentConfig, vocabulary: int) -> Student:
     if config.width % config.heads:
         raise ValueError(f"student.width={config.width} can't be split into student.heads={config.heads} equal heads")
     if (config.width // config.heads) % 2:
-        raise ValueError(f"student.width={config.width} over student.heads={config.heads} gives heads of odd width; rotary positions need an even one")
+        raise ValueError(
+            f"student.width={config.width} over student.heads={config.heads} gives heads of odd width; rotary positions"
+            " need an even one"
+        )
     if isinstance(config, SeedConfig):
         return SeedStudent(config, vocabulary)
     if isinstance(config, LlamaConfig | SanConfig) and config.heads % config.kv_heads:
@@ -28,4 +36,6 @@ def build_student(config: StudentConfig, vocabulary: int) -> Student:
         return SanStudent(config, vocabulary)
     if isinstance(config, PointerConfig):
         return PointerStudent(config, vocabulary)
-    raise ValueError(f"student.family '{getattr(config, 'family', config)}' is unknown; expected one of {', '.join(FAMILIES)}")
+    raise ValueError(
+        f"student.family '{getattr(config, 'family', config)}' is unknown; expected one of {', '.join(FAMILIES)}"
+    )

@@ -1,6 +1,8 @@
-"""The decoder-only students: `seed`, the article's network, and `llama`. Both read tools, request and answer in one row.
+"""The decoder-only students: `seed`, the article's network, and `llama`. Both read tools, request and answer in one
+row.
 
-Legend: B records, S positions, T target positions, V vocabulary, D width, H heads, G key/value heads, d width of a head.
+Legend: B records, S positions, T target positions, V vocabulary, D width, H heads, G key/value heads, d width of a
+head.
 """
 
 from __future__ import annotations
@@ -14,7 +16,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import Dropout, RMSNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mask_labels, mean_attention, working_precision
+from needle.students.base import (
+    Dropout,
+    RMSNorm,
+    Rope,
+    Student,
+    SwiGLU,
+    Trace,
+    at_positions,
+    attention,
+    init_weights,
+    mask_labels,
+    mean_attention,
+    working_precision,
+)
 from needle.students.batch import Batch
 
 
@@ -75,7 +90,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * self.head, width, bias=bias)
 
     def forward(
-        self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None, seen_from: Tensor | None = None
+        self,
+        x: Tensor,
+        rope: Rope | None,
+        past: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        seen_from: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """`seen_from` [B, T] asks for the attention of these positions, [B, T, S]."""
         q = rearrange(self.q_proj(x), "B S (H d) -> B H S d", d=self.head)
@@ -95,14 +115,21 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], dropout: float) -> None:
+    def __init__(
+        self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], dropout: float
+    ) -> None:
         super().__init__()
         self.self_attn, self.mlp = attention, mlp
         self.input_layernorm, self.post_attention_layernorm = norms
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, mask: Tensor | None, seen_from: Tensor | None = None
+        self,
+        x: Tensor,
+        rope: Rope | None,
+        past: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        seen_from: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         attended, cache, seen = self.self_attn(self.input_layernorm(x), rope, past, mask, seen_from)
         x = x + self.dropout(attended)
@@ -134,16 +161,25 @@ class CausalStudent(Student):
         return len(self.layers), self.embed_tokens.embedding_dim
 
     def trunk(
-        self, ids: Tensor, positions: Tensor, past: list[tuple[Tensor, Tensor]] | None, mask: Tensor | None, predicts: Tensor | None = None, trace: Trace | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        past: list[tuple[Tensor, Tensor]] | None,
+        mask: Tensor | None,
+        predicts: Tensor | None = None,
+        trace: Trace | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """[B, S] ids to [B, S, D] hidden states and the layers' keys and values; `trace` gets those at `predicts` [B, T]."""
+        """[B, S] ids to [B, S, D] hidden states and the layers' keys and values; `trace` gets those at `predicts` [B,
+        T]."""
         if ids.shape[1] > self.max_length:
             raise ValueError(f"a row of {ids.shape[1]} tokens is longer than student.max_length={self.max_length}")
         x, rope = self.positions(self.embed_tokens(ids), positions)
         x = working_precision(x)
         cache = []
         for index, layer in enumerate(self.layers):
-            x, kept, seen = self.run(layer, x, rope, past[index] if past else None, mask, predicts if trace and trace.attend else None)
+            x, kept, seen = self.run(
+                layer, x, rope, past[index] if past else None, mask, predicts if trace and trace.attend else None
+            )
             cache.append(kept)
             if trace is not None and predicts is not None:
                 trace.hidden.append(_at(x, predicts))
@@ -172,7 +208,9 @@ class CausalStudent(Student):
             hidden, state.pending = state.pending[:, None], None
         else:
             state.valid = F.pad(state.valid, (0, 1), value=True)
-            hidden, state.cache = self.trunk(tokens[:, None], state.length[:, None], state.cache, state.valid[:, None, None])
+            hidden, state.cache = self.trunk(
+                tokens[:, None], state.length[:, None], state.cache, state.valid[:, None, None]
+            )
             state.length = state.length + 1
         return mask_labels(self.head(hidden).float(), state.batch, open_tool[:, None])[:, 0]
 
@@ -185,7 +223,9 @@ def _at(x: Tensor, positions: Tensor) -> Tensor:
 class SeedStudent(CausalStudent):
     def __init__(self, config: SeedConfig, vocabulary: int) -> None:
         def block() -> Block:
-            mlp = nn.Sequential(nn.Linear(config.width, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width))
+            mlp = nn.Sequential(
+                nn.Linear(config.width, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
+            )
             norms = (nn.LayerNorm(config.width), nn.LayerNorm(config.width))
             return Block(Attention(config.width, config.heads, config.heads, bias=True), mlp, norms, config.dropout)
 

@@ -81,22 +81,32 @@ def released() -> Path:
     """The folder of the student that comes with the library; raises `CheckpointError` where it was left out."""
     folder = Path(str(files("needle_models"))) / RELEASED
     if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"the released student isn't in {folder}; give checkpoint=DIR, a folder that `needle train` wrote (after `make demo`: checkpoint=outputs/demo/best)")
+        raise CheckpointError(
+            f"the released student isn't in {folder}; give checkpoint=DIR, a folder that `needle train` wrote (after"
+            " `make demo`: checkpoint=outputs/demo/best)"
+        )
     return folder
 
 
 def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
-    """The student of a folder, or the released one; raises `CheckpointError` if it isn't a checkpoint or its parts don't fit each other."""
+    """The student of a folder, or the released one; raises `CheckpointError` if it isn't a checkpoint or its parts
+    don't fit each other."""
     folder = released() if folder is None else Path(folder)
     for name in (CONFIG, WEIGHTS, FILE_NAME):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} isn't a checkpoint: it has no {name} (expected {CONFIG}, {WEIGHTS} and {FILE_NAME}, as `needle train` writes them)")
+            raise CheckpointError(
+                f"{folder} isn't a checkpoint: it has no {name} (expected {CONFIG}, {WEIGHTS} and {FILE_NAME}, as"
+                " `needle train` writes them)"
+            )
     try:
         row = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = student_config(row["student"])
         tokenizer = TextTokenizer.load(folder)
         if tokenizer.fingerprint != row["tokenizer"]:
-            raise CheckpointError(f"{folder}: {FILE_NAME} has fingerprint {tokenizer.fingerprint}, but the weights were trained with {row['tokenizer']}")
+            raise CheckpointError(
+                f"{folder}: {FILE_NAME} has fingerprint {tokenizer.fingerprint}, but the weights were trained with"
+                f" {row['tokenizer']}"
+            )
         student = build_student(config, tokenizer.size)
         student.load_state_dict(load_file(folder / WEIGHTS))
     except CheckpointError:

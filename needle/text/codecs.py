@@ -4,9 +4,10 @@ json        [{"name":"set_alarm","arguments":{"time":"7 am"}}]
 decisions   <tool_0> <arg_0> 7 am          (the program renders the JSON)
 
 In `decisions` a label points at a tool of the record or at an argument of the tool named last. A string is written raw;
-a number as the request has it (`10,000`; in lists, whose commas part the items, as JSON), else as JSON; other values as JSON; a list of scalars as `<item>` before each; null as
-`<null>`. One space before a value isn't part of it. Of an object that is opened (`needle.text.prompt.opens`) only the members are
-written: one that is required and has none is `{}`, or null if it may be.
+a number as the request has it (`10,000`; in lists, whose commas part the items, as JSON), else as JSON; other values as
+JSON; a list of scalars as `<item>` before each; null as `<null>`. One space before a value isn't part of it. Of an
+object that is opened (`needle.text.prompt.opens`) only the members are written: one that is required and has none is
+`{}`, or null if it may be.
 """
 
 from __future__ import annotations
@@ -59,7 +60,12 @@ def value_form(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if isinstance(kind, list):
         kind = kind[0]
-    if kind == "array" and isinstance(schema.get("items"), Mapping) and value_form(schema["items"]) != "list" and not nullable(schema["items"]):
+    if (
+        kind == "array"
+        and isinstance(schema.get("items"), Mapping)
+        and value_form(schema["items"]) != "list"
+        and not nullable(schema["items"])
+    ):
         return "list"
     values = [value for value in schema.get("enum", []) if value is not None]
     if (kind == "string" or (kind is None and values)) and all(isinstance(value, str) for value in values):
@@ -80,9 +86,14 @@ class JsonCodec(Codec):
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def encode(self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def encode(
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         schemas = {tool.name: tool.parameters for tool in tools}
-        rows = [{"name": call.name, "arguments": in_schema_order(call.arguments, schemas.get(call.name, {}))} for call in calls]
+        rows = [
+            {"name": call.name, "arguments": in_schema_order(call.arguments, schemas.get(call.name, {}))}
+            for call in calls
+        ]
         ids: list[int] = []
         for piece in _json_pieces(dump(rows)):
             ids.extend(self.tokenizer.encode(piece))
@@ -152,7 +163,9 @@ class DecisionsCodec(Codec):
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def encode(self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def encode(
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         index_of = {tool.name: index for index, tool in enumerate(tools)}
         ids: list[int] = []
         open_tool: list[int] = []
@@ -171,7 +184,9 @@ class DecisionsCodec(Codec):
 
     def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
         first, last, eos = self.tokenizer.first_tool_label, self.tokenizer.first_argument_label, self.tokenizer.eos
-        return tuple(SYNTAX if token == eos else VALUE if token < first else NAME if token < last else KEY for token in ids)
+        return tuple(
+            SYNTAX if token == eos else VALUE if token < first else NAME if token < last else KEY for token in ids
+        )
 
     def _encode_arguments(self, call: Call, tool: Tool, query: Sequence[int], ids: list[int]) -> None:
         left = dict(call.arguments)
@@ -185,7 +200,9 @@ class DecisionsCodec(Codec):
             raise PromptError(f"the answer gives '{next(iter(left))}', which isn't an argument of '{tool.name}'")
         _check_empty(call.arguments, tool.parameters)
 
-    def _encode_value(self, value: Any, schema: Mapping[str, Any], query: Sequence[int], listed: bool = False) -> list[int]:
+    def _encode_value(
+        self, value: Any, schema: Mapping[str, Any], query: Sequence[int], listed: bool = False
+    ) -> list[int]:
         form = value_form(schema)
         if value is None and nullable(schema):
             return [self.tokenizer.null]
@@ -204,7 +221,8 @@ class DecisionsCodec(Codec):
         return self._text(dump(in_schema_order(value, schema)), query)
 
     def _text(self, text: str, query: Sequence[int]) -> list[int]:
-        """The tokens of " text"; without the space where the request has them so, since copying is easier than spelling."""
+        """The tokens of " text"; without the space where the request has them so, since copying is easier than
+        spelling."""
         ids = self.tokenizer.encode(" " + text)
         if not _contains(query, ids) and not text.startswith(" "):
             bare = self.tokenizer.encode(text)
@@ -253,7 +271,11 @@ class DecisionsCodec(Codec):
         if value_form(schema) == "raw":
             return text
         try:
-            return _finite(read_number(text)) if is_number(schema) else json.loads(text, parse_constant=_finite, parse_float=_finite)
+            return (
+                _finite(read_number(text))
+                if is_number(schema)
+                else json.loads(text, parse_constant=_finite, parse_float=_finite)
+            )
         except (ValueError, RecursionError) as error:
             raise DecodeError(f"not {'a number' if is_number(schema) else 'JSON'}: {text[:80]!r}") from error
 
@@ -284,7 +306,11 @@ def _get(arguments: Mapping[str, Any], path: tuple[str, ...]) -> tuple[bool, Any
 
 def _opened(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], bool]]:
     """The members that are opened objects: name, schema, whether one without members is there all the same."""
-    return [(name, sub, name in schema.get("required", ())) for name, sub in schema.get("properties", {}).items() if opens(sub)]
+    return [
+        (name, sub, name in schema.get("required", ()))
+        for name, sub in schema.get("properties", {}).items()
+        if opens(sub)
+    ]
 
 
 def _complete(arguments: dict[str, Any], schema: Mapping[str, Any]) -> None:
@@ -297,7 +323,8 @@ def _complete(arguments: dict[str, Any], schema: Mapping[str, Any]) -> None:
 
 
 def _check_empty(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
-    """Refuses what reads back as something else: null or `{}` for an object that may be left out, `{}` for one that may be null."""
+    """Refuses what reads back as something else: null or `{}` for an object that may be left out, `{}` for one that may
+    be null."""
     for name, sub, required in _opened(schema):
         if name not in arguments:
             continue
@@ -305,7 +332,10 @@ def _check_empty(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> Non
         if value is None or value == {}:
             written = required and (value is None) == nullable(sub)
             if not written:
-                raise PromptError(f"the answer gives '{name}' as {dump(value)}, which can't be told from {'null' if required else 'leaving it out'}")
+                raise PromptError(
+                    f"the answer gives '{name}' as {dump(value)}, which can't be told from"
+                    f" {'null' if required else 'leaving it out'}"
+                )
         elif isinstance(value, Mapping):
             _check_empty(value, sub)
 

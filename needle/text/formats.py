@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from needle.text.records import Call, DataError, FieldError, Record, call_from_json, encodable, list_field, parse_line, read_lines, text_field
+from needle.text.records import (
+    Call,
+    DataError,
+    FieldError,
+    Record,
+    call_from_json,
+    encodable,
+    list_field,
+    parse_line,
+    read_lines,
+    text_field,
+)
 from needle.text.toolschema import ToolSchemaError, call_errors, normalise_tools
 
 FORMATS = ("auto", "needle", "xlam", "openai", "traffic", "bfcl")
@@ -72,7 +83,8 @@ def detect_format(row: Mapping[str, Any]) -> str:
         return "needle"
     raise FieldError(
         "(line)",
-        f"expected query, tools and answers (needle, xlam), messages (openai), request and response (traffic), or question and function (bfcl); found {', '.join(map(str, row)) or 'no field'}",
+        "expected query, tools and answers (needle, xlam), messages (openai), request and response (traffic), or"
+        f" question and function (bfcl); found {', '.join(map(str, row)) or 'no field'}",
     )
 
 
@@ -93,7 +105,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _possible_answers(path: Path) -> dict[str, Any]:
-    """BFCL keeps the gold beside the questions, in possible_answer/ under the same name; empty when there is no such file."""
+    """BFCL keeps the gold beside the questions, in possible_answer/ under the same name; empty when there is no such
+    file."""
     beside = path.parent / "possible_answer" / path.name
     if not beside.is_file():
         return {}
@@ -139,17 +152,23 @@ def _xlam(row: Mapping[str, Any]) -> Record:
 
 
 def _openai(row: Mapping[str, Any]) -> Record:
-    """Chat messages: the first assistant message with `tool_calls` (or the older `function_call`) is the gold, or else the last one;
-    the user's words before it are the request."""
+    """Chat messages: the first assistant message with `tool_calls` (or the older `function_call`) is the gold, or else
+    the last one; the user's words before it are the request."""
     messages = list_field(row, "messages")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise FieldError(f"messages[{index}]", "expected an object with a role")
     said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not said and "tool_calls" not in row:
-        raise FieldError("messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages")
+        raise FieldError(
+            "messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages"
+        )
     end = next((index for index in said if _calls(messages[index])), said[-1] if said else len(messages))
-    words = [_content(m.get("content"), f"messages[{i}].content") for i, m in enumerate(messages[:end]) if m["role"] == "user"]
+    words = [
+        _content(m.get("content"), f"messages[{i}].content")
+        for i, m in enumerate(messages[:end])
+        if m["role"] == "user"
+    ]
     if not words:
         raise FieldError("messages", "expected at least one message of role 'user' before the answer")
     calls = (_calls(messages[end]) if said else None) or _calls(row)
@@ -179,11 +198,24 @@ def _traffic(row: Mapping[str, Any]) -> Record:
     if not isinstance(message, Mapping):
         raise FieldError("response.choices[0].message", "expected the assistant's message")
     messages = list_field(request, "messages")
-    done = max((index for index, m in enumerate(messages) if isinstance(m, Mapping) and (m.get("role") in ("tool", "function") or _calls(m))), default=-1)
+    done = max(
+        (
+            index
+            for index, m in enumerate(messages)
+            if isinstance(m, Mapping) and (m.get("role") in ("tool", "function") or _calls(m))
+        ),
+        default=-1,
+    )
     said = [m for m in messages[done + 1 :] if not (isinstance(m, Mapping) and m.get("role") == "assistant")]
     if done >= 0 and not any(isinstance(m, Mapping) and m.get("role") == "user" for m in said):
-        raise FieldError("request.messages", "expected words of a user behind the last result of a tool; what is said of a result answers no request of its own")
-    return _openai({"source": "traffic", **request, "id": row["id"], "messages": [*said, {**message, "role": "assistant"}]})
+        raise FieldError(
+            "request.messages",
+            "expected words of a user behind the last result of a tool; what is said of a result answers no request of"
+            " its own",
+        )
+    return _openai(
+        {"source": "traffic", **request, "id": row["id"], "messages": [*said, {**message, "role": "assistant"}]}
+    )
 
 
 def _calls(message: Mapping[str, Any]) -> Any:
@@ -194,7 +226,13 @@ def _calls(message: Mapping[str, Any]) -> Any:
 
 def _content(value: Any, where: str) -> str:
     if isinstance(value, list):  # parts: {"type": "text", "text": ...}
-        value = "".join(part["text"] if isinstance(part, Mapping) and isinstance(part.get("text"), str) else "" for part in value) or None
+        value = (
+            "".join(
+                part["text"] if isinstance(part, Mapping) and isinstance(part.get("text"), str) else ""
+                for part in value
+            )
+            or None
+        )
     if not isinstance(value, str):
         raise FieldError(where, "expected a string or an array of text parts")
     return value
@@ -218,14 +256,21 @@ def _bfcl(row: Mapping[str, Any]) -> Record:
     turns = list_field(row, "question")
     if turns and isinstance(turns[0], list):
         turns = turns[0]
-    words = [turn["content"] for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "user" and isinstance(turn.get("content"), str)]
+    words = [
+        turn["content"]
+        for turn in turns
+        if isinstance(turn, Mapping) and turn.get("role") == "user" and isinstance(turn.get("content"), str)
+    ]
     if not words:
         raise FieldError("question", "expected at least one message of role 'user'")
     truth = row.get("ground_truth", row.get("possible_answer"))
     if truth is None and "irrelevance" in str(row["id"]):
         truth = []
     if not isinstance(truth, list):
-        raise FieldError("ground_truth", "expected an array of {tool: {argument: [allowed values]}}, here or in possible_answer/ beside the file")
+        raise FieldError(
+            "ground_truth",
+            "expected an array of {tool: {argument: [allowed values]}}, here or in possible_answer/ beside the file",
+        )
     answers = []
     for index, entry in enumerate(truth):
         if not isinstance(entry, Mapping) or len(entry) != 1:
@@ -233,9 +278,17 @@ def _bfcl(row: Mapping[str, Any]) -> Record:
         (name, arguments), *_ = entry.items()
         if not isinstance(arguments, Mapping):
             raise FieldError(f"ground_truth[{index}].{name}", "expected {argument: [allowed values]}")
-        answers.append(Call(name, {key: _first_allowed(allowed) for key, allowed in arguments.items() if not _omittable(allowed)}))
+        answers.append(
+            Call(name, {key: _first_allowed(allowed) for key, allowed in arguments.items() if not _omittable(allowed)})
+        )
     functions = row["function"] if isinstance(row["function"], list) else [row["function"]]
-    return Record(str(row["id"]), "\n".join(words), normalise_tools(functions, "function"), tuple(answers), str(row.get("source", "bfcl")))
+    return Record(
+        str(row["id"]),
+        "\n".join(words),
+        normalise_tools(functions, "function"),
+        tuple(answers),
+        str(row.get("source", "bfcl")),
+    )
 
 
 def _omittable(allowed: Any) -> bool:
@@ -251,4 +304,10 @@ def _first_allowed(allowed: Any) -> Any:
     return value
 
 
-READERS: dict[str, Callable[[Mapping[str, Any]], Record]] = {"needle": record_from_json, "xlam": _xlam, "openai": _openai, "traffic": _traffic, "bfcl": _bfcl}
+READERS: dict[str, Callable[[Mapping[str, Any]], Record]] = {
+    "needle": record_from_json,
+    "xlam": _xlam,
+    "openai": _openai,
+    "traffic": _traffic,
+    "bfcl": _bfcl,
+}

@@ -30,7 +30,13 @@ READY = 128  # sets of tools whose matcher is kept, to be copied for each answer
 MANY = 50  # enum members beyond which they are one terminal: a parser's row holds 2,000 items
 ANY = r"(.|\n)*"
 SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}/]")
-UNCHECKED = {"description", "default", "uniqueItems", "minProperties", "maxProperties"}  # the last three are checked on the finished answer
+UNCHECKED = {
+    "description",
+    "default",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+}  # the last three are checked on the finished answer
 
 
 class GrammarError(RuntimeError):
@@ -95,7 +101,10 @@ def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str
     for index, tool in enumerate(tools):
         text = _text(grammar.codec, [tool])
         if LLMatcher(grammar._ll, LLMatcher.grammar_from_lark(text), log_level=0).is_error():
-            return f"/{index}/parameters", f"the schema of '{tool.name}' can't be held by a grammar: {message.splitlines()[0][:200]}"
+            return (
+                f"/{index}/parameters",
+                f"the schema of '{tool.name}' can't be held by a grammar: {message.splitlines()[0][:200]}",
+            )
     return "", f"these tools together are too large for a grammar: {message.splitlines()[0][:200]}"
 
 
@@ -159,7 +168,9 @@ def _decision_rules(rules: _Rules, tools: Sequence[Tool]) -> None:
     rules.lines.append(f"start: ({' | '.join(calls)})*")
 
 
-def _object(rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], position: Mapping[tuple[str, ...], int]) -> str:
+def _object(
+    rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], position: Mapping[tuple[str, ...], int]
+) -> str:
     parts = []
     for name, sub in by_name(schema):
         here = (*path, name)
@@ -197,7 +208,9 @@ def _solid_value(rules: _Rules, schema: Mapping[str, Any], listed: bool) -> str:
     if "enum" in schema:
         members = [value for value in schema["enum"] if value is not None]
         if len(members) > MANY:
-            return rules.add(f"/{'|'.join(_before(member, ' ?') + _exactly(member) for member in members)}/", terminal=True)
+            return rules.add(
+                f"/{'|'.join(_before(member, ' ?') + _exactly(member) for member in members)}/", terminal=True
+            )
         return f"({' | '.join(_before(member, SPACE) + ' ' + _literal(member) for member in members)})"
     return rules.add(_string_terminal(schema), terminal=True)
 
@@ -285,13 +298,19 @@ def _escaped(body: str) -> str:
 
 def _embedded(schema: Mapping[str, Any]) -> str:
     """A JSON Schema as a rule: compact, exactly as the codec writes it."""
-    return "%json " + json.dumps({"x-guidance": {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}, **_closed(schema)})
+    return "%json " + json.dumps(
+        {"x-guidance": {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}, **_closed(schema)}
+    )
 
 
 def _closed(schema: Any) -> Any:
     """Drops the words that have no say in what is valid, so that equal shapes share one rule."""
     if isinstance(schema, Mapping):
-        return {key: _closed_member(key, value) for key, value in schema.items() if key not in UNCHECKED and not (key in BOUNDS and abs(value) >= ENDLESS)}
+        return {
+            key: _closed_member(key, value)
+            for key, value in schema.items()
+            if key not in UNCHECKED and not (key in BOUNDS and abs(value) >= ENDLESS)
+        }
     return schema
 
 

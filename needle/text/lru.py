@@ -12,7 +12,8 @@ V = TypeVar("V")
 
 
 class Lru(Generic[V]):
-    """Values by text. What wasn't used the longest while goes once the texts' characters and the values' sizes exceed `most`. Safe among threads."""
+    """Values by text. What wasn't used the longest while goes once the texts' characters and the values' sizes exceed
+    `most`. Safe among threads."""
 
     def __init__(self, most: int) -> None:
         self.most, self.size = most, 0

@@ -26,7 +26,8 @@ def read_number(text: str) -> int | float:
 
 
 def number_texts(value: float, schema: Mapping[str, Any]) -> list[str]:
-    """How a request may have this number, JSON's way first; all are read back as this value, and a grammar of this schema allows them."""
+    """How a request may have this number, JSON's way first; all are read back as this value, and a grammar of this
+    schema allows them."""
     texts = [json.dumps(value)]
     if abs(value) >= 1000 and re.fullmatch(with_commas(schema), f"{value:,}"):
         texts.append(f"{value:,}")
@@ -36,8 +37,12 @@ def number_texts(value: float, schema: Mapping[str, Any]) -> list[str]:
 
 
 def with_commas(schema: Mapping[str, Any]) -> str:
-    """A regular expression for the numbers of 1,000 and more, with commas between thousands, that a schema allows; for nothing if it allows none of them or too few."""
-    low, high = max(_bound(schema, "minimum"), _bound(schema, "exclusiveMinimum") + 0.5), min(_bound(schema, "maximum"), _bound(schema, "exclusiveMaximum") - 0.5)
+    """A regular expression for the numbers of 1,000 and more, with commas between thousands, that a schema allows; for
+    nothing if it allows none of them or too few."""
+    low, high = (
+        max(_bound(schema, "minimum"), _bound(schema, "exclusiveMinimum") + 0.5),
+        min(_bound(schema, "maximum"), _bound(schema, "exclusiveMaximum") - 0.5),
+    )
     if schema.get("multipleOf", 1) != 1 or low > 1000:
         return ""
     fraction = r"(\.[0-9]+)?" if _kind(schema) == "number" else ""
@@ -74,4 +79,7 @@ def _up_to(most: int) -> list[str]:
         if int(digit) > least:
             options.append([*digits[:place], f"[{least}-{int(digit) - 1}]", *["[0-9]"] * (len(digits) - place - 1)])
     options.append(list(digits))
-    return ["".join("," * (place > 0 and (len(option) - place) % 3 == 0) + part for place, part in enumerate(option)) for option in options]
+    return [
+        "".join("," * (place > 0 and (len(option) - place) % 3 == 0) + part for place, part in enumerate(option))
+        for option in options
+    ]

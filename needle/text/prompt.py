@@ -4,8 +4,8 @@ A tool is rendered by itself, whatever stands beside it:
 
     <tool> name: description <arg> name* type: description = member | member <arg> …
 
-`*` marks a required argument. An argument that is a closed object of up to 16 values is written out member by member (`address.street`), so
-that every `<arg>` marks one value. Values begin with a space, as words in a request do.
+`*` marks a required argument. An argument that is a closed object of up to 16 values is written out member by member
+(`address.street`), so that every `<arg>` marks one value. Values begin with a space, as words in a request do.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class RenderedTool:
 
 @dataclass(frozen=True)
 class Example:
-    """A record as tokens. `target` ends in `<eos>`; `open_tool[t]` is the tool whose arguments target t may name, or -1.
+    """A record as tokens. `target` ends in `<eos>`; `open_tool[t]` is the tool whose arguments target t may name, or
+    -1.
 
     `kinds[t]` is what target t is part of (`KINDS`); `weight` is how much the record counts in the loss; `votes` tells
     records apart that read alike but about which a recorded teacher said other things.
@@ -112,12 +113,17 @@ def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def opens(schema: Mapping[str, Any]) -> bool:
-    """Whether an object is written member by member: if it is closed and has members, and not too many. It may be null: then none is named."""
+    """Whether an object is written member by member: if it is closed and has members, and not too many. It may be null:
+    then none is named."""
     return _closed(schema) and _values(schema) <= MOST_OPENED
 
 
 def _closed(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") in ("object", ["object", "null"]) and schema.get("additionalProperties") is False and bool(schema.get("properties"))
+    return (
+        schema.get("type") in ("object", ["object", "null"])
+        and schema.get("additionalProperties") is False
+        and bool(schema.get("properties"))
+    )
 
 
 def _values(schema: Mapping[str, Any]) -> int:
@@ -136,7 +142,9 @@ def type_word(schema: Mapping[str, Any]) -> str:
         return f"object {members}".strip()
     if kind is None and "anyOf" in schema:
         return " or ".join(type_word(branch) or "string" for branch in schema["anyOf"])
-    return {"string": "", "integer": "int", "number": "number", "boolean": "bool", "null": "null"}.get(kind or "", "any")
+    return {"string": "", "integer": "int", "number": "number", "boolean": "bool", "null": "null"}.get(
+        kind or "", "any"
+    )
 
 
 class Renderer:
@@ -167,7 +175,9 @@ class Renderer:
     def _render(self, tool: Tool, key: str) -> RenderedTool:
         arguments = leaves(tool)
         if len(arguments) > ARGUMENT_LABELS:
-            raise PromptError(f"tool '{tool.name}' has {len(arguments)} arguments; at most {ARGUMENT_LABELS} are supported")
+            raise PromptError(
+                f"tool '{tool.name}' has {len(arguments)} arguments; at most {ARGUMENT_LABELS} are supported"
+            )
         encode = self.tokenizer.encode
         ids: list[int] = [self.tokenizer.tool]
         markers: list[int] = []
@@ -209,17 +219,21 @@ def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
 
 
 class Codec(ABC):
-    """Turns calls into target tokens and back. The two codecs are `needle.text.codecs.JsonCodec` and `DecisionsCodec`."""
+    """Turns calls into target tokens and back. The two codecs are `needle.text.codecs.JsonCodec` and
+    `DecisionsCodec`."""
 
     name: str
 
     @abstractmethod
-    def encode(self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def encode(
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none)."""
 
     @abstractmethod
     def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """What each target token is part of, an index of `KINDS`: a tool's name, an argument's key, a value, or syntax."""
+        """What each target token is part of, an index of `KINDS`: a tool's name, an argument's key, a value, or
+        syntax."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int], tools: Sequence[Tool]) -> list[Call]:

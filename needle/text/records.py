@@ -115,11 +115,14 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
 
 
 def encodable(text: str, where: str) -> str:
-    """The text itself; raises `FieldError` for half a character, which JSON can spell (`\\ud800`) and no encoder takes."""
+    """The text itself; raises `FieldError` for half a character, which JSON can spell (`\\ud800`) and no encoder
+    takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise FieldError(where, f"expected Unicode text, found an unpaired surrogate at character {error.start}") from error
+        raise FieldError(
+            where, f"expected Unicode text, found an unpaired surrogate at character {error.start}"
+        ) from error
     return text
 
 
@@ -144,7 +147,8 @@ def open_text(path: Path, mode: str = "rt") -> Any:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, text) for every line that isn't empty; raises `DataError` for a file that can't be read."""
+    """Yields (line number from 1, text) for every line that isn't empty; raises `DataError` for a file that can't be
+    read."""
     if not path.is_file():
         raise DataError(f"{path}: no such file" if not path.exists() else f"{path}: expected a file, found a folder")
     number = 0

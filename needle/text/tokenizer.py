@@ -1,4 +1,5 @@
-"""Byte-level BPE with reserved symbols for structure: markers of the prompt, and labels that point at tools and arguments.
+"""Byte-level BPE with reserved symbols for structure: markers of the prompt, and labels that point at tools and
+arguments.
 
 Any Unicode text round-trips. Text never becomes a reserved symbol, whatever it spells. Every vocabulary ends in
 `TOOL_LABELS` labels for the tools of a record and `ARGUMENT_LABELS` for the arguments of one tool, in that order.
@@ -19,7 +20,8 @@ ARGUMENT_LABELS = 64
 MARKERS = ("<pad>", "<eos>", "<query>", "<answer>", "<tool>", "<arg>", "<item>", "<null>")
 FILE_NAME = "tokenizer.json"
 
-# Words (in names like getWeather, too), single digits and punctuation stand apart, each with the space before it, so that
+# Words (in names like getWeather, too), single digits and punctuation stand apart, each with the space before it, so
+# that
 # a value inside a request is made of the same tokens as the value alone.
 SPLIT = r" ?\p{Lu}+(?!\p{Ll})| ?\p{Lu}?[^\P{L}\p{Lu}]+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
 
@@ -31,7 +33,9 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # text that spells a reserved symbol stays text
         self.size: int = tokenizer.get_vocab_size()
-        self.pad, self.eos, self.query, self.answer, self.tool, self.argument, self.item, self.null = (self._id(marker) for marker in MARKERS)
+        self.pad, self.eos, self.query, self.answer, self.tool, self.argument, self.item, self.null = (
+            self._id(marker) for marker in MARKERS
+        )
         self.first_argument_label = self.size - ARGUMENT_LABELS
         self.first_tool_label = self.first_argument_label - TOOL_LABELS
         self.json: str = tokenizer.to_str()
@@ -47,12 +51,21 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 8192) -> TextTokenizer:
-        """Trains on `texts`; the result has at most `size` entries, labels and markers included (256 bytes and 200 reserved at least)."""
+        """Trains on `texts`; the result has at most `size` entries, labels and markers included (256 bytes and 200
+        reserved at least)."""
         reserved = len(MARKERS) + TOOL_LABELS + ARGUMENT_LABELS
         if size < reserved + 256:
-            raise ValueError(f"a vocabulary of {size} entries can't hold 256 bytes and {reserved} reserved symbols; give at least {reserved + 256}")
+            raise ValueError(
+                f"a vocabulary of {size} entries can't hold 256 bytes and {reserved} reserved symbols; give at least"
+                f" {reserved + 256}"
+            )
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=size - TOOL_LABELS - ARGUMENT_LABELS,

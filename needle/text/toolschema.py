@@ -58,14 +58,19 @@ TYPE_NAMES = {
     "none": "null",
     "any": "any",
 }
-LEAST, MOST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+LEAST, MOST = (
+    ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"),
+    ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"),
+)
 KEPT = {
-    "description": str, "default": object, "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int, float),
+    "description": str, "default": object, "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int,
+        float),
     "exclusiveMaximum": (int, float), "multipleOf": (int, float), "pattern": str, "minLength": int, "maxLength": int,
     "minItems": int, "maxItems": int, "uniqueItems": bool, "minProperties": int, "maxProperties": int,
 }  # fmt: skip
 IGNORED = {
-    "title", "examples", "example", "format", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly",
+    "title", "examples", "example", "format", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated",
+    "readOnly",
     "writeOnly", "optional", "strict", "propertyOrdering", "contentEncoding", "contentMediaType", "discriminator",
 }  # fmt: skip
 STRUCTURE = {
@@ -102,7 +107,8 @@ def normalise_tools(declarations: Any, pointer: str = "") -> tuple[Tool, ...]:
 
 
 def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
-    """Reads a bare function, the OpenAI wrapper, MCP's `inputSchema`, Gemini's upper-case types, or Python's type names."""
+    """Reads a bare function, the OpenAI wrapper, MCP's `inputSchema`, Gemini's upper-case types, or Python's type
+    names."""
     if isinstance(declaration, Tool):
         declaration = declaration.to_json()
     if not isinstance(declaration, Mapping):
@@ -115,7 +121,10 @@ def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
     description = declaration.get("description") or ""
     if not isinstance(description, str):
         raise ToolSchemaError(f"{pointer}/description", "expected a string")
-    key = next((k for k in ("parameters", "inputSchema", "input_schema", "parameters_json_schema") if declaration.get(k)), "parameters")
+    key = next(
+        (k for k in ("parameters", "inputSchema", "input_schema", "parameters_json_schema") if declaration.get(k)),
+        "parameters",
+    )
     parameters = declaration.get(key) or {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise ToolSchemaError(f"{pointer}/{key}", "expected a JSON Schema object")
@@ -126,7 +135,10 @@ def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
 
 def _as_object_schema(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """`{"city": {"type": "string"}}`, as some sets write it, becomes an object schema with those properties."""
-    if any(key in parameters and not (key == "type" and isinstance(parameters[key], Mapping)) for key in ("type", "properties", "$ref", "anyOf", "oneOf", "allOf", "$defs")):
+    if any(
+        key in parameters and not (key == "type" and isinstance(parameters[key], Mapping))
+        for key in ("type", "properties", "$ref", "anyOf", "oneOf", "allOf", "$defs")
+    ):
         return parameters
     properties = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
     if len(properties) != len(parameters):
@@ -145,7 +157,9 @@ class _Normaliser:
     def run(self) -> dict[str, Any]:
         schema = self.schema(self.root, self.pointer, ())
         if schema.get("type") != "object":
-            raise ToolSchemaError(f"{self.pointer}/type", f"the parameters of a tool are an object, got {schema.get('type', 'a union')}")
+            raise ToolSchemaError(
+                f"{self.pointer}/type", f"the parameters of a tool are an object, got {schema.get('type', 'a union')}"
+            )
         schema.setdefault("properties", {})
         schema["additionalProperties"] = False
         return schema
@@ -159,10 +173,16 @@ class _Normaliser:
             raise ToolSchemaError(pointer[:80] + "…", f"schemas nested deeper than {MAX_DEPTH} levels aren't supported")
         self.nodes += 1  # references to references can multiply a short text into millions of schemas
         if self.nodes > MAX_NODES:
-            raise ToolSchemaError(pointer[:80], f"more than {MAX_NODES:,} schemas in one tool, references opened, aren't supported")
+            raise ToolSchemaError(
+                pointer[:80], f"more than {MAX_NODES:,} schemas in one tool, references opened, aren't supported"
+            )
         if "$ref" in node:
             return self.schema(*self.opened(node, pointer, refs))
-        unknown = sorted(key for key in node if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-"))
+        unknown = sorted(
+            key
+            for key in node
+            if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-")
+        )
         if unknown:
             raise ToolSchemaError(f"{pointer}/{unknown[0]}", f"the keyword '{unknown[0]}' isn't supported")
         if isinstance(node.get("type"), str) and re.search(r"[\[,]", node["type"]):
@@ -182,7 +202,9 @@ class _Normaliser:
         if len(types) > 1:
             branches = [{**node, "type": kind, "nullable": False} for kind in types]
             rest = {key: node[key] for key in ("description", "default", "nullable") if key in node}
-            return self.union({**rest, "anyOf": [*branches, *([{"type": "null"}] if nullable else [])]}, "anyOf", pointer, refs)
+            return self.union(
+                {**rest, "anyOf": [*branches, *([{"type": "null"}] if nullable else [])]}, "anyOf", pointer, refs
+            )
         kind = types[0]
         if kind == "object":
             self.objects(node, out, pointer, refs)
@@ -196,7 +218,9 @@ class _Normaliser:
         """What a reference points at, joined with what stands beside it; its pointer and the references on the way."""
         ref = node["$ref"]
         if not isinstance(ref, str) or not ref.startswith("#/"):
-            raise ToolSchemaError(f"{pointer}/$ref", f"only references inside the schema ('#/$defs/Name') are supported, got {ref!r}")
+            raise ToolSchemaError(
+                f"{pointer}/$ref", f"only references inside the schema ('#/$defs/Name') are supported, got {ref!r}"
+            )
         if ref in refs:
             raise ToolSchemaError(f"{pointer}/$ref", f"'{ref}' refers to itself; recursive schemas aren't supported")
         target: Any = self.root
@@ -213,10 +237,16 @@ class _Normaliser:
             if key not in node or (node[key] is None and key != "default"):
                 continue
             value = node[key]
-            if key in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties") and isinstance(value, str) and value.isdigit():
+            if (
+                key in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+                and isinstance(value, str)
+                and value.isdigit()
+            ):
                 value = int(value)  # Gemini writes int64 as strings
             if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (object, bool)):  # type: ignore[arg-type]
-                raise ToolSchemaError(f"{pointer}/{key}", f"expected {getattr(kind, '__name__', 'a number')}, got {value!r}")
+                raise ToolSchemaError(
+                    f"{pointer}/{key}", f"expected {getattr(kind, '__name__', 'a number')}, got {value!r}"
+                )
             out[key] = value
         return out
 
@@ -231,7 +261,10 @@ class _Normaliser:
         for name in names:
             known = TYPE_NAMES.get(name.lower().split("[")[0]) if isinstance(name, str) else None
             if known is None:
-                raise ToolSchemaError(f"{pointer}/type", f"unknown type {name!r}; expected one of string, integer, number, boolean, array, object, null")
+                raise ToolSchemaError(
+                    f"{pointer}/type",
+                    f"unknown type {name!r}; expected one of string, integer, number, boolean, array, object, null",
+                )
             if known not in types:
                 types.append(known)
         nullable = bool(node.get("nullable")) or ("null" in types and len(types) > 1)
@@ -239,14 +272,23 @@ class _Normaliser:
             types.remove("null")
         return types, nullable
 
-    def enumeration(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]) -> dict[str, Any]:
+    def enumeration(
+        self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]
+    ) -> dict[str, Any]:
         values = node["enum"] if "enum" in node else [node["const"]]
         if not isinstance(values, list) or not values:
             raise ToolSchemaError(f"{pointer}/enum", "expected an array of at least one allowed value")
         types, nullable = self.types(node, pointer)
         if types == ["array"] and not any(isinstance(value, list) for value in values):  # what the items may be
             items = node["items"] if isinstance(node.get("items"), Mapping) else {}
-            return self.schema({**{key: value for key, value in node.items() if key not in ("enum", "const")}, "items": {**items, "enum": values}}, pointer, refs)
+            return self.schema(
+                {
+                    **{key: value for key, value in node.items() if key not in ("enum", "const")},
+                    "items": {**items, "enum": values},
+                },
+                pointer,
+                refs,
+            )
         if len(types) == 1:
             try:
                 values = [None if value is None else _coerce(value, types[0]) for value in values]
@@ -278,14 +320,18 @@ class _Normaliser:
         out["properties"] = result
         out["required"] = [name for name in result if name in required]
         extra = node.get("additionalProperties", not result)
-        out["additionalProperties"] = extra if isinstance(extra, bool) else self.schema(extra, f"{pointer}/additionalProperties", refs)
+        out["additionalProperties"] = (
+            extra if isinstance(extra, bool) else self.schema(extra, f"{pointer}/additionalProperties", refs)
+        )
 
     def arrays(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]) -> None:
         prefix = node.get("prefixItems") or (node["items"] if isinstance(node.get("items"), list) else None)
         if prefix is not None:
             if not isinstance(prefix, list):
                 raise ToolSchemaError(f"{pointer}/prefixItems", "expected an array of schemas")
-            out["prefixItems"] = [self.schema(item, f"{pointer}/prefixItems/{i}", refs) for i, item in enumerate(prefix)]
+            out["prefixItems"] = [
+                self.schema(item, f"{pointer}/prefixItems/{i}", refs) for i, item in enumerate(prefix)
+            ]
             out["items"] = False
             out["minItems"] = out["maxItems"] = len(prefix)
         elif node.get("items"):
@@ -296,17 +342,23 @@ class _Normaliser:
         if not isinstance(branches, list) or not branches:
             raise ToolSchemaError(f"{pointer}/{keyword}", "expected an array of at least one schema")
         rest = {key: value for key, value in node.items() if key in ("description", "default", "nullable", "title")}
-        beside = {key: value for key, value in node.items() if key not in rest and key not in IGNORED and key != keyword}
+        beside = {
+            key: value for key, value in node.items() if key not in rest and key not in IGNORED and key != keyword
+        }
         solid = []
         for index, branch in enumerate(branches):
             place, own = f"{pointer}/{keyword}/{index}", refs
-            while beside and isinstance(branch, Mapping) and "$ref" in branch:  # what stands beside the union is joined with what the reference points at
+            while (
+                beside and isinstance(branch, Mapping) and "$ref" in branch
+            ):  # what stands beside the union is joined with what the reference points at
                 branch, place, own = self.opened(branch, place, own)
             if not (isinstance(branch, Mapping) and branch.get("type") in ("null", "NULL")):
                 solid.append((_merged(beside, branch), place, own))
         nullable = len(solid) < len(branches) or bool(node.get("nullable"))
         if keyword == "allOf" and len(branches) > 1:
-            raise ToolSchemaError(f"{pointer}/allOf", "a conjunction of several schemas isn't supported; merge them into one")
+            raise ToolSchemaError(
+                f"{pointer}/allOf", "a conjunction of several schemas isn't supported; merge them into one"
+            )
         if len(solid) == 1:
             branch, place, own = solid[0]
             inner = {**branch, **rest} if isinstance(branch, Mapping) else branch
@@ -316,17 +368,25 @@ class _Normaliser:
         out = self.kept(rest, pointer)
         out["anyOf"] = [self.schema(branch, place, own) for branch, place, own in solid]
         kinds = {json.dumps(branch.get("type")) for branch in out["anyOf"]}
-        if len(kinds) == 1 and all("enum" in branch for branch in out["anyOf"]):  # constants, each with a schema of its own
+        if len(kinds) == 1 and all(
+            "enum" in branch for branch in out["anyOf"]
+        ):  # constants, each with a schema of its own
             shared = {"type": out["anyOf"][0]["type"]} if "type" in out["anyOf"][0] else {}
             members = [value for branch in out["anyOf"] for value in branch["enum"]]
-            return self.enumeration({**shared, "enum": members, "nullable": nullable}, {key: value for key, value in out.items() if key != "anyOf"}, pointer, refs)
+            return self.enumeration(
+                {**shared, "enum": members, "nullable": nullable},
+                {key: value for key, value in out.items() if key != "anyOf"},
+                pointer,
+                refs,
+            )
         if nullable:
             out["anyOf"].append({"type": "null"})
         return out
 
 
 def _from_python(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Types as Python's hints and docstrings have them (xLAM's do): `str, optional`, `Optional[int]`, `Union[int, float]`, `List[str]`."""
+    """Types as Python's hints and docstrings have them (xLAM's do): `str, optional`, `Optional[int]`, `Union[int,
+    float]`, `List[str]`."""
     text = re.sub(r",\s*optional$", "", node["type"].strip(), flags=re.IGNORECASE)
     found = re.fullmatch(r"(?:typing\.)?(\w+)\[(.+)\]", text)
     if not found:
@@ -342,7 +402,8 @@ def _from_python(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _coerce(value: Any, kind: str) -> Any:
-    """Gemini writes every enum member as a string; an enum of numbers gets its numbers back. Raises `ValueError` for what isn't of this type."""
+    """Gemini writes every enum member as a string; an enum of numbers gets its numbers back. Raises `ValueError` for
+    what isn't of this type."""
     if isinstance(value, str) and kind == "boolean" and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if isinstance(value, str) and kind in ("integer", "number"):
@@ -356,7 +417,8 @@ def _coerce(value: Any, kind: str) -> Any:
 
 
 def _merged(schema: Any, other: Any) -> Any:
-    """What holds under both: properties and requirements are joined, of bounds and members the narrower remain, else `other` wins."""
+    """What holds under both: properties and requirements are joined, of bounds and members the narrower remain, else
+    `other` wins."""
     if other is True or not isinstance(schema, Mapping):
         return schema
     if schema == {} or not isinstance(other, Mapping):
@@ -378,7 +440,9 @@ def _merged(schema: Any, other: Any) -> Any:
 def _compile(pointer: str, schema: Mapping[str, Any]) -> None:
     text = json.dumps(schema)
     if len(text) > MAX_TEXT:
-        raise ToolSchemaError(pointer, f"{len(text):,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported")
+        raise ToolSchemaError(
+            pointer, f"{len(text):,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported"
+        )
     try:
         _validator(text)
     except ValueError as error:

@@ -53,9 +53,10 @@ GROUPS = ("length", "source")
 class TrainConfig:
     """`batch_size` counts the records of one optimiser step over all processes; `micro_batch` those of one pass.
 
-    `rename` is the share of passes whose tools stand under other names and descriptions, drawn anew for each: of a few tools,
-    the few variants that `data.augment.rename` makes are soon known by heart. `group` says which records share a micro-batch: those of similar length, or also of one source and augmented copy, whose
-    tools a pointer student then encodes once for all of them.
+    `rename` is the share of passes whose tools stand under other names and descriptions, drawn anew for each: of a few
+    tools, the few variants that `data.augment.rename` makes are soon known by heart. `group` says which records share a
+    micro-batch: those of similar length, or also of one source and augmented copy, whose tools a pointer student then
+    encodes once for all of them.
     """
 
     steps: int = 1000
@@ -76,7 +77,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "eval_every", "eval_records", "save_every", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1 (to leave {name.split('_')[0]} out, give a number above train.steps)")
+                raise ValueError(
+                    f"train.{name} is {getattr(self, name)}; it must be at least 1 (to leave {name.split('_')[0]} out,"
+                    " give a number above train.steps)"
+                )
         if not 0 <= self.rename <= 1:
             raise ValueError(f"train.rename is {self.rename}; it must be between 0 and 1")
         if self.resume not in RESUME:
@@ -103,12 +107,15 @@ class Job:
     output: Path
     signals: Signals | None = None
     placebo: bool = False  # give every position the signal of another one of its micro-batch
-    config: Mapping[str, Any] = field(default_factory=dict)  # the whole run's config, as it is stored and compared on resuming
+    config: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the whole run's config, as it is stored and compared on resuming
     data_info: Mapping[str, Any] = field(default_factory=dict)
 
 
 def main_process_first(hardware: HardwareConfig) -> AbstractContextManager[None]:
-    """The other processes of a run wait at the door until the main one has left the block: for caches that all then read."""
+    """The other processes of a run wait at the door until the main one has left the block: for caches that all then
+    read."""
     return PartialState(cpu=hardware.device == "cpu").main_process_first()  # type: ignore[no-any-return]
 
 
@@ -142,12 +149,20 @@ def train(job: Job, report: Report | None = None) -> dict[str, Any]:
         RunError: the folder holds another run, or no optimiser step would be made.
     """
     if job.train.steps < 1:
-        raise RunError(f"train.steps={job.train.steps}: a run without an optimiser step would promote random weights; give at least 1")
+        raise RunError(
+            f"train.steps={job.train.steps}: a run without an optimiser step would promote random weights; give at"
+            " least 1"
+        )
     if job.loss.wants_teacher and job.signals is None:
-        raise RunError(f"loss.alpha={job.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune")
+        raise RunError(
+            f"loss.alpha={job.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or loss=finetune"
+        )
     for name in ("batch_distractors", "rename"):
         if getattr(job.train, name) and job.loss.wants_teacher and not isinstance(job.signals, OnlineSignals):
-            raise RunError(f"train.{name} changes the tools of a record, and stored signals don't know the new ones; set teacher.online=true, or leave train.{name} out")
+            raise RunError(
+                f"train.{name} changes the tools of a record, and stored signals don't know the new ones; set"
+                f" teacher.online=true, or leave train.{name} out"
+            )
     identity = identity_of(job.config, _content(job))
     finished = finished_run(job.output, identity, job.train.resume)
     if finished is not None:
@@ -183,19 +198,32 @@ class _Loop:
         self.examples = job.data.examples
         self.codec = build_codec(job.codec, job.tokenizer)
         weights = job.loss.weights
-        self.kind_weights = () if (weights.name, weights.key, weights.value) == (1, 1, 1) else (1.0, weights.name, weights.key, weights.value)
+        self.kind_weights = (
+            ()
+            if (weights.name, weights.key, weights.value) == (1, 1, 1)
+            else (1.0, weights.name, weights.key, weights.value)
+        )
         self.sizes = [sum(target_weights(example, self.kind_weights)) for example in self.examples]
         torch.manual_seed(job.train.seed)
         student = build_student(job.student, job.tokenizer.size)
         start_from(student, job.student, job.tokenizer, job.train.start)
         student.checkpointing = job.hardware.checkpointing
         self.parameters = count_parameters(student)
-        self.order = batch_order(job.data, student.layout, job.train.batch_size, job.train.micro_batch, job.train.seed, job.train.group == "source")
+        self.order = batch_order(
+            job.data,
+            student.layout,
+            job.train.batch_size,
+            job.train.micro_batch,
+            job.train.seed,
+            job.train.group == "source",
+        )
         objective = Objective(student, job.loss, self._matching(student))
         self.progress = Progress()
         self.state = State(job.output / STATE, self.accelerator)
         self.model = objective
-        optimizers = build_optimizers(objective, job.optim, lambda name: name.removeprefix("student.").startswith(student.pretrained))
+        optimizers = build_optimizers(
+            objective, job.optim, lambda name: name.removeprefix("student.").startswith(student.pretrained)
+        )
         self.average = Average(student, job.optim.ema) if job.optim.ema else None
         prepared = self.accelerator.prepare(objective, *optimizers)
         self.model, self.optimizers = prepared[0], list(prepared[1:])
@@ -210,7 +238,10 @@ class _Loop:
         if not (self.job.loss.hidden or self.job.loss.attention):
             return None
         if not isinstance(self.job.signals, OnlineSignals):
-            raise RunError("loss.hidden and loss.attention look into the teacher as it reads each batch: set teacher=local teacher.online=true")
+            raise RunError(
+                "loss.hidden and loss.attention look into the teacher as it reads each batch: set teacher=local"
+                " teacher.online=true"
+            )
         return Matching(self.job.loss, student, self.job.signals.teacher.white_box().student)
 
     def _compile(self) -> None:
@@ -221,7 +252,14 @@ class _Loop:
             torch._dynamo.config.suppress_errors = True  # what fails at a later batch's shape runs as it is
         except Exception as error:
             self.student._compiled_call_impl = None
-            self.report({"note": f"hardware.compile: torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0][:200]}); going on without it"})
+            self.report(
+                {
+                    "note": (
+                        f"hardware.compile: torch.compile failed ({type(error).__name__}:"
+                        f" {str(error).splitlines()[0][:200]}); going on without it"
+                    )
+                }
+            )
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
@@ -233,7 +271,11 @@ class _Loop:
             values = self.step()
             at.seconds = time.perf_counter() - started
             if at.step % job.train.log_every == 0 or at.step == 1:
-                values |= {"tokens_per_second": at.tokens / at.seconds, "records_per_second": at.records / at.seconds, "seconds": at.seconds}
+                values |= {
+                    "tokens_per_second": at.tokens / at.seconds,
+                    "records_per_second": at.records / at.seconds,
+                    "seconds": at.seconds,
+                }
                 self._log(tracker, values)
             last = at.step == job.train.steps
             if (at.step % job.train.eval_every == 0 or last) and job.validation:
@@ -260,7 +302,10 @@ class _Loop:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device)).cpu()
         if not sums.isfinite().all():
             names = ", ".join(self.examples[index].id for index in indices[:5])
-            raise RunError(f"the loss of step {at.step + 1} is {float(sums[0])} (records {names}, …); lower optim.lr={job.optim.lr}, or look at these records")
+            raise RunError(
+                f"the loss of step {at.step + 1} is {float(sums[0])} (records {names}, …); lower"
+                f" optim.lr={job.optim.lr}, or look at these records"
+            )
         rate = learning_rate(job.optim, at.step, job.train.steps)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), job.optim.clip)
         for optimizer in self.optimizers:
@@ -274,7 +319,9 @@ class _Loop:
         at.step, at.tokens, at.records = at.step + 1, at.tokens + tokens, at.records + len(indices)
         loss = job.loss
         wanted = {"loss": True, "hard": True, "hidden": loss.hidden > 0, "attention": loss.attention > 0}
-        values = {name: value for name, value in zip(VALUES, sums.tolist(), strict=True) if wanted.get(name, loss.alpha > 0)}
+        values = {
+            name: value for name, value in zip(VALUES, sums.tolist(), strict=True) if wanted.get(name, loss.alpha > 0)
+        }
         return {**values, "lr": rate, "gradient_norm": float(norm)}
 
     def _pass(self, micro: Sequence[int], normalizer: float, stand_in: int) -> Tensor:
@@ -299,7 +346,14 @@ class _Loop:
         source = random.Random(f"{job.train.seed}:{self.progress.step}:{micro[0]}")
         if source.random() >= job.train.rename:
             return examples
-        return rename_examples(examples, [job.data.records[index] for index in micro], job.tokenizer, self.codec, job.max_length, source.getrandbits(32))
+        return rename_examples(
+            examples,
+            [job.data.records[index] for index in micro],
+            job.tokenizer,
+            self.codec,
+            job.max_length,
+            source.getrandbits(32),
+        )
 
     def _teach(self, examples: Sequence[Example], batch: Batch) -> tuple[Signal | None, Trace | None]:
         """What the teacher says about a batch, and what it thought on its way there."""
@@ -312,7 +366,10 @@ class _Loop:
             signal = job.signals.read(examples, batch, insides)
         if job.placebo:
             if signal.span is not None:
-                raise RunError("teacher.placebo shuffles distributions, and pieces of text (teacher.rung=span) belong to their text; leave one of them out")
+                raise RunError(
+                    "teacher.placebo shuffles distributions, and pieces of text (teacher.rung=span) belong to their"
+                    " text; leave one of them out"
+                )
             places = (batch.targets.flatten() != IGNORE).nonzero()[:, 0].cpu()
             rows = torch.arange(batch.targets.numel())
             generator = torch.Generator().manual_seed(job.train.seed * 1_000_003 + self.progress.step)
@@ -329,7 +386,10 @@ class _Loop:
             if self.main:
                 answers, scores = judge(Engine(checkpoint), job.validation)
                 summary = summarise(scores)
-                values = {f"validation/{name}": summary[name]["value"] for name in ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate")}
+                values = {
+                    f"validation/{name}": summary[name]["value"]
+                    for name in ("exact_call", "tool_name", "argument_f1", "false_call_rate", "missed_call_rate")
+                }
                 exact[0] = values["validation/exact_call"]
                 if tracker:
                     tracker.samples(at.step, job.validation, answers, scores)
@@ -354,7 +414,13 @@ class _Loop:
                 whole = self.state.whole(self.model)
                 student = build_student(job.student, job.tokenizer.size)
                 if self.main:
-                    student.load_state_dict({name.removeprefix("student."): value for name, value in whole.items() if name.startswith("student.")})
+                    student.load_state_dict(
+                        {
+                            name.removeprefix("student."): value
+                            for name, value in whole.items()
+                            if name.startswith("student.")
+                        }
+                    )
             student.eval()
             yield Checkpoint(student, job.student, job.tokenizer, job.codec, job.max_length, job.data_info, job.output)
 
@@ -380,12 +446,16 @@ class _Loop:
             "processes": self.processes,
             "device": str(self.accelerator.device),
         }
-        if at.best_step != at.step:  # a few validation records tell little between two checkpoints, so the end is kept beside the best
+        if (
+            at.best_step != at.step
+        ):  # a few validation records tell little between two checkpoints, so the end is kept beside the best
             with self._judged() as checkpoint:
                 if self.main:
                     save_checkpoint(job.output / LAST if at.best_step else job.output, checkpoint)
         if tracker:
-            origins: dict[str, Mapping[str, Any]] = {"dataset": {"fingerprint": data_fingerprint(job.data.records), **job.data_info}}
+            origins: dict[str, Mapping[str, Any]] = {
+                "dataset": {"fingerprint": data_fingerprint(job.data.records), **job.data_info}
+            }
             if job.signals is not None:
                 origins["teacher"] = {**job.signals.identity, "fingerprint": str(job.signals.identity["teacher"])}
             tracker.finish(summary, origins)

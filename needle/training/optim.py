@@ -19,11 +19,11 @@ SCHEDULES = ("cosine", "linear", "constant", "wsd")
 class OptimConfig:
     """`warmup` is counted in optimiser steps; `final` is the last rate as a share of `lr`.
 
-    `name` muon gives the matrices inside the network to Muon (Jordan et al. 2024), whose update has AdamW's size, so that
-    one `lr` serves both; embeddings, norms and biases stay with AdamW. `schedule` wsd holds the rate after the warm-up and
-    falls in a line over the last `decay` of the steps (Hu et al. 2024, arXiv:2404.06395). `ema` is the decay of an average
-    of the weights, which is then what is judged and saved; 0 is none. `pretrained` is the share of the rate that weights
-    which a student took over from another network learn with.
+    `name` muon gives the matrices inside the network to Muon (Jordan et al. 2024), whose update has AdamW's size, so
+    that one `lr` serves both; embeddings, norms and biases stay with AdamW. `schedule` wsd holds the rate after the
+    warm-up and falls in a line over the last `decay` of the steps (Hu et al. 2024, arXiv:2404.06395). `ema` is the
+    decay of an average of the weights, which is then what is judged and saved; 0 is none. `pretrained` is the share of
+    the rate that weights which a student took over from another network learn with.
     """
 
     name: str = "adamw"
@@ -50,24 +50,41 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig, pretrained: Callable[[str], bool] = lambda name: False) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, pretrained: Callable[[str], bool] = lambda name: False
+) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon in front of it if chosen. Matrices decay; vectors (norms, biases) and embeddings don't.
 
-    A group's `share` is what part of the rate it learns with: `config.pretrained` for parameters whose name `pretrained` knows.
+    A group's `share` is what part of the rate it learns with: `config.pretrained` for parameters whose name
+    `pretrained` knows.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices: list[dict[str, Any]] = []
     rest: list[dict[str, Any]] = []
     for share, mine in ((1.0, lambda name: not pretrained(name)), (config.pretrained, pretrained)):
-        parameters = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and mine(name)]
+        parameters = [
+            parameter for name, parameter in model.named_parameters() if parameter.requires_grad and mine(name)
+        ]
         inner = [parameter for parameter in parameters if parameter.dim() >= 2 and id(parameter) not in embeddings]
         outer = [parameter for parameter in parameters if parameter.dim() < 2 or id(parameter) in embeddings]
         matrices += [{"params": inner, "weight_decay": config.weight_decay, "share": share}] if inner else []
         rest += [{"params": outer, "weight_decay": 0.0, "share": share}] if outer else []
-    adamw = torch.optim.AdamW(matrices + rest if config.name == "adamw" else rest, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(
+        matrices + rest if config.name == "adamw" else rest,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
     if config.name == "adamw":
         return [adamw]
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        matrices,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
     return [muon, adamw]
 
 

@@ -16,9 +16,12 @@ class RunError(ValueError):
 
 
 def identity_of(config: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings and what the files and the teacher that they name held, without what may change between a run and its resumption."""
+    """A run's settings and what the files and the teacher that they name held, without what may change between a run
+    and its resumption."""
     kept = {key: value for key, value in config.items() if key not in ("output", "tracker", "cache")}
-    kept["train"] = {key: value for key, value in config.get("train", {}).items() if key not in ("resume", "log_every", "save_every")}
+    kept["train"] = {
+        key: value for key, value in config.get("train", {}).items() if key not in ("resume", "log_every", "save_every")
+    }
     identity: dict[str, Any] = json.loads(json.dumps({**kept, "content": content}))
     return identity
 
@@ -36,7 +39,10 @@ def finished_run(output: Path, identity: Mapping[str, Any], resume: str) -> dict
         raise RunError(f"{output} holds a run already; choose another output=, or go on with it by train.resume=auto")
     different = _differences(json.loads(path.read_text(encoding="utf-8")), identity)
     if different:
-        raise RunError(f"{output} holds another run ({'; '.join(different[:4])}); choose another output=, or give the same settings and data to resume it")
+        raise RunError(
+            f"{output} holds another run ({'; '.join(different[:4])}); choose another output=, or give the same"
+            " settings and data to resume it"
+        )
     summary = output / SUMMARY
     if not summary.exists():
         return None
@@ -44,15 +50,23 @@ def finished_run(output: Path, identity: Mapping[str, Any], resume: str) -> dict
 
 
 def check_processes(identities: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `RunError` unless all processes train the same: gradients for different data or tokenizers can't be averaged."""
+    """Raises `RunError` unless all processes train the same: gradients for different data or tokenizers can't be
+    averaged."""
     for rank, identity in enumerate(identities):
         different = _differences(identities[0], identity)
         if different:
-            raise RunError(f"process {rank} of {len(identities)} has another run than process 0 ({'; '.join(different[:4])}); do the files change while they are read?")
+            raise RunError(
+                f"process {rank} of {len(identities)} has another run than process 0 ({'; '.join(different[:4])}); do"
+                " the files change while they are read?"
+            )
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))]
+        return [
+            line
+            for key in keys
+            for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+        ]
     return [] if old == new else [f"{where} was {old!r}, now {new!r}"]

@@ -19,7 +19,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from needle.text.files import write_json
 from needle.training.optim import Average
@@ -29,11 +35,12 @@ PATIENCE = timedelta(hours=2)  # how long processes wait for the main one, which
 
 @dataclass
 class HardwareConfig:
-    """`precision` no or bf16 (autocast); `device` auto (a GPU if there is one) or cpu; `threads` of torch, all cores when 0.
+    """`precision` no or bf16 (autocast); `device` auto (a GPU if there is one) or cpu; `threads` of torch, all cores
+    when 0.
 
-    `processes` of one run on this machine (0: one for each GPU), joined by `strategy` ddp (each holds the whole student) or
-    fsdp (each holds a share). `compile` runs the student through torch.compile, and goes on without if that fails.
-    `checkpointing` forgets activations and computes them again, to fit larger micro-batches into a GPU's memory.
+    `processes` of one run on this machine (0: one for each GPU), joined by `strategy` ddp (each holds the whole
+    student) or fsdp (each holds a share). `compile` runs the student through torch.compile, and goes on without if that
+    fails. `checkpointing` forgets activations and computes them again, to fit larger micro-batches into a GPU's memory.
     """
 
     device: str = "auto"
@@ -56,7 +63,8 @@ class HardwareConfig:
 
 
 def keep_memory() -> None:
-    """Asks glibc to keep freed memory instead of giving it back: on a CPU, fetching it page by page costs up to half of a step.
+    """Asks glibc to keep freed memory instead of giving it back: on a CPU, fetching it page by page costs up to half of
+    a step.
 
     Elsewhere (other systems, other C libraries) nothing happens.
     """
@@ -72,11 +80,15 @@ def build_accelerator(hardware: HardwareConfig) -> Accelerator:
     plugin = None
     if hardware.strategy == "fsdp":
         if hardware.device == "cpu" or not torch.cuda.is_available():
-            raise ValueError("hardware.strategy=fsdp shares a student out over GPUs, and there are none; on a CPU use hardware=cpu_2")
+            raise ValueError(
+                "hardware.strategy=fsdp shares a student out over GPUs, and there are none; on a CPU use hardware=cpu_2"
+            )
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True)
     AcceleratorState._reset_state()  # an earlier run of this process, an arm of a sweep, may have had another precision
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
-    return Accelerator(mixed_precision=hardware.precision, cpu=hardware.device == "cpu", kwargs_handlers=handlers, fsdp_plugin=plugin)
+    return Accelerator(
+        mixed_precision=hardware.precision, cpu=hardware.device == "cpu", kwargs_handlers=handlers, fsdp_plugin=plugin
+    )
 
 
 class State:
@@ -92,11 +104,19 @@ class State:
     def whole(self, model: nn.Module) -> dict[str, Tensor]:
         """All weights on the main process, gathered from wherever they lie; every process must call it."""
         if self.sharded:
-            gathered: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            gathered: Any = get_model_state_dict(
+                model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
             return dict(gathered)
         return dict(self.accelerator.unwrap_model(model).state_dict())
 
-    def save(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: Average | None, progress: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        average: Average | None,
+        progress: Mapping[str, Any],
+    ) -> None:
         """Everything under one new name, then the old state goes."""
         self.accelerator.wait_for_everyone()
         weights, moments = self.whole(model), self._moments(model, optimizers)
@@ -116,7 +136,9 @@ class State:
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: Average | None) -> dict[str, Any] | None:
+    def load(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: Average | None
+    ) -> dict[str, Any] | None:
         """Puts the newest state into the parts of a run and returns its progress; None when there is none."""
         folders = sorted(self.root.glob("step-*"))
         if not folders:
@@ -129,7 +151,9 @@ class State:
         else:
             self.accelerator.unwrap_model(model).load_state_dict(weights)
         for number, optimizer in enumerate(optimizers):
-            mine = {key.removeprefix(f"{number}."): value for key, value in moments.items() if key.startswith(f"{number}.")}
+            mine = {
+                key.removeprefix(f"{number}."): value for key, value in moments.items() if key.startswith(f"{number}.")
+            }
             self._load_moments(model, optimizer, mine)
         if average:
             average.load(load_file(folders[-1] / "average.safetensors"), progress["step"])
@@ -141,10 +165,14 @@ class State:
         for number, optimizer in enumerate(optimizers):
             rows: Any
             if self.sharded:
-                rows = get_optimizer_state_dict(model, _plain(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True)).get("state", {})
+                rows = get_optimizer_state_dict(
+                    model, _plain(optimizer), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+                ).get("state", {})
             else:
                 rows = optimizer.state_dict()["state"]
-            out |= {f"{number}.{parameter}|{name}": value for parameter, row in rows.items() for name, value in row.items()}
+            out |= {
+                f"{number}.{parameter}|{name}": value for parameter, row in rows.items() for name, value in row.items()
+            }
         return out
 
     def _load_moments(self, model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,5 @@
-"""Where a run's numbers go: always `metrics.jsonl`, and W&B when asked. Nothing leaves the machine unless the user says so."""
+"""Where a run's numbers go: always `metrics.jsonl`, and W&B when asked. Nothing leaves the machine unless the user says
+so."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 class TrackerConfig:
     """`kind` none or wandb. `mode` auto is online when the user is logged in to W&B, else offline.
 
-    Runs are grouped by `group`, in a sweep the experiment or sweep by itself, and within it by `arm`, the loss by itself.
-    `artifacts` records each run's checkpoint with what it was made from: the data and the teacher.
+    Runs are grouped by `group`, in a sweep the experiment or sweep by itself, and within it by `arm`, the loss by
+    itself. `artifacts` records each run's checkpoint with what it was made from: the data and the teacher.
     """
 
     kind: str = "none"
@@ -47,7 +48,8 @@ class Tracker:
     """Appends rows to `metrics.jsonl` and mirrors them to W&B."""
 
     def __init__(self, config: TrackerConfig, folder: Path, run: Mapping[str, Any], after_step: int = 0) -> None:
-        """`after_step` is the step that a resumed run goes on from: later rows of the file are dropped, they will come again."""
+        """`after_step` is the step that a resumed run goes on from: later rows of the file are dropped, they will come
+        again."""
         self.config, self.folder = config, folder
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= after_step] if after_step else []
@@ -60,7 +62,14 @@ class Tracker:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log({name if "/" in name else f"train/{name}": value for name, value in values.items() if value is not None}, step=step)
+            self._wandb.log(
+                {
+                    name if "/" in name else f"train/{name}": value
+                    for name, value in values.items()
+                    if value is not None
+                },
+                step=step,
+            )
 
     def samples(self, step: int, records: Sequence[Record], answers: Sequence[Answer], scores: Sequence[Score]) -> None:
         """A W&B table of the first answers on validation."""
@@ -70,13 +79,18 @@ class Tracker:
 
         table = wandb.Table(columns=["step", "request", "gold", "answer", "exact", "confidence"])
         for record, answer, score in list(zip(records, answers, scores, strict=True))[:SAMPLES]:
-            calls = answer.finish if answer.calls is None else json.dumps([call.to_json() for call in answer.calls], ensure_ascii=False)
+            calls = (
+                answer.finish
+                if answer.calls is None
+                else json.dumps([call.to_json() for call in answer.calls], ensure_ascii=False)
+            )
             gold = json.dumps([call.to_json() for call in record.answers], ensure_ascii=False)
             table.add_data(step, record.query, gold, calls, score.exact, round(answer.confidence, 4))
         self._wandb.log({"validation/samples": table}, step=step)
 
     def finish(self, summary: Mapping[str, Any], origins: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Closes the file. `origins` are what the checkpoint was made from, by kind (dataset, teacher): the artifact's lineage."""
+        """Closes the file. `origins` are what the checkpoint was made from, by kind (dataset, teacher): the artifact's
+        lineage."""
         self._file.close()
         if self._wandb is not None:
             self._wandb.summary.update(dict(summary))
@@ -93,7 +107,11 @@ class Tracker:
                 json.dump(facts, file, indent=1)
             if not self._wandb.offline:  # offline, the model's metadata alone say where it comes from
                 self._wandb.use_artifact(source)
-        model = wandb.Artifact(f"student-{self.folder.name}"[:120], type="model", metadata={**summary, "origins": {kind: dict(facts) for kind, facts in origins.items()}})
+        model = wandb.Artifact(
+            f"student-{self.folder.name}"[:120],
+            type="model",
+            metadata={**summary, "origins": {kind: dict(facts) for kind, facts in origins.items()}},
+        )
         for name in CHECKPOINT_FILES:
             model.add_file(str(self.folder / name))
         self._wandb.log_artifact(model)

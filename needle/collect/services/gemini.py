@@ -1,8 +1,8 @@
 """Gemini as a teacher, through `google-genai`: the only file that imports it.
 
 Retries, pacing and money belong to the caller: the client is told to try once. It returns the body as it came, so that
-nothing that the service said is lost on its way into the store. See https://ai.google.dev/gemini-api/docs/function-calling
-and https://ai.google.dev/gemini-api/docs/batch-mode.
+nothing that the service said is lost on its way into the store. See
+https://ai.google.dev/gemini-api/docs/function-calling and https://ai.google.dev/gemini-api/docs/batch-mode.
 """
 
 from __future__ import annotations
@@ -26,20 +26,44 @@ from needle.text.records import Call
 
 VERSION = "v1beta"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,63}")  # what a function may be called
-SENT = {"type", "format", "title", "description", "enum", "items", "prefixItems", "minItems", "maxItems", "minimum", "maximum", "anyOf", "properties", "required"}
+SENT = {
+    "type",
+    "format",
+    "title",
+    "description",
+    "enum",
+    "items",
+    "prefixItems",
+    "minItems",
+    "maxItems",
+    "minimum",
+    "maximum",
+    "anyOf",
+    "properties",
+    "required",
+}
 STATES = {
-    "JOB_STATE_SUCCEEDED": "done", "JOB_STATE_PARTIALLY_SUCCEEDED": "done", "JOB_STATE_FAILED": "failed", "JOB_STATE_CANCELLED": "failed", "JOB_STATE_EXPIRED": "expired",
+    "JOB_STATE_SUCCEEDED": "done", "JOB_STATE_PARTIALLY_SUCCEEDED": "done", "JOB_STATE_FAILED": "failed",
+        "JOB_STATE_CANCELLED": "failed", "JOB_STATE_EXPIRED": "expired",
 }  # fmt: skip
 HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
 
 
 class Gemini:
-    """One Gemini model, made where an event loop runs. `vertex` is (project, location) for Vertex AI, which then takes no key."""
+    """One Gemini model, made where an event loop runs. `vertex` is (project, location) for Vertex AI, which then takes
+    no key."""
 
     provider = "google"
 
     def __init__(
-        self, model: str, key: str | None, base_url: str | None = None, timeout: float = 60.0, vertex: tuple[str, str] | None = None, connections: int = 256, version: str = VERSION
+        self,
+        model: str,
+        key: str | None,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        vertex: tuple[str, str] | None = None,
+        connections: int = 256,
+        version: str = VERSION,
     ) -> None:
         self.model = model
         self.session, self.timeout = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections)), timeout
@@ -47,7 +71,9 @@ class Gemini:
             base_url=base_url,
             api_version=None if vertex else version,
             timeout=int(timeout * 1000),
-            retry_options=types.HttpRetryOptions(attempts=1),  # without it the client repeats a request whose connection was lost, and pays twice
+            retry_options=types.HttpRetryOptions(
+                attempts=1
+            ),  # without it the client repeats a request whose connection was lost, and pays twice
             aiohttp_client=self.session,
         )
         if vertex:
@@ -60,7 +86,9 @@ class Gemini:
         """The answer's body. Raises `Fault`."""
         try:
             async with asyncio.timeout(self.timeout + 5):
-                response = await self.client.aio.models.generate_content(model=ask.model, contents=ask.text, config=_config(ask))
+                response = await self.client.aio.models.generate_content(
+                    model=ask.model, contents=ask.text, config=_config(ask)
+                )
         except Exception as error:
             raise fault(error) from error
         http = response.sdk_http_response
@@ -84,10 +112,17 @@ class GeminiBatches:
 
     async def create(self, label: str, asks: Sequence[Ask]) -> Job:
         """Uploads the requests and starts a job of this display name. Raises `Fault`."""
-        lines = "".join(json.dumps({"key": ask.key, "request": rest_body(ask)}, ensure_ascii=False) + "\n" for ask in asks)
+        lines = "".join(
+            json.dumps({"key": ask.key, "request": rest_body(ask)}, ensure_ascii=False) + "\n" for ask in asks
+        )
         try:
-            stored = await self.client.files.upload(file=io.BytesIO(lines.encode()), config=types.UploadFileConfig(display_name=label, mime_type="application/jsonl"))
-            job = await self.client.batches.create(model=self.teacher.model, src=str(stored.name), config=types.CreateBatchJobConfig(display_name=label))
+            stored = await self.client.files.upload(
+                file=io.BytesIO(lines.encode()),
+                config=types.UploadFileConfig(display_name=label, mime_type="application/jsonl"),
+            )
+            job = await self.client.batches.create(
+                model=self.teacher.model, src=str(stored.name), config=types.CreateBatchJobConfig(display_name=label)
+            )
         except Exception as error:
             raise fault(error) from error
         return _job(job)
@@ -166,7 +201,11 @@ def _config(ask: Ask) -> types.GenerateContentConfig:
 
 def _declarations(ask: Ask) -> list[dict[str, Any]]:
     return [
-        {"name": name, "description": tool.description or tool.name, "parametersJsonSchema": sent_schema(tool.parameters)}
+        {
+            "name": name,
+            "description": tool.description or tool.name,
+            "parametersJsonSchema": sent_schema(tool.parameters),
+        }
         for name, tool in zip(sent_names(ask.tools, NAME), ask.tools, strict=True)
     ]
 
@@ -189,7 +228,8 @@ def sent_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_answer(raw: str, names: Mapping[str, str]) -> Answer:
-    """Reads a body in either spelling (finishReason, finish_reason). `names` are the tools' names by the names they were sent under."""
+    """Reads a body in either spelling (finishReason, finish_reason). `names` are the tools' names by the names they
+    were sent under."""
     body = read_body(raw)
     if body is None:
         return Answer(hosted.UNREADABLE, text=raw[:500])
@@ -203,7 +243,11 @@ def read_answer(raw: str, names: Mapping[str, str]) -> Answer:
     first = candidates[0]
     finish = str(_get(first, "finishReason") or "finish_reason_missing").lower()
     parts = _get(_get(first, "content"), "parts")
-    spoken = [part for part in parts if isinstance(part, Mapping) and not part.get("thought")] if isinstance(parts, list) else []
+    spoken = (
+        [part for part in parts if isinstance(part, Mapping) and not part.get("thought")]
+        if isinstance(parts, list)
+        else []
+    )
     text = "".join(part["text"] for part in spoken if isinstance(part.get("text"), str))
     calls = []
     for part in spoken:
@@ -218,7 +262,9 @@ def read_answer(raw: str, names: Mapping[str, str]) -> Answer:
     if finish == hosted.STOP and any(_merged(call.name, names) for call in calls):
         finish = "merged_calls"
     logprob = _get(first, "avgLogprobs")
-    return Answer(finish, tuple(calls), text, usage, model, float(logprob) if isinstance(logprob, int | float) else None)
+    return Answer(
+        finish, tuple(calls), text, usage, model, float(logprob) if isinstance(logprob, int | float) else None
+    )
 
 
 def _whole(value: Any) -> Any:
@@ -231,7 +277,8 @@ def _whole(value: Any) -> Any:
 
 
 def _merged(name: str, names: Mapping[str, str]) -> bool:
-    """Whether a name is made of several tools' names: parallel calls that became one, whose arguments can't be told apart."""
+    """Whether a name is made of several tools' names: parallel calls that became one, whose arguments can't be told
+    apart."""
     if name in names.values():
         return False
     parts = "|".join(sorted((re.escape(other) for other in {*names, *names.values()}), key=len, reverse=True))
@@ -239,7 +286,16 @@ def _merged(name: str, names: Mapping[str, str]) -> bool:
 
 
 def _usage(found: Any) -> Usage | None:
-    counts = [_get(found, name) for name in ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount", "cachedContentTokenCount")]
+    counts = [
+        _get(found, name)
+        for name in (
+            "promptTokenCount",
+            "candidatesTokenCount",
+            "thoughtsTokenCount",
+            "toolUsePromptTokenCount",
+            "cachedContentTokenCount",
+        )
+    ]
     if counts[0] is None:
         return None
     prompt, said, thought, tools, cached = (int(count or 0) for count in counts)

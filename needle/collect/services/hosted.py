@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 from needle.text.records import Call, Tool, canonical_json
 
-# What became of an answer. Anything but STOP gives no calls; the names are Gemini's own in lower case, with four of ours.
+# What became of an answer. Anything but STOP gives no calls; the names are Gemini's own in lower case, with four of
+# ours.
 STOP = "stop"
 EMPTY, BLOCKED, NO_CANDIDATE, UNREADABLE = "empty", "blocked", "no_candidate", "unreadable"
 
-# Why a request failed. `charged` says whether it may have been paid for: nobody knows after a timeout or a lost connection.
+# Why a request failed. `charged` says whether it may have been paid for: nobody knows after a timeout or a lost
+# connection.
 RATE, BUSY, TIMEOUT, CONNECTION = "rate", "busy", "timeout", "connection"  # asked again
 REFUSED = "refused"  # this request never will be answered
 SPEND_CAP, DAILY_QUOTA, DENIED = "spend_cap", "daily_quota", "denied"  # no request will be, for now
@@ -86,8 +88,14 @@ def read_body(raw: str) -> Mapping[str, Any] | None:
 
 
 def sent_names(tools: Sequence[Tool], allowed: re.Pattern[str]) -> dict[str, str]:
-    """The tools' names by those that they are sent under: their own where the service takes it, or else one that it takes."""
-    return {tool.name if allowed.fullmatch(tool.name) else f"tool_{number}_{re.sub('[^A-Za-z0-9_]', '_', tool.name)[:48]}": tool.name for number, tool in enumerate(tools)}
+    """The tools' names by those that they are sent under: their own where the service takes it, or else one that it
+    takes."""
+    return {
+        tool.name
+        if allowed.fullmatch(tool.name)
+        else f"tool_{number}_{re.sub('[^A-Za-z0-9_]', '_', tool.name)[:48]}": tool.name
+        for number, tool in enumerate(tools)
+    }
 
 
 class Fault(Exception):
@@ -135,7 +143,8 @@ class Batches(Protocol):
 
 
 class HostedTeacher(Protocol):
-    """One model behind an API. `ask` returns the answer's body as it came; `read` makes sense of it, without asking anybody."""
+    """One model behind an API. `ask` returns the answer's body as it came; `read` makes sense of it, without asking
+    anybody."""
 
     provider: str
     model: str

@@ -14,15 +14,24 @@ from needle.collect.services.hosted import Answer, Ask, Batches, Fault, Usage, r
 from needle.text.records import Call
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-FINISHES = {"stop": hosted.STOP, "tool_calls": hosted.STOP, "function_call": hosted.STOP, "length": "max_tokens", "content_filter": "safety"}
+FINISHES = {
+    "stop": hosted.STOP,
+    "tool_calls": hosted.STOP,
+    "function_call": hosted.STOP,
+    "length": "max_tokens",
+    "content_filter": "safety",
+}
 
 
 class OpenAI:
-    """One model behind `base_url`, which ends in the API's version (http://127.0.0.1:8080/v1); made where an event loop runs."""
+    """One model behind `base_url`, which ends in the API's version (http://127.0.0.1:8080/v1); made where an event loop
+    runs."""
 
     provider = "openai"
 
-    def __init__(self, model: str, key: str | None, base_url: str, timeout: float = 60.0, connections: int = 256) -> None:
+    def __init__(
+        self, model: str, key: str | None, base_url: str, timeout: float = 60.0, connections: int = 256
+    ) -> None:
         self.model, self.url = model, base_url.rstrip("/") + "/chat/completions"
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections),
@@ -60,7 +69,11 @@ def chat_body(ask: Ask) -> dict[str, Any]:
     if ask.tools:
         sent = sent_names(ask.tools, NAME)
         body["tools"] = [
-            {"type": "function", "function": {"name": name, "description": tool.description, "parameters": tool.parameters}} for name, tool in zip(sent, ask.tools, strict=True)
+            {
+                "type": "function",
+                "function": {"name": name, "description": tool.description, "parameters": tool.parameters},
+            }
+            for name, tool in zip(sent, ask.tools, strict=True)
         ]
     if ask.schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ask.schema}}
@@ -79,7 +92,11 @@ def read_completion(raw: str, names: Mapping[str, str]) -> Answer:
     counts, model = body.get("usage"), str(body.get("model") or "")
     usage = None
     if isinstance(counts, Mapping) and isinstance(counts.get("prompt_tokens"), int):
-        usage = Usage(counts["prompt_tokens"], int(counts.get("completion_tokens") or 0), int((counts.get("prompt_tokens_details") or {}).get("cached_tokens") or 0))
+        usage = Usage(
+            counts["prompt_tokens"],
+            int(counts.get("completion_tokens") or 0),
+            int((counts.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        )
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     message = first.get("message")
@@ -117,7 +134,11 @@ def _calls(row: Any, names: Mapping[str, str]) -> list[Call] | None:
         objects.append(value)
         rest = rest[end:].strip()
     called = [name] * len(objects) if name in names or len(objects) < 2 else _parts(name, list(names), len(objects))
-    return None if called is None else [Call(names.get(part, part), value) for part, value in zip(called, objects, strict=True)]
+    return (
+        None
+        if called is None
+        else [Call(names.get(part, part), value) for part, value in zip(called, objects, strict=True)]
+    )
 
 
 def _parts(name: str, known: Sequence[str], count: int) -> list[str] | None:
@@ -139,7 +160,11 @@ def _fault(status: int, body: str, headers: Mapping[str, str]) -> Fault:
     except ValueError:
         hint = None
     if status == 429:
-        return Fault(hosted.SPEND_CAP if "insufficient_quota" in body or "billing" in body.lower() else hosted.RATE, message, hint)
+        return Fault(
+            hosted.SPEND_CAP if "insufficient_quota" in body or "billing" in body.lower() else hosted.RATE,
+            message,
+            hint,
+        )
     if status in (401, 403, 404):
         return Fault(hosted.DENIED, message)
     if status == 504:

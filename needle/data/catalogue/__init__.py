@@ -57,7 +57,11 @@ class Argument:
 
     def _shape(self) -> dict[str, Any]:
         if self.members:
-            return {"type": "object", "properties": {k: m.schema() for k, m in self.members.items()}, "required": [k for k, m in self.members.items() if m.required]}
+            return {
+                "type": "object",
+                "properties": {k: m.schema() for k, m in self.members.items()},
+                "required": [k for k, m in self.members.items() if m.required],
+            }
         if self.kind in ("list", "list_enum"):
             inner = Argument(self.detail) if self.kind == "list" else Argument("enum", self.detail)
             return {"type": "array", "items": inner._shape()}
@@ -65,7 +69,13 @@ class Argument:
             return {"type": "boolean"}
         if self.kind == "enum":
             values = list(self.choices())
-            kind = "integer" if all(isinstance(v, int) for v in values) else "number" if all(isinstance(v, int | float) for v in values) else "string"
+            kind = (
+                "integer"
+                if all(isinstance(v, int) for v in values)
+                else "number"
+                if all(isinstance(v, int | float) for v in values)
+                else "string"
+            )
             return {"type": kind, "enum": values}
         if self.kind == "number":
             low, high = self.detail.split("-")
@@ -137,7 +147,12 @@ def _entry(domain: str, name: str, row: dict[str, Any]) -> Entry:
 
 def _argument(spec: Any) -> Argument:
     if isinstance(spec, dict):
-        return Argument("object", required=spec.get("required", False), about=spec["about"], members={key: _argument(value) for key, value in spec["object"].items()})
+        return Argument(
+            "object",
+            required=spec.get("required", False),
+            about=spec["about"],
+            members={key: _argument(value) for key, value in spec["object"].items()},
+        )
     kind, detail, mark, about = _parse(spec)
     return Argument(kind, detail, mark == "!", mark == "?", about)
 

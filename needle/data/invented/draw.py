@@ -39,23 +39,42 @@ ONES = [
 ]
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZabcdefghkmnpqrstuvwxyz0123456789"
-FORMULAS = ("x^2 + 3x - 4", "sin(x)", "2*x + 1", "e^x", "3x + 5 = 20", "log(x) / x", "x**3", "a*b + c", "sqrt(x + 1)", "SELECT * FROM orders", "A1:B20", "5x^3 - 2x")
+FORMULAS = (
+    "x^2 + 3x - 4",
+    "sin(x)",
+    "2*x + 1",
+    "e^x",
+    "3x + 5 = 20",
+    "log(x) / x",
+    "x**3",
+    "a*b + c",
+    "sqrt(x + 1)",
+    "SELECT * FROM orders",
+    "A1:B20",
+    "5x^3 - 2x",
+)
 
 
 @lru_cache(maxsize=1)
 def vocabulary() -> Mapping[str, Any]:
     """words.yaml with its comma-separated lists cut, and Faker's nouns and adjectives."""
-    found: dict[str, Any] = yaml.safe_load(files("needle.data.invented").joinpath("words.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load(
+        files("needle.data.invented").joinpath("words.yaml").read_text(encoding="utf-8")
+    )
     found["verbs"] = {verb: said.split(", ") for verb, said in found["verbs"].items()}
     found["measures"] = [(words.split(", "), units.split(", ")) for words, units in found["measures"].items()]
     cut = {kind: text.split("; ") for kind, text in found["kinds"].items()}
-    found["kinds"] = {kind: (names.split(", "), before.replace('"', "").split(", ")) for kind, (names, before) in cut.items()}
+    found["kinds"] = {
+        kind: (names.split(", "), before.replace('"', "").split(", ")) for kind, (names, before) in cut.items()
+    }
     found["kind_of"] = {word: kind for kind, (names, _) in found["kinds"].items() for word in names}
     found["flags"] = {form: [part.split(", ") for part in said.split("; ")] for form, said in found["flags"].items()}
     parts = Provider.parts_of_speech
     found["noun"] = [word for word in dict.fromkeys(parts["noun"]) if len(word) > 2]
     found["adjective"] = [word for word in dict.fromkeys(parts["adjective"]) if len(word) > 2]
-    found["common"] = [word for word in synonyms() if word in set(parts["noun"])]  # nouns that have other words for them
+    found["common"] = [
+        word for word in synonyms() if word in set(parts["noun"])
+    ]  # nouns that have other words for them
     return found
 
 
@@ -72,7 +91,8 @@ def in_words(value: int) -> str:
 
 
 def spellings(value: float) -> tuple[str, ...]:
-    """How people write a number, the plain way first: 25, "twenty five"; 2500000, "2,500,000", "2.5 million"; 1200.5, "1,200.5"; -5, "minus 5"."""
+    """How people write a number, the plain way first: 25, "twenty five"; 2500000, "2,500,000", "2.5 million"; 1200.5,
+    "1,200.5"; -5, "minus 5"."""
     plain = [str(value)]
     if value < 0:
         plain.append(f"minus {-value}")
@@ -157,7 +177,18 @@ class Draw:
             return self.source.randint(1, 90) * int(10 ** self.one((5, 5, 6, 7)))
         if whole or self.chance(0.5):
             size = self.source.randint
-            return int(self.one((size(1, 12), size(1, 100), size(1, 1000), int(10 ** size(1, 5)) * size(1, 9), 5 * size(1, 200), size(1000, 99999))))
+            return int(
+                self.one(
+                    (
+                        size(1, 12),
+                        size(1, 100),
+                        size(1, 1000),
+                        int(10 ** size(1, 5)) * size(1, 9),
+                        5 * size(1, 200),
+                        size(1000, 99999),
+                    )
+                )
+            )
         return plain(round(self.source.uniform(0.1, self.one((1, 10, 100, 1000, 20000))), self.one((1, 1, 2, 2, 3))))
 
     def written(self, value: float) -> str:
@@ -182,19 +213,38 @@ class Draw:
 
     def phrase(self, words: str, value: str) -> str:
         """A noun phrase that gives a value its name."""
-        forms = ("{0} {1}", "{0} {1}", "a {0} of {1}", "a {0} of {1}", "the {0} {1}", "{0}: {1}", "{0} = {1}", "{1} as the {0}", "{0} set to {1}", "the {0} is {1}", "{0} of {1}")
+        forms = (
+            "{0} {1}",
+            "{0} {1}",
+            "a {0} of {1}",
+            "a {0} of {1}",
+            "the {0} {1}",
+            "{0}: {1}",
+            "{0} = {1}",
+            "{1} as the {0}",
+            "{0} set to {1}",
+            "the {0} is {1}",
+            "{0} of {1}",
+        )
         return str(self.one(forms).format(words, value))
 
     def value(self, kind: str) -> str:
         """A text of a kind of words.yaml."""
         draw = self.source.randint
         if kind == "topic":
-            return self.thing() if self.chance(0.5) else self.noun() if self.chance(0.6) else f"{self.adjective()} {self.noun()}"
+            return (
+                self.thing()
+                if self.chance(0.5)
+                else self.noun()
+                if self.chance(0.6)
+                else f"{self.adjective()} {self.noun()}"
+            )
         if kind == "code":
             letters = "".join(self.one(LETTERS) for _ in range(draw(3, 8)))
             return str(self.one((letters, f"{letters[:3].upper()}-{draw(100, 99999)}", str(draw(100, 99999999)))))
         if kind == "link":
-            return f"https://{self.one(('www.', '', 'api.'))}{self.noun()}.{self.one(('com', 'org', 'io', 'net'))}{self.one(('', f'/{self.noun()}', f'/{self.noun()}/{draw(1, 999)}'))}"
+            host = f"{self.one(('www.', '', 'api.'))}{self.noun()}.{self.one(('com', 'org', 'io', 'net'))}"
+            return f"https://{host}{self.one(('', f'/{self.noun()}', f'/{self.noun()}/{draw(1, 999)}'))}"
         if kind == "ip":
             return f"{self.one((10, 172, 192))}.{draw(0, 255)}.{draw(0, 255)}.{draw(1, 254)}"
         if kind == "path":
@@ -202,6 +252,9 @@ class Draw:
         if kind == "formula":
             return str(self.one(FORMULAS))
         if kind == "remark":
-            remarks = [str(_values().draw(self.one(("remark", "remark", "chore")), "", self.source)[1]) for _ in range(self.one((1, 1, 2)))]
+            remarks = [
+                str(_values().draw(self.one(("remark", "remark", "chore")), "", self.source)[1])
+                for _ in range(self.one((1, 1, 2)))
+            ]
             return str(self.one((" and ", ", please ", "! "))).join(remarks)
         return str(_values().draw(kind, "", self.source)[1])

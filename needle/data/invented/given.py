@@ -13,7 +13,9 @@ from needle.text.words import WORD
 
 READ = {"type", "description", "enum", "items", "default", "minimum", "maximum"}  # the keys that are understood
 EXAMPLES = re.compile(r"\((?:e\.g\.|for example|such as|like),? ([^)]*)\)", re.IGNORECASE)
-PLACEHOLDER = re.compile(r"yyyy|hh|mm\b|etc|^(city|country|state|string|name|date|time|number|id)\b| for ", re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    r"yyyy|hh|mm\b|etc|^(city|country|state|string|name|date|time|number|id)\b| for ", re.IGNORECASE
+)
 RANGE = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?) ?(?:-|–|to) ?(\d+(?:\.\d+)?)(?![\w-])")
 DATE_FORMS = {"yyyy-mm-dd": "%Y-%m-%d", "mm/dd/yyyy": "%m/%d/%Y", "dd/mm/yyyy": "%d/%m/%Y", "dd-mm-yyyy": "%d-%m-%Y"}
 Drawn = tuple[Any, str]
@@ -43,7 +45,9 @@ def _part(name: str, schema: Mapping[str, Any], draw: Draw) -> Part | None:
     def say() -> Said:
         value, shown = make()
         if isinstance(value, bool):
-            return Said(draw.one((f"with {words}", words) if value else (f"without {words}", f"no {words}")), {name: value})
+            return Said(
+                draw.one((f"with {words}", words) if value else (f"without {words}", f"no {words}")), {name: value}
+            )
         if isinstance(value, str) and kind and _head(words) == words and draw.chance(0.4):
             return Said(f"{draw.words['kinds'][kind][1][0]} {shown}", {name: value}, bare=True)
         return Said(draw.phrase(words, shown), {name: value})
@@ -57,7 +61,8 @@ def _head(words: str) -> str:
 
 
 def _drawn(words: str, schema: Mapping[str, Any], draw: Draw) -> Callable[[], Drawn] | None:
-    """Draws a value of a declared argument, and how it is said; None for a schema or a form that takes more than is read here."""
+    """Draws a value of a declared argument, and how it is said; None for a schema or a form that takes more than is
+    read here."""
     about, kind = schema.get("description", ""), schema.get("type")
     if set(schema) - READ or not isinstance(kind, str):
         return None
@@ -74,12 +79,18 @@ def _drawn(words: str, schema: Mapping[str, Any], draw: Draw) -> Callable[[], Dr
 
 
 def _several(words: str, items: Any, draw: Draw) -> Callable[[], Drawn] | None:
-    inner = _drawn(words, items, draw) if isinstance(items, Mapping) and items.get("type") not in ("array", "boolean") else None
+    inner = (
+        _drawn(words, items, draw)
+        if isinstance(items, Mapping) and items.get("type") not in ("array", "boolean")
+        else None
+    )
     if inner is None:
         return None
 
     def say() -> Drawn:
-        made = {str(value): (value, shown) for value, shown in (inner() for _ in range(draw.source.randint(1, 4)))}.values()
+        made = {
+            str(value): (value, shown) for value, shown in (inner() for _ in range(draw.source.randint(1, 4)))
+        }.values()
         return [value for value, _ in made], draw.listed([shown for _, shown in made])
 
     return say
@@ -109,7 +120,11 @@ def _number(words: str, schema: Mapping[str, Any], draw: Draw) -> Drawn:
     else:
         least = low if low is not None else min(0, high)
         most = high if high is not None else least + draw.one((10, 100, 1000))
-        value = draw.source.randint(int(least), int(most)) if whole else plain(round(draw.source.uniform(least, most), draw.one((1, 2, 2, 4))))
+        value = (
+            draw.source.randint(int(least), int(most))
+            if whole
+            else plain(round(draw.source.uniform(least, most), draw.one((1, 2, 2, 4))))
+        )
         value = min(max(value, least), most)
     return value, str(value) if low == 1950 else draw.written(value)
 
@@ -120,7 +135,11 @@ def _text(words: str, about: str, draw: Draw) -> Callable[[], Drawn] | None:
             return lambda: _date(code, draw)
     if re.search("yyyy|format|hh:|iso", about, re.IGNORECASE):
         return None
-    examples = [text.strip(" '\"") for found in EXAMPLES.findall(about) for text in ([found] if re.search(r"\d", found) else found.split(","))]
+    examples = [
+        text.strip(" '\"")
+        for found in EXAMPLES.findall(about)
+        for text in ([found] if re.search(r"\d", found) else found.split(","))
+    ]
     examples = [text for text in examples if text and "," not in text and not PLACEHOLDER.search(text)]
     if examples and draw.chance(0.6):
         return lambda: _quoted(draw.one(examples), draw)
@@ -130,10 +149,18 @@ def _text(words: str, about: str, draw: Draw) -> Callable[[], Drawn] | None:
     if head == "time":
         return lambda: _quoted(draw.one(clock(draw.source.randint(0, 23), draw.one((0, 15, 30)))), draw)
     if head in ("duration", "period", "timeline", "frame", "term"):
-        return lambda: _quoted(f"{draw.source.randint(2, 12)} {draw.one(('days', 'weeks', 'months', 'years', 'hours'))}", draw)
+        return lambda: _quoted(
+            f"{draw.source.randint(2, 12)} {draw.one(('days', 'weeks', 'months', 'years', 'hours'))}", draw
+        )
     if head == "name" and words != "name" and words.split()[0] not in draw.words["kind_of"]:  # of anything
-        return lambda: _quoted(draw.value(draw.one(("person", "title", "product", "company", "topic", "topic"))).title(), draw)
-    kind = draw.words["kind_of"].get(words) or draw.words["kind_of"].get(head) or ("code" if head in ("id", "code", "number", "identifier") else "")
+        return lambda: _quoted(
+            draw.value(draw.one(("person", "title", "product", "company", "topic", "topic"))).title(), draw
+        )
+    kind = (
+        draw.words["kind_of"].get(words)
+        or draw.words["kind_of"].get(head)
+        or ("code" if head in ("id", "code", "number", "identifier") else "")
+    )
     if not kind and re.search(r"\b(date|time|year|url|ip|amount|number)\b", words):
         return None
     return lambda: _quoted(draw.value(kind or "topic"), draw)

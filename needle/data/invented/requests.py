@@ -1,10 +1,10 @@
 """Requests about made-up tools, as many as wanted, and made-up requests about given ones.
 
-Real sets hold a few hundred tools, which a student may learn by heart. Of made-up tools nothing can be: names, arguments,
-descriptions and values are drawn anew, from words of tools and Faker's word lists, so that only reading the tools helps. A record
-is a function of the seed, its number and the given tools. Numbers, amounts, shares, dates, lists, objects, enums and flags stand
-beside names and places; optional arguments go unsaid; and now and then no call is right: the fitting tool isn't offered, a
-required value isn't said, the wish is taken back, or the request is about a tool.
+Real sets hold a few hundred tools, which a student may learn by heart. Of made-up tools nothing can be: names,
+arguments, descriptions and values are drawn anew, from words of tools and Faker's word lists, so that only reading the
+tools helps. A record is a function of the seed, its number and the given tools. Numbers, amounts, shares, dates, lists,
+objects, enums and flags stand beside names and places; optional arguments go unsaid; and now and then no call is right:
+the fitting tool isn't offered, a required value isn't said, the wish is taken back, or the request is about a tool.
 """
 
 from __future__ import annotations
@@ -27,11 +27,38 @@ MISSING, VAGUE, UNDONE, ASKED = 0.06, 0.03, 0.02, 0.01  # chances that no call i
 SAME, OTHER = 0.22, 0.12  # chance that a request asks for the same tool again; for another one as well
 ROW = 0.6  # chance that the same tool is asked for by several values in a row, where it can be
 GIVEN = 0.4  # chance that a tool is one of the given ones, if there are any
-BARE, VAGUE_NAME, DOTTED = 0.25, 0.12, 0.12  # chances that a tool has no description; a name that tells nothing; a name with a dot
+BARE, VAGUE_NAME, DOTTED = (
+    0.25,
+    0.12,
+    0.12,
+)  # chances that a tool has no description; a name that tells nothing; a name with a dot
 OTHERS = (0, 1, 1, 2, 2, 3, 3, 4, 5, 8)  # how many tools are offered beside the ones that are asked for
 ASIDE = 0.08
-FRAMES = ("{}", "{}", "{}", "{}", "please {}", "can you {}?", "could you {}?", "I need to {}", "I'd like to {}", "help me {}", "{}, please", "I want to {}.", "hey, {}")
-KNOWN = ("I have", "we have", "there is", "given", "here is what I know:", "with", "for", "using")  # a request that begins so stands in no frame
+FRAMES = (
+    "{}",
+    "{}",
+    "{}",
+    "{}",
+    "please {}",
+    "can you {}?",
+    "could you {}?",
+    "I need to {}",
+    "I'd like to {}",
+    "help me {}",
+    "{}, please",
+    "I want to {}.",
+    "hey, {}",
+)
+KNOWN = (
+    "I have",
+    "we have",
+    "there is",
+    "given",
+    "here is what I know:",
+    "with",
+    "for",
+    "using",
+)  # a request that begins so stands in no frame
 AGAIN = ("", "the same ", "another one ", "one more ", "again ")
 JOINTS = (" and ", ". Also, ", ", then ", "; ", " and then ", ". ", ", and also ", ", and ")
 
@@ -48,9 +75,13 @@ class Wish:
 
 
 def invented(count: int, seed: int, given: Sequence[Tool] = ()) -> list[Record]:
-    """`count` records of source `invented`, the first of them the same for any larger count; some ask for tools of `given`."""
+    """`count` records of source `invented`, the first of them the same for any larger count; some ask for tools of
+    `given`."""
     near = neighbours(given)
-    return [_Maker(random.Random(f"{seed}:{SOURCE}:{number}"), given, near).record(f"{SOURCE}-{seed}-{number}") for number in range(count)]
+    return [
+        _Maker(random.Random(f"{seed}:{SOURCE}:{number}"), given, near).record(f"{SOURCE}-{seed}-{number}")
+        for number in range(count)
+    ]
 
 
 class _Maker:
@@ -86,7 +117,12 @@ class _Maker:
         elif draw < MISSING + VAGUE + UNDONE and not queries[0].lower().startswith((*KNOWN, *self.draw.words["asked"])):
             query, calls = self.one(self.draw.words["undone"]).format(self.joined(queries)), []
         elif draw < MISSING + VAGUE + UNDONE + ASKED:
-            query, calls = self.one(self.draw.words["about_tools"]).format(self.one((wishes[0].tool.name, f"the {wishes[0].noun} tool"))), []
+            query, calls = (
+                self.one(self.draw.words["about_tools"]).format(
+                    self.one((wishes[0].tool.name, f"the {wishes[0].noun} tool"))
+                ),
+                [],
+            )
         names = {wish.tool.name for wish in wishes}
         for _ in range(max(self.one(OTHERS), not offered)):
             other = self.beside(self.one(wishes)) if self.chance(0.6) else self.wish().tool
@@ -98,7 +134,8 @@ class _Maker:
         self.draw.source.shuffle(offered)
         return Record(id, query, tuple(offered), tuple(calls), SOURCE)
 
-    # -- requests ---------------------------------------------------------------------------------------------------------
+    # -- requests
+    # ---------------------------------------------------------------------------------------------------------
 
     def request(self, wish: Wish, unsaid: Part | None = None) -> tuple[str, Call]:
         said = self.values(wish, unsaid)
@@ -112,10 +149,13 @@ class _Maker:
 
     def call(self, wish: Wish, said: Sequence[Said]) -> Call:
         values = {name: value for one in said for name, value in one.values.items()}
-        return Call(wish.tool.name, {name: values[name] for name in wish.tool.parameters["properties"] if name in values})
+        return Call(
+            wish.tool.name, {name: values[name] for name in wish.tool.parameters["properties"] if name in values}
+        )
 
     def repeated(self, wish: Wish) -> tuple[list[str], list[Call]]:
-        """The same tool again: for several values in a row, in whole requests, or by the other values alone; a value may hold for all of them."""
+        """The same tool again: for several values in a row, in whole requests, or by the other values alone; a value
+        may hold for all of them."""
         first = self.values(wish)
         held = {name for one in first for name in one.values}
         rows = [part for part in wish.parts if part.each and held & set(part.schemas)]
@@ -131,7 +171,14 @@ class _Maker:
                 queries.append(self.sentence(wish, [*said, *shared]))
             else:
                 bare, phrases = _apart(said)
-                queries.append((self.one(AGAIN) + " ".join([*bare, *([self.one(("with ", "for ")) + self.draw.row(phrases)] if phrases else [])])).strip())
+                queries.append(
+                    (
+                        self.one(AGAIN)
+                        + " ".join(
+                            [*bare, *([self.one(("with ", "for ")) + self.draw.row(phrases)] if phrases else [])]
+                        )
+                    ).strip()
+                )
             calls.append(self.call(wish, [*said, *shared]))
         return (queries, calls) if len({call.key() for call in calls}) == len(calls) else (queries[:1], calls[:1])
 
@@ -141,7 +188,9 @@ class _Maker:
         name, drawn = next(iter(part.schemas)), dict(part.each() for _ in range(self.one((2, 2, 3, 4))))
         others = [one for one in first if name not in one.values]
         row = Said(f"{part.before} {self.draw.listed(list(drawn.values()))}", {}, bare=True)
-        return [self.sentence(wish, [row, *others])], [self.call(wish, [*others, Said("", {name: value})]) for value in drawn]
+        return [self.sentence(wish, [row, *others])], [
+            self.call(wish, [*others, Said("", {name: value})]) for value in drawn
+        ]
 
     def sentence(self, wish: Wish, said: Sequence[Said]) -> str:
         bare, phrases = _apart(said)
@@ -153,7 +202,8 @@ class _Maker:
             return f"{self.one(KNOWN[:5])} {listed}. {core[:1].upper()}{core[1:]}"
         if self.chance(0.1):
             return f"{self.one(('with', 'for', 'given', 'using'))} {listed}, {core}"
-        return f"{core}{self.one((' with ', ' with ', ' for ', ' given ', ' using ', ', ', ' of ', ' where ', ': ', ' having '))}{listed}"
+        joint = self.one((" with ", " with ", " for ", " given ", " using ", ", ", " of ", " where ", ": ", " having "))
+        return f"{core}{joint}{listed}"
 
     def opening(self, wish: Wish) -> str:
         if wish.openings and (not wish.verb or self.chance(0.4)):
@@ -170,7 +220,8 @@ class _Maker:
         return query
 
     def finished(self, query: str) -> str:
-        """In a frame, which a question or a request that begins with what is known doesn't stand in; some behind an aside."""
+        """In a frame, which a question or a request that begins with what is known doesn't stand in; some behind an
+        aside."""
         asked = query.startswith(tuple(self.draw.words["asked"]))
         framed = not asked and not query.lower().startswith(tuple(word.lower() for word in KNOWN))
         query = (self.one(FRAMES) if framed else self.one(("{}", "{}", "hey, {}"))).format(query)
@@ -178,9 +229,12 @@ class _Maker:
         aside = f"{self.one(self.draw.words['asides'])} " if self.chance(ASIDE) else ""
         if aside or self.chance(0.7):
             query = query[:1].upper() + query[1:]
-        return aside + (query if query[-1] in "?.!" else query + self.one(("", "?", "?") if asked else ("", "", ".", ".")))
+        return aside + (
+            query if query[-1] in "?.!" else query + self.one(("", "?", "?") if asked else ("", "", ".", "."))
+        )
 
-    # -- tools ------------------------------------------------------------------------------------------------------------
+    # -- tools
+    # ------------------------------------------------------------------------------------------------------------
 
     def wish(self) -> Wish:
         """For a given tool or a made-up one."""
@@ -191,7 +245,13 @@ class _Maker:
                 first, *rest = [word.lower() for word in WORD.findall(tool.name)] or [tool.name]
                 about = tool.description.split(". ")[0].removesuffix(".")
                 openings = tuple(text for text in (" ".join([first, *rest]), about[:1].lower() + about[1:]) if text)
-                return Wish(tool, first if rest and first in self.draw.words["verbs"] else "", " ".join(rest) or first, parts, openings)
+                return Wish(
+                    tool,
+                    first if rest and first in self.draw.words["verbs"] else "",
+                    " ".join(rest) or first,
+                    parts,
+                    openings,
+                )
         return self.made_up()
 
     def made_up(self, verb: str = "", noun: str = "") -> Wish:
@@ -205,25 +265,55 @@ class _Maker:
                 part.required = number == 0 or self.chance(0.6)
                 parts.append(part)
         properties = {own: schema for part in parts for own, schema in part.schemas.items()}
-        parameters = {"type": "object", "properties": properties, "required": [own for part in parts if part.required for own in part.schemas], "additionalProperties": False}
+        parameters = {
+            "type": "object",
+            "properties": properties,
+            "required": [own for part in parts if part.required for own in part.schemas],
+            "additionalProperties": False,
+        }
         vague = self.chance(VAGUE_NAME)
         name = self.name(verb, noun, style, vague)
-        return Wish(Tool(name, "", _undescribed(parameters)) if bare and not vague else Tool(name, self.about(verb, noun, parts, vague), parameters), verb, noun, parts)
+        return Wish(
+            (
+                Tool(name, "", _undescribed(parameters))
+                if bare and not vague
+                else Tool(name, self.about(verb, noun, parts, vague), parameters)
+            ),
+            verb,
+            noun,
+            parts,
+        )
 
     def name(self, verb: str, noun: str, style: str, vague: bool) -> str:
         if vague:
-            return styled([*self.one(self.draw.words["vague_names"]).split("_"), *([str(self.draw.source.randint(2, 99))] if self.chance(0.5) else [])], self.one((style, "snake")))
+            return styled(
+                [
+                    *self.one(self.draw.words["vague_names"]).split("_"),
+                    *([str(self.draw.source.randint(2, 99))] if self.chance(0.5) else []),
+                ],
+                self.one((style, "snake")),
+            )
         if self.chance(DOTTED):
-            return f"{styled(noun.split(), 'snake')}.{verb}" if self.chance(0.5) else f"{self.draw.noun()}.{styled([verb, *noun.split()], style)}"
+            return (
+                f"{styled(noun.split(), 'snake')}.{verb}"
+                if self.chance(0.5)
+                else f"{self.draw.noun()}.{styled([verb, *noun.split()], style)}"
+            )
         words = noun.split()[-1:] if self.chance(0.1) else noun.split()
         return styled([verb, *words], self.one((style, "snake", "snake")))
 
     def about(self, verb: str, noun: str, parts: Sequence[Part], needed: bool) -> str:
-        said, noun = self.one((verb, verb, self.one(self.draw.words["verbs"][verb]))), other_words(noun, 0.3, self.draw.source)
+        said, noun = (
+            self.one((verb, verb, self.one(self.draw.words["verbs"][verb]))),
+            other_words(noun, 0.3, self.draw.source),
+        )
         last = parts[-1].words
         forms = (
-            f"{said.capitalize()} the {noun}.", f"{said.capitalize()} {noun} for the given {parts[0].words}", f"{said.capitalize()} the {noun} by {parts[0].words} and {last}.", f"{noun.capitalize()}: {said}",
-            f"Use this when somebody wants to {verb} the {noun}. Needs the {parts[0].words}.", f"A function to {said} the {noun}, with an optional {last}.", f"{plural(verb).capitalize()} the {noun}. Returns an error if there is none.",
+            f"{said.capitalize()} the {noun}.", f"{said.capitalize()} {noun} for the given {parts[0].words}",
+                f"{said.capitalize()} the {noun} by {parts[0].words} and {last}.", f"{noun.capitalize()}: {said}",
+            f"Use this when somebody wants to {verb} the {noun}. Needs the {parts[0].words}.",
+                f"A function to {said} the {noun}, with an optional {last}.",
+                f"{plural(verb).capitalize()} the {noun}. Returns an error if there is none.",
             *(() if needed else ("",)),
         )  # fmt: skip
         return str(self.one(forms))
@@ -235,7 +325,10 @@ class _Maker:
             return self.one(near) if near else self.wish().tool
         if self.chance(0.5):
             writes = self.draw.words["writes"]
-            return self.made_up(self.one([verb for verb in self.draw.words["verbs"] if (verb in writes) != (wish.verb in writes)]), wish.noun).tool
+            return self.made_up(
+                self.one([verb for verb in self.draw.words["verbs"] if (verb in writes) != (wish.verb in writes)]),
+                wish.noun,
+            ).tool
         words = [word for word in self.draw.thing().split() if word not in wish.noun.split()]
         return self.made_up(wish.verb, " ".join([*wish.noun.split()[:-1], *words[-1:]])).tool
 

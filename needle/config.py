@@ -23,10 +23,10 @@ from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, enc
 from needle.data.invented.requests import SOURCE as INVENTED
 from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
 from needle.data.votes import as_targets
-from needle.engine.decode import MAX_TOKENS, Engine, hold
+from needle.engine.decode import MAX_TOKENS, Engine
+from needle.engine.open import open_engine
 from needle.judging.compare import CompareConfig
 from needle.losses.loss import LossConfig
-from needle.serve.app import ServeConfig
 from needle.students.checkpoint import load_checkpoint, student_config
 from needle.students.pretrained import fit_config, words
 from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals
@@ -104,7 +104,6 @@ class Settings:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     codec: str = "decisions"
@@ -115,9 +114,7 @@ class Settings:
     checkpoint: str | None = None  # evaluate, label, serve: a folder; the released student when there is none
     decoding: str = "constrained"
     precision: str = "auto"  # evaluate, label, serve: float32, bfloat16, mixed, or what is fastest on this processor
-    most_tools: int = (
-        0  # evaluate, label, serve: of more tools than these, the student is shown those that fit best; 0 shows all
-    )
+    max_tools: int = 0  # evaluate, label: of more tools than these, the student is shown those that fit best; 0 is all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
     split: str = "test"  # evaluate, label: which split of a named data set
@@ -364,16 +361,9 @@ def run_folder(config: Settings) -> Path:
     )
 
 
-def build_engine(config: Settings, alone: bool = False) -> Engine:
-    """The engine that the settings describe, for requests that come `alone`, or in batches."""
-    if config.most_tools < 0:
-        raise ValueError(
-            f"most_tools is {config.most_tools}; it must be 0 (show the student every tool) or how many it is shown at"
-            " once"
-        )
-    checkpoint = load_checkpoint(config.checkpoint or None)
-    hold(checkpoint.student, config.precision, alone)
-    return Engine(checkpoint, config.decoding, config.most_tools)
+def build_engine(config: Settings) -> Engine:
+    """The engine that the settings describe, for requests that come in batches."""
+    return open_engine(config.checkpoint or None, config.decoding, config.precision, config.max_tools)
 
 
 def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:

@@ -13,7 +13,7 @@ from needle.data.synthetic import SyntheticConfig, generate
 from needle.students.base import Student
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, SeedConfig
-from needle.students.pointer_parts import PointerConfig
+from needle.students.pointer.encoder import PointerConfig
 from needle.students.san import SanConfig
 from needle.text.codecs import build_codec
 from needle.text.prompt import Example, Renderer, render_record

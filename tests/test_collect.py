@@ -95,8 +95,8 @@ def test_every_fault_is_counted_and_the_records_are_right(tmp_path: Path) -> Non
     for record in found:
         assert all(call_errors(call, record.tools) == [] for call in record.answers)
         right = [call for call in server.known[record.query] if call["name"] in {tool.name for tool in record.tools}]
-        assert sorted(call.key() for call in record.answers) == sorted(
-            Call(call["name"], call["args"]).key() for call in right
+        assert sorted(call.key for call in record.answers) == sorted(
+            Call(call["name"], call["args"]).key for call in right
         )
     reasons = Counter(row["reason"] for row in lines(tmp_path / "dropped.jsonl.gz"))
     assert {reason: count for reason, count in manifest["funnel"].items() if reason not in ("items", "kept")} == dict(

@@ -226,7 +226,7 @@ def test_new_distractors_are_tools_that_stood_beside_the_right_one_before_or_are
     for record in expand(records, AugmentConfig(copies=2), 0):
         for call in record.answers:
             assert {tool.name for tool in record.tools} <= beside[call.name]
-    grown = expand(records, AugmentConfig(copies=1, strangers=1.0, most_strangers=5), 0)[len(records) :]
+    grown = expand(records, AugmentConfig(copies=1, strangers=1.0, max_strangers=5), 0)[len(records) :]
     more = [r for r in grown if any(not {tool.name for tool in r.tools} <= beside[call.name] for call in r.answers)]
     assert len(more) > len(records) / 4
     for record in more:
@@ -389,7 +389,7 @@ def test_joined_requests_keep_the_points_of_their_values_and_ask_nothing_twice()
     for seed in range(60):
         joined = join(one, pools, random.Random(seed))
         assert "Shazam!" in joined.query
-        assert len({call.key() for call in joined.answers}) == len(joined.answers)
+        assert len({call.key for call in joined.answers}) == len(joined.answers)
     assert any(len(join(one, pools, random.Random(seed)).answers) > 1 for seed in range(60))
 
 

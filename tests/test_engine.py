@@ -11,12 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from needle.cli.app import AnsweringProgress
-from needle.engine.decode import Answer, Engine, Request, _Row, hold
+from needle.cli.say import AnsweringProgress
+from needle.engine.decode import Answer, Engine, Request, _Row
+from needle.engine.open import set_precision
 from needle.judging.evaluate import evaluate, judge
-from needle.students.batch import collate
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint
+from needle.students.pointer.batch import PointerBatch
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.prompt import Example, PromptError
 from needle.text.records import Call, Record, Tool
@@ -146,24 +147,21 @@ def test_guessing_ahead_saves_steps_and_changes_no_answer(
         student.key_query.weight.mul_(20)  # type: ignore[union-attr]  # and it likes to copy
     engine = Engine(checkpoint)
     steps = 0
-    extend = student.extend
+    step = student.step
 
     def counted(*arguments: object) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        return extend(*arguments)  # type: ignore[operator,no-any-return]
+        return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(student, "extend", counted)
+    monkeypatch.setattr(student, "step", counted)
     taken = tokens = 0
     for record in records[:12]:
         record = replace(
             record, query=f"{record.query} the {record.query} the the"
         )  # words that stand in several places
         request = Request(record.query, record.tools)
-        monkeypatch.setattr(engine, "_decode_one", None)
         plain = engine.answer_all([request, request], max_tokens=30)[0]
-        monkeypatch.undo()
-        monkeypatch.setattr(student, "extend", counted)
         before = steps
         alone = engine.answer(record.query, record.tools, max_tokens=30)
         assert (alone.calls, alone.finish, alone.tokens) == (plain.calls, plain.finish, plain.tokens)
@@ -179,7 +177,7 @@ def test_a_student_held_in_less_precision_answers_as_well(
     tokenizer: TextTokenizer, records: list[Record], family: str, precision: str
 ) -> None:
     checkpoint = random_checkpoint(tokenizer, family)
-    hold(checkpoint.student, precision, alone=True)
+    set_precision(checkpoint.student, precision, alone=True)
     engine = Engine(checkpoint)
     answers, _ = judge(engine, records[:6], max_tokens=20)
     assert {answer.finish for answer in answers} <= {"stop", "length"}
@@ -191,14 +189,14 @@ def test_mixed_precision_decodes_in_float32_what_was_read_in_bfloat16(
 ) -> None:
     student = random_checkpoint(tokenizer, "pointer").student
     exact = copy.deepcopy(student)
-    hold(student, "mixed")
+    set_precision(student, "mixed")
     assert {name.split(".")[0] for name, value in student.named_parameters() if value.dtype == torch.bfloat16} == {
         "embed",
         "kind",
         "encoder",
         "norm_encoder",
     }
-    batch = collate(examples[:4], tokenizer, "split")
+    batch = PointerBatch.of(examples[:4], tokenizer)
     with torch.inference_mode():
         whole, mixed = (model(batch).log_softmax(-1) for model in (exact, student))
     assert mixed.dtype == torch.float32
@@ -207,7 +205,7 @@ def test_mixed_precision_decodes_in_float32_what_was_read_in_bfloat16(
 
 def test_a_wrong_precision_is_refused(tokenizer: TextTokenizer) -> None:
     with pytest.raises(ValueError, match="precision is 'half'; expected one of auto, float32, bfloat16, mixed"):
-        hold(random_checkpoint(tokenizer, "pointer").student, "half")
+        set_precision(random_checkpoint(tokenizer, "pointer").student, "half")
 
 
 def amount(schema: dict[str, object]) -> Tool:
@@ -226,14 +224,16 @@ class Scripted:
     def run(self, tools: tuple[Tool, ...], max_tokens: int = 20) -> Answer:
         engine = self.engine
         assert engine.grammar
-        row, answers = _Row(0, Request("", tools), engine.grammar.matcher(tools)), {}
+        row = _Row(0, Request("", tools), engine.grammar.matcher(tools), limit=max_tokens)
         for token in self.wanted:
             scores = torch.full((1, engine.tokenizer.size), -20.0)
             scores[0, token] = 0.0
             (chosen,) = engine._choose(scores, [row], None)
-            if engine._advance(row, chosen, max_tokens, answers):
-                return answers[0]
-        raise AssertionError("the answer isn't finished")
+            row.sources.append(-1)
+            if engine._advance(row, chosen):
+                break
+        assert row.answer
+        return row.answer
 
 
 def test_an_answer_may_be_as_long_as_its_limit(tokenizer: TextTokenizer) -> None:
@@ -289,7 +289,7 @@ def test_a_grammar_that_gives_up_costs_its_own_answer_alone(
 def test_of_many_tools_those_too_long_are_never_chosen_and_a_long_request_is_refused_at_once(
     tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(replace(random_checkpoint(tokenizer), max_length=200), most_tools=2)
+    engine = Engine(replace(random_checkpoint(tokenizer), max_length=200), max_tools=2)
     tools = [
         amount({"type": "integer"}),
         *({tool.name: tool for record in records[:20] for tool in record.tools}.values()),
@@ -304,7 +304,7 @@ def test_of_many_tools_those_too_long_are_never_chosen_and_a_long_request_is_ref
 
 
 def test_of_many_tools_none_of_which_can_be_read_one_is_named(tokenizer: TextTokenizer) -> None:
-    engine = Engine(random_checkpoint(tokenizer), most_tools=1)
+    engine = Engine(random_checkpoint(tokenizer), max_tools=1)
     wide = [
         Tool(
             f"wide{number}",
@@ -320,7 +320,7 @@ def test_of_many_tools_none_of_which_can_be_read_one_is_named(tokenizer: TextTok
 def test_the_fault_of_a_schema_is_found_among_all_tools(
     tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(random_checkpoint(tokenizer), most_tools=1)
+    engine = Engine(random_checkpoint(tokenizer), max_tools=1)
     bad = Tool(
         "bad",
         "",
@@ -340,14 +340,12 @@ def test_the_fault_of_a_schema_is_found_among_all_tools(
 def test_encoded_tools_are_kept_up_to_a_number_of_bytes(
     tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("needle.students.pointer.encoder.CACHED_BYTES", 100_000)
     engine = Engine(random_checkpoint(tokenizer))
-    engine.answer(records[0].query, records[0].tools, max_tokens=2)
-    before = len(engine._tools)
-    size = sum(engine._sizes.values())
-    assert size > 1000
-    monkeypatch.setattr("needle.engine.decode.CACHED_BYTES", size)
-    for record in records[1:12]:
+    cache = engine._cache
+    for record in records[:12]:
         engine.answer(record.query, record.tools, max_tokens=2)
-    assert 0 < sum(engine._sizes.values()) <= size
-    assert engine._sizes.keys() == engine._tools.keys()
-    assert before > 0
+        assert 1000 < cache.currsize <= 100_000
+    held = sum(tensor.numel() * tensor.element_size() for tensors in cache.values() for tensor in tensors)
+    assert cache.currsize == held
+    assert len(cache) < len({tool.key for record in records[:12] for tool in record.tools})

@@ -15,8 +15,8 @@ from needle.data.encoding import TokenizerConfig, fit_tokenizer
 from needle.engine.retrieve import EncoderRetriever
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from needle.students.pointer import PointerStudent
-from needle.students.pointer_parts import PointerConfig
+from needle.students.pointer.encoder import PointerConfig
+from needle.students.pointer.student import PointerStudent
 from needle.students.pretrained import find_encoder, fit_config, start_from, words
 from needle.text.prompt import Renderer
 from needle.text.records import Record, Tool

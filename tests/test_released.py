@@ -78,7 +78,7 @@ def test_a_fresh_look_finds_the_accuracy_that_its_card_tells(engine: Engine, rea
         records = list(read_records(real_data / name / f"{known['split']}.jsonl.gz"))[:100]
         found = [engine.answer(record.query, record.tools).calls for record in records]
         exact = sum(
-            calls is not None and sorted(c.key() for c in calls) == sorted(c.key() for c in record.answers)
+            calls is not None and sorted(c.key for c in calls) == sorted(c.key for c in record.answers)
             for record, calls in zip(records, found, strict=True)
         )
         low, high = (known["sets"][name]["exact_call"][bound] for bound in ("low", "high"))

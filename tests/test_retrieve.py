@@ -12,10 +12,10 @@ from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine, Request
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, recall_at
 from needle.students.base import Rope
-from needle.students.batch import collate
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint
-from needle.students.pointer import PointerStudent
+from needle.students.pointer.batch import PointerBatch
+from needle.students.pointer.student import PointerStudent
 from needle.text.prompt import Example, Renderer
 from needle.text.records import Call, Record, Tool
 from needle.text.tokenizer import TextTokenizer
@@ -40,7 +40,7 @@ def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(
     pointer: PointerStudent, examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
     example = next(e for e in examples if len(e.tools) >= 4)
-    batch = collate([replace(example, target=(), open_tool=())], tokenizer, "split")
+    batch = PointerBatch.of([replace(example, target=(), open_tool=())], tokenizer)
     retriever = EncoderRetriever(pointer, Renderer(tokenizer))
     with torch.no_grad():
         memory = pointer.remember(batch)
@@ -50,8 +50,8 @@ def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(
         for block in pointer.decoder:
             x, _ = block(x, rope, memory, block.cross_keys(memory), None)  # type: ignore[operator]
         hidden, keys = pointer.norm_decoder(x), pointer.keys(memory)
-        copied = pointer._copy_scores(hidden, torch.full_like(batch.inputs, -1), memory.split, keys)
-        labels = pointer.distribution(hidden, copied, batch.open_tool, memory.split, keys)[0, 0]
+        copied = pointer._copy_scores(hidden, torch.full_like(batch.inputs, -1), batch, keys)
+        labels = pointer.distribution(hidden, copied, batch.open_tool, batch, keys)[0, 0]
         expected = labels[tokenizer.first_tool_label : tokenizer.first_tool_label + len(example.tools)]
         query = tokenizer.decode(example.query).removeprefix(" ")
         cold, warm = (retriever.scores(query, example.tools) for _ in range(2))
@@ -92,7 +92,7 @@ def test_the_engine_shows_only_the_best_tools_in_their_own_order(
     pointer: PointerStudent, tokenizer: TextTokenizer
 ) -> None:
     many = [Tool(f"tool_{i}", f"does thing {i}") for i in range(200)]
-    engine = Engine(Checkpoint(pointer, TINY["pointer"], tokenizer, "decisions", 4096), most_tools=5)
+    engine = Engine(Checkpoint(pointer, TINY["pointer"], tokenizer, "decisions", 4096), max_tools=5)
     chosen = engine._choose_tools(Request("thing 7", tuple(many))).tools
     assert len(chosen) == 5
     assert [many.index(tool) for tool in chosen] == sorted(many.index(tool) for tool in chosen)

@@ -221,7 +221,7 @@ def test_health_answers_while_others_wait_and_a_full_queue_is_a_503(
         return answer(*arguments)
 
     async def scenario() -> tuple[int, list[int]]:
-        transport = httpx.ASGITransport(create_app(engine, ServeConfig(most_waiting=4)))
+        transport = httpx.ASGITransport(create_app(engine, ServeConfig(max_waiting=4)))
         async with httpx.AsyncClient(transport=transport, base_url="http://needle") as client:
             tasks = [asyncio.create_task(client.post("/tool-call", json=ARTICLE)) for _ in range(8)]
             while sum(task.done() for task in tasks) < 3:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from needle.losses.loss import LossConfig
-from needle.students.batch import collate
+from needle.students.pointer.batch import PointerBatch
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.teachers.signals import SignalCache
 from needle.text.codecs import build_codec
@@ -71,7 +71,7 @@ def test_a_corrupt_shard_is_found_and_made_again(
     monkeypatch.setattr("needle.teachers.signals.SHARD", 10)
     cache, teacher = built(tmp_path, tokenizer, examples, records)
     cache.build(records[:20], examples[:20], CPU)
-    batch = collate(examples[:20], tokenizer, "split")
+    batch = PointerBatch.of(examples[:20], tokenizer)
     before = cache.read(examples[:20], batch)
     shard = sorted(cache.folder.glob("shard-*.safetensors"))[0]
     data = bytearray(shard.read_bytes())
@@ -148,5 +148,5 @@ def test_changed_records_never_get_a_stored_signal_that_isnt_theirs(
         example = render_record(renderer, codec, changed)
         assert cache.missing([example]) == [0]
         with pytest.raises(KeyError):
-            cache.read([example], collate([example], tokenizer, "split"))
+            cache.read([example], PointerBatch.of([example], tokenizer))
     assert cache.missing([examples[index]]) == []

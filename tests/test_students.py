@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from needle.students.base import Student, count_parameters
-from needle.students.batch import Batch, collate, find_sources
+from needle.students.batch import Batch
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, LlamaStudent
 from needle.students.checkpoint import student_config
+from needle.students.pointer.batch import PointerBatch, find_sources
 from needle.students.pretrained import fit_config
 from needle.text.prompt import Example
 from needle.text.tokenizer import TOOL_LABELS, TextTokenizer
@@ -24,21 +25,21 @@ from needle.text.tokenizer import TOOL_LABELS, TextTokenizer
 def steps(student: Student, batch: Batch, examples: list[Example], tokenizer: TextTokenizer) -> torch.Tensor:
     """Decodes the gold targets step by step: [B, T, V]. `batch` then says where a pointer student copied them from,
     which it chooses by itself."""
-    prompts = collate([replace(e, target=(), open_tool=()) for e in examples], tokenizer, student.layout)
+    prompts = student.collate([replace(e, target=(), open_tool=()) for e in examples], tokenizer)
     state = student.start(prompts, None)
     scores = []
     for t in range(batch.targets.shape[1]):
-        scores.append(student.step(state, batch.inputs[:, t], batch.open_tool[:, t]))
-        if batch.split is not None:
-            batch.split.sources[:, t] = state.sources[:, 0]
-    return torch.stack(scores, dim=1)
+        scores.append(student.step(state, batch.inputs[:, t : t + 1], batch.open_tool[:, t : t + 1]))
+        if isinstance(batch, PointerBatch):
+            batch.requests.sources[:, t] = torch.tensor(student.sources(state))[:, 0]
+    return torch.cat(scores, dim=1)
 
 
 def test_decoding_step_by_step_equals_the_forward_pass(
     student: Student, examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
     some = examples[:6]
-    batch = collate(some, tokenizer, student.layout)
+    batch = student.collate(some, tokenizer)
     with torch.no_grad():
         stepwise = steps(student, batch, some, tokenizer).log_softmax(-1)
         whole = student(batch).log_softmax(-1)
@@ -52,9 +53,9 @@ def test_a_record_gets_the_same_logits_alone_and_in_a_batch(
     student: Student, examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
     with torch.no_grad():
-        together = student(collate(examples[:5], tokenizer, student.layout))
+        together = student(student.collate(examples[:5], tokenizer))
         for row, example in enumerate(examples[:5]):
-            alone = student(collate([example], tokenizer, student.layout))[0].log_softmax(-1)
+            alone = student(student.collate([example], tokenizer))[0].log_softmax(-1)
             T = len(example.target)
             mine = together[row, :T].log_softmax(-1)
             keep = alone.isfinite()
@@ -65,7 +66,7 @@ def test_a_record_gets_the_same_logits_alone_and_in_a_batch(
 def test_labels_that_a_record_lacks_are_impossible_and_targets_are_possible(
     student: Student, examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
-    batch = collate(examples[:40], tokenizer, student.layout)
+    batch = student.collate(examples[:40], tokenizer)
     with torch.no_grad():
         log_probs = student(batch).log_softmax(-1)
     for row, example in enumerate(examples[:40]):
@@ -79,7 +80,7 @@ def test_every_parameter_gets_a_finite_gradient(
     student: Student, examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
     student.train()
-    batch = collate(examples[:24], tokenizer, student.layout)
+    batch = student.collate(examples[:24], tokenizer)
     loss = torch.nn.functional.cross_entropy(student(batch).flatten(0, 1), batch.targets.flatten())
     loss.backward()
     for name, parameter in student.named_parameters():
@@ -99,28 +100,26 @@ def test_the_order_of_tools_only_renames_the_pointer_students_labels(
     turned = replace(example, tools=tuple(reversed(example.tools)), target=(), open_tool=())
     first, K = tokenizer.first_tool_label, len(example.tools)
     with torch.no_grad():
-        a = student(collate([replace(example, target=(), open_tool=())], tokenizer, "split"))[0, 0].log_softmax(-1)
-        b = student(collate([turned], tokenizer, "split"))[0, 0].log_softmax(-1)
+        a = student(PointerBatch.of([replace(example, target=(), open_tool=())], tokenizer))[0, 0].log_softmax(-1)
+        b = student(PointerBatch.of([turned], tokenizer))[0, 0].log_softmax(-1)
     torch.testing.assert_close(a[first : first + K], b[first : first + K].flip(0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(a[1:first], b[1:first], atol=1e-4, rtol=1e-4)
 
 
 def test_cached_tool_encodings_change_nothing(examples: list[Example], tokenizer: TextTokenizer) -> None:
-    from collections import OrderedDict
-
     from tests.conftest import TINY
 
     torch.manual_seed(0)
     student = build_student(TINY["pointer"], tokenizer.size).eval()
-    batch = collate([replace(e, target=(), open_tool=()) for e in examples[:4]], tokenizer, "split")
-    cache: OrderedDict[str, tuple[torch.Tensor, ...]] = OrderedDict()
-    start = torch.full((4,), tokenizer.answer)
-    none = torch.full((4,), -1)
+    batch = PointerBatch.of([replace(e, target=(), open_tool=()) for e in examples[:4]], tokenizer)
+    cache = student.new_cache()
+    start = torch.full((4, 1), tokenizer.answer)
+    none = torch.full((4, 1), -1)
     with torch.no_grad():
         plain, cold, warm = (
             student.step(student.start(batch, c), start, none).log_softmax(-1) for c in (None, cache, cache)
         )
-    assert len(cache) == len(batch.split.keys)
+    assert len(cache) == len(batch.tools.keys)
     keep = plain.isfinite()
     torch.testing.assert_close(plain[keep], cold[keep], atol=2e-4, rtol=1e-3)
     assert torch.equal(cold, warm)
@@ -132,7 +131,7 @@ def test_a_request_without_tools_or_words_still_has_an_answer(
 ) -> None:
     bare = Example("x", (), examples[0].tools[:tools], (tokenizer.eos,), (-1,))
     with torch.no_grad():
-        logits = student(collate([bare], tokenizer, student.layout))
+        logits = student(student.collate([bare], tokenizer))
     assert logits[0, 0, tokenizer.eos].isfinite()
 
 
@@ -239,12 +238,11 @@ def test_no_word_of_an_answer_is_sought_in_an_empty_request() -> None:
 def test_sources_are_of_what_was_written_and_aims_of_what_comes_next(
     examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
-    batch = collate(examples, tokenizer, "split")
-    assert batch.split is not None
-    for places, tokens in ((batch.split.sources, batch.inputs), (batch.split.aims, batch.targets)):
+    batch = PointerBatch.of(examples, tokenizer)
+    for places, tokens in ((batch.requests.sources, batch.inputs), (batch.requests.aims, batch.targets)):
         held = places >= 0
         assert held.sum() > len(examples)
-        assert torch.equal(batch.split.query.gather(1, places.clamp_min(0))[held], tokens[held])
+        assert torch.equal(batch.requests.ids.gather(1, places.clamp_min(0))[held], tokens[held])
 
 
 def test_training_tells_the_place_of_a_value_from_its_likes(examples: list[Example], tokenizer: TextTokenizer) -> None:
@@ -262,11 +260,10 @@ def test_training_tells_the_place_of_a_value_from_its_likes(examples: list[Examp
     t = next(t for t, token in enumerate(example.target) if t > 1 and token in example.query)
     token, place = example.target[t], example.query.index(example.target[t])
     twice = replace(example, query=(token, tokenizer.encode(" zq")[0], *example.query))
-    batch = collate([twice], tokenizer, "split")
-    assert batch.split is not None
-    batch.split.aims.fill_(-1)
+    batch = PointerBatch.of([twice], tokenizer)
+    batch.requests.aims.fill_(-1)
     free = student.train()(batch)[0, t].log_softmax(-1)
-    batch.split.aims[0, t] = place + 2
+    batch.requests.aims[0, t] = place + 2
     aimed = student(batch)[0, t].log_softmax(-1)
     assert aimed[token] < free[token]
     others = [other for other in range(1, tokenizer.first_tool_label) if other not in (token, tokenizer.query)]

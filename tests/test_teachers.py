@@ -18,8 +18,9 @@ from needle.data.votes import as_targets, votes
 from needle.losses.loss import LossConfig, distillation_loss
 from needle.losses.matching import Matching, layer_pairs
 from needle.students.base import Student, Trace
-from needle.students.batch import collate
+from needle.students.batch import FlatBatch
 from needle.students.build import build_student
+from needle.students.pointer.batch import PointerBatch
 from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals, ends, shared_spans
 from needle.teachers.replay import ValueSignals
 from needle.teachers.signals import OnlineSignals, SignalCache
@@ -163,13 +164,13 @@ def test_sequence_monte_carlo_is_the_shares_cross_entropy(tokenizer: TextTokeniz
     data = encode_records(targets, Renderer(tokenizer), build_codec("decisions", tokenizer), 500, "error", weights)
     torch.manual_seed(0)
     student = build_student(TINY["llama"], tokenizer.size).eval()
-    batch = collate(data.examples, tokenizer, "flat")
+    batch = FlatBatch.of(data.examples, tokenizer)
     loss = distillation_loss(
         student(batch).flatten(0, 1), batch.targets.flatten(), None, LossConfig(), weights=batch.weights.flatten()
     ).total.item()
     total = count = 0.0
     for example, weight in zip(data.examples, (0.75, 0.25), strict=True):
-        alone = collate([example], tokenizer, "flat")
+        alone = FlatBatch.of([example], tokenizer)
         total += weight * torch.nn.functional.cross_entropy(student(alone)[0], alone.targets[0], reduction="sum").item()
         count += weight * len(example.target)
     assert loss == pytest.approx(total / count, rel=1e-5)
@@ -470,7 +471,7 @@ def test_layers_are_spread_evenly_or_as_the_map_says() -> None:
 def test_a_trace_holds_attention_that_sums_to_one_and_changes_nothing(
     student: Student, tokenizer: TextTokenizer, examples: list[Example]
 ) -> None:
-    batch = collate(examples[:4], tokenizer, student.layout)
+    batch = student.collate(examples[:4], tokenizer)
     trace = Trace(attend=True)
     torch.testing.assert_close(student(batch, trace), student(batch))
     layers, width = student.traced
@@ -486,7 +487,7 @@ def test_matching_is_zero_for_a_projection_onto_the_teacher_and_learns(
     same = build_student(TINY["pointer"], tokenizer.size).eval()
     matching = Matching(LossConfig(hidden=1.0, attention=1.0), same, same)
     traces = [Trace(attend=True), Trace(attend=True)]
-    batch = collate(examples[:4], tokenizer, "split")
+    batch = PointerBatch.of(examples[:4], tokenizer)
     for trace in traces:
         same(batch, trace)
     for projection in matching.projections:
@@ -536,7 +537,7 @@ def test_attention_of_other_layouts_and_insides_of_an_ensemble_are_errors(
 ) -> None:
     pointer, llama = (build_student(TINY[name], tokenizer.size) for name in ("pointer", "llama"))
     Matching(LossConfig(hidden=1.0), pointer, llama)
-    with pytest.raises(ValueError, match="the student reads the layout 'split', the teacher 'flat'"):
+    with pytest.raises(ValueError, match="the student reads a PointerBatch, the teacher a FlatBatch"):
         Matching(LossConfig(attention=1.0), pointer, llama)
     folder = trained(tmp_path / "t", tokenizer, examples, records)
     with pytest.raises(ValueError, match="instead of an ensemble"):

@@ -73,7 +73,7 @@ def test_calls_round_trip_and_the_grammar_allows_them(
     codec = build_codec(codec_name, tokenizer)
     target, open_tool = codec.encode(answers, [EVERY_TYPE], ())
     assert len(target) == len(open_tool)
-    assert [call.key() for call in codec.decode(target[:-1], [EVERY_TYPE])] == [call.key() for call in answers]
+    assert [call.key for call in codec.decode(target[:-1], [EVERY_TYPE])] == [call.key for call in answers]
     assert Grammar(tokenizer, codec_name).matcher([EVERY_TYPE]).accepts(target) == len(target)
 
 
@@ -106,7 +106,7 @@ def test_real_and_synthetic_answers_pass_the_grammar(
     codec, grammar, renderer = build_codec(codec_name, tokenizer), Grammar(tokenizer, codec_name), Renderer(tokenizer)
     for record in records[:150]:
         example = render_record(renderer, codec, record)
-        assert [c.key() for c in codec.decode(example.target[:-1], record.tools)] == [c.key() for c in record.answers]
+        assert [c.key for c in codec.decode(example.target[:-1], record.tools)] == [c.key for c in record.answers]
         assert grammar.matcher(record.tools).accepts(example.target) == len(example.target), record
 
 
@@ -115,7 +115,7 @@ def test_real_answers_round_trip(tokenizer: TextTokenizer, real_data: Path, name
     codec, renderer, grammar = build_codec("decisions", tokenizer), Renderer(tokenizer), Grammar(tokenizer, "decisions")
     for number, record in enumerate(read_records(real_data / name / "validation.jsonl.gz")):
         example = render_record(renderer, codec, record)
-        assert [c.key() for c in codec.decode(example.target[:-1], record.tools)] == [c.key() for c in record.answers]
+        assert [c.key for c in codec.decode(example.target[:-1], record.tools)] == [c.key for c in record.answers]
         if number < 40:
             assert grammar.matcher(record.tools).accepts(example.target) == len(example.target)
 

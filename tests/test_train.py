@@ -21,9 +21,9 @@ from needle.engine.decode import Engine
 from needle.judging.evaluate import judge
 from needle.judging.metrics import METRICS
 from needle.losses.loss import LossConfig
-from needle.students.batch import collate
 from needle.students.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from needle.students.pointer import PointerConfig
+from needle.students.pointer.batch import PointerBatch
+from needle.students.pointer.encoder import PointerConfig
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.teachers.signals import OnlineSignals, SignalCache, example_key
 from needle.text.codecs import build_codec
@@ -355,7 +355,7 @@ def test_cached_signals_are_what_the_teacher_says_in_any_order_and_batch(
     again = SignalCache.beside(tmp_path / "cache", TokenSignals(teacher, "top_k", 8, 2.0))
     assert again.missing(examples[:30]) == []
     shuffled = [examples[i] for i in (25, 3, 17)]
-    batch = collate(shuffled, tokenizer, "split")
+    batch = PointerBatch.of(shuffled, tokenizer)
     signal = again.read(shuffled, batch)
     assert signal.ids is not None
     dense = (teacher.log_probs(shuffled, torch.device("cpu")) / 2.0).log_softmax(-1).flatten(0, 1)

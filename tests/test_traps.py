@@ -16,7 +16,8 @@ from needle.losses.divergences import DIVERGENCES
 from needle.losses.loss import LossConfig, Signal, distillation_loss
 from needle.losses.objective import Objective
 from needle.students.base import Student
-from needle.students.batch import collate
+from needle.students.batch import FlatBatch
+from needle.students.pointer.batch import PointerBatch
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.teachers.signals import SignalCache, example_key
 from needle.text.prompt import Example
@@ -68,13 +69,13 @@ def test_trap_02_clipping_sees_the_true_scale(
     norms = [read_metrics(tmp_path / str(micro) / "metrics.jsonl")[0]["gradient_norm"] for micro in (8, 3, 1)]
     assert norms[1:] == pytest.approx(norms[:1] * 2, rel=1e-4)
     torch.manual_seed(0)
-    from needle.data.encoding import BatchOrder, _length
+    from needle.data.encoding import BatchOrder
     from needle.students.build import build_student
     from tests.conftest import TINY
 
     student = build_student(TINY["pointer"], tokenizer.size).train()
-    chosen = [examples[i] for i in BatchOrder([_length(e, "split") for e in examples], 8, 0)[0]]
-    batch = collate(chosen, tokenizer, "split")
+    chosen = [examples[i] for i in BatchOrder([len(e.query) for e in examples], 8, 0)[0]]
+    batch = PointerBatch.of(chosen, tokenizer)
     logits = student(batch)
     mean = nn.functional.cross_entropy(logits.flatten(0, 1).double(), batch.targets.flatten(), ignore_index=-100)
     mean.backward()
@@ -136,7 +137,7 @@ def test_trap_05_there_is_no_second_division_by_the_masks_count() -> None:
 def test_trap_06_with_one_unmasked_token_only_the_position_that_predicts_it_gets_gradient(
     student: Student, tokenizer: TextTokenizer, examples: list[Example], soft: bool
 ) -> None:
-    batch = collate(examples[:3], tokenizer, student.layout)
+    batch = student.collate(examples[:3], tokenizer)
     batch.targets[:] = -100
     batch.targets[1, 2] = examples[1].target[2]
     logits = student(batch)
@@ -152,9 +153,7 @@ def test_trap_06_with_one_unmasked_token_only_the_position_that_predicts_it_gets
     shorter = replace(examples[1], target=examples[1].target[:3], open_tool=examples[1].open_tool[:3], kinds=())
     other = replace(shorter, target=(*shorter.target[:2], tokenizer.null))
     assert other != shorter
-    rows = [
-        student(collate([example], tokenizer, student.layout))[0, 2].log_softmax(-1) for example in (shorter, other)
-    ]
+    rows = [student(student.collate([example], tokenizer))[0, 2].log_softmax(-1) for example in (shorter, other)]
     torch.testing.assert_close(rows[0], rows[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(rows[0], logits.detach()[1, 2].log_softmax(-1), atol=1e-4, rtol=1e-3)
 
@@ -170,11 +169,11 @@ def test_trap_07_paddings_content_and_length_never_change_the_loss_and_the_real_
         logits, targets = student(batch)[0], batch.targets[0]
         return distillation_loss(logits, targets, None, LossConfig(), count).total.item()
 
-    alone, beside = collate([short], tokenizer, student.layout), collate([short, long], tokenizer, student.layout)
+    alone, beside = student.collate([short], tokenizer), student.collate([short, long], tokenizer)
     assert loss(alone) == pytest.approx(loss(beside), rel=1e-4)
     beside.inputs[0, count:] = 7  # what stands in the padding is nobody's business
-    if beside.flat is not None:
-        beside.flat.sequence[0, int(beside.flat.prompt_length[0]) + count - 1 :] = 7
+    if isinstance(beside, FlatBatch):
+        beside.sequence[0, int(beside.prompt_length[0]) + count - 1 :] = 7
     assert loss(alone) == pytest.approx(loss(beside), rel=1e-4)
     assert alone.targets[0, -1] == tokenizer.eos
     logits = student(alone)
@@ -370,7 +369,7 @@ def test_trap_16_a_cache_refuses_others_and_keeps_every_signal_with_its_record(
     cache = SignalCache.beside(tmp_path / "c", TokenSignals(teacher, "top_k", 6, 1.0))
     for chosen in ([31, 2, 17], [17], [5, 31, 0, 2]):
         some = [examples[i] for i in chosen]
-        batch = collate(some, tokenizer, "split")
+        batch = PointerBatch.of(some, tokenizer)
         signal, width = cache.read(some, batch), batch.targets.shape[1]
         for row, example in enumerate(some):
             own = teacher.log_probs([example], torch.device("cpu"))[0].topk(6).values
@@ -402,7 +401,7 @@ def test_trap_16_a_cache_refuses_others_and_keeps_every_signal_with_its_record(
 def test_trap_17_a_fully_masked_record_gives_a_finite_zero_with_a_gradient(
     student: Student, tokenizer: TextTokenizer, examples: list[Example], alpha: float
 ) -> None:
-    batch = collate(examples[:2], tokenizer, student.layout)
+    batch = student.collate(examples[:2], tokenizer)
     batch.targets[:] = -100
     said = torch.zeros(batch.targets.numel(), tokenizer.size).log_softmax(-1)
     values = Objective(student, LossConfig(2.0, alpha, 1.0))(batch, Signal.dense(said) if alpha else None, 0.0)

@@ -22,7 +22,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from needle.cli.app import TrainingProgress, compose
+from needle.cli.app import compose
+from needle.cli.say import TrainingProgress
 from needle.config import build_job, settings
 from needle.data.encoding import encode_records
 from needle.data.sources import subset

@@ -25,7 +25,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from needle.cli.app import TrainingProgress, compose
+from needle.cli.app import compose
+from needle.cli.say import TrainingProgress
 from needle.cli.sweep import arm_folder
 from needle.config import build_job, settings
 from needle.data.sources import subset

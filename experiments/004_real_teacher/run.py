@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from needle.cli.app import TrainingProgress, compose
+from needle.cli.app import compose
+from needle.cli.say import TrainingProgress
 from needle.collect.pipeline import judge_traffic
 from needle.config import build_job, released, settings
 from needle.data.sources import subset

@@ -30,10 +30,10 @@ from needle.data.sources import subset
 from needle.engine.decode import Engine, hold
 from needle.judging.evaluate import judge, write_predictions
 from needle.judging.metrics import interval, summarise
-from needle.students.batch import Batch, find_sources
+from needle.students.batch import Batch
 from needle.students.checkpoint import load_checkpoint
-from needle.students.pointer import PointerStudent
-from needle.students.pointer_parts import PointerState
+from needle.students.pointer.batch import find_sources
+from needle.students.pointer.student import PointerState, PointerStudent
 from needle.text.files import write_json
 from needle.text.formats import read_records
 from needle.text.grammar import Matcher

@@ -23,7 +23,7 @@ from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever,
 from needle.judging.evaluate import judge
 from needle.judging.metrics import interval
 from needle.students.checkpoint import load_checkpoint
-from needle.students.pointer import PointerStudent
+from needle.students.pointer.student import PointerStudent
 from needle.text.files import write_json
 from needle.text.formats import read_records
 from needle.text.records import Record, Tool
@@ -131,7 +131,7 @@ def main() -> None:
                     }
                 )
                 print(recall[-1])
-    engine, exact = Engine(checkpoint, most_tools=SHOWN), {}
+    engine, exact = Engine(checkpoint, max_tools=SHOWN), {}
     for name in ANSWERED:
         kinds = {"own": asked[name], "all": [replace(record, tools=tuple(every)) for record in asked[name]]}
         exact[name] = {

@@ -10,10 +10,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -26,14 +26,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
+from needle.cli.say import console, fail
 from needle.cli.sweep import Book, Entry, arm_folder
+from needle.cli.typos import missing_key
 from needle.config import Settings, settings
 
 CONFIGS = "pkg://needle_conf"
-RANK = int(os.environ.get("RANK", "0"))  # of several processes of one run, only the first talks
-console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
 
 
 def register() -> None:
@@ -187,15 +186,6 @@ def given_settings() -> list[str]:
     return [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
 
 
-def fail(message: str) -> NoReturn:
-    """Prints the error and ends the program with exit code 2."""
-    if RANK:
-        print(f"error in process {RANK}: {message}", file=sys.stderr)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(message, markup=False)
-    sys.exit(2)
-
-
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     """A composed config, as `needle train` would see it under these overrides. Keeps Hydra's own state as it was."""
     register()
@@ -229,7 +219,7 @@ def misspelt(words: Sequence[str]) -> str | None:
             or override.key_or_group.startswith("hydra")
         ):
             continue
-        problem = _missing_key(config, override.key_or_group)
+        problem = missing_key(config, override.key_or_group)
         if problem:
             return problem
     try:
@@ -252,7 +242,6 @@ GROUPS = (
     "experiment",
     "sweep",
     "launcher",
-    "serve",
 )
 
 
@@ -283,83 +272,3 @@ def _bad_choice(message: str) -> str:
         + (f"did you mean {group}={near[0]}? " if near else "")
         + f"choices: {', '.join(options)}"
     )
-
-
-def _missing_key(config: DictConfig, key: str) -> str | None:
-    node: Any = config
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-        if isinstance(node, DictConfig) and part not in node:
-            if not OmegaConf.is_struct(node):
-                return None
-            where = ".".join(parts[:depth])
-            near = difflib.get_close_matches(part, names, 1, 0.5)
-            hint = (
-                f"did you mean '{'.'.join([*parts[:depth], near[0]])}'?"
-                if near
-                else f"{where or 'the settings'} has: {', '.join(sorted(names))}"
-            )
-            return f"there is no setting '{key}'; {hint}"
-        if not isinstance(node, DictConfig):
-            return None
-        node = node._get_node(part)
-    return None
-
-
-class TrainingProgress:
-    """Prints what training reports: one line at a time, at most every few seconds, so that a log file reads as well as
-    a screen."""
-
-    def __init__(self, name: str = "", every: float = 5.0) -> None:
-        self.name, self.every = name, every
-        self.last = 0.0
-        self.started = time.perf_counter()
-
-    def __call__(self, values: Mapping[str, Any]) -> None:
-        if "note" in values:
-            console.print(f"{self.name}{values['note']}", markup=False)
-            return
-        step, steps = values["step"], values["steps"]
-        if "validation/exact_call" in values:
-            parts = [
-                f"{name.removeprefix('validation/').replace('_', ' ')} {100 * value:.1f}%"
-                for name, value in values.items()
-                if name.startswith("validation/") and value is not None
-            ]
-            console.print(f"{self.name}[bold]step {step}/{steps}[/]  [green]validation: {', '.join(parts)}[/]")
-            return
-        now = time.perf_counter()
-        if now - self.last < self.every and step != steps:
-            return
-        self.last = now
-        left = values["seconds"] / step * (steps - step)
-        soft = f" (soft {values['soft']:.3f}, hard {values['hard']:.3f})" if values.get("soft") else ""
-        console.print(
-            f"{self.name}step {step}/{steps}  loss {values['loss']:.3f}{soft}  {values['records_per_second']:.0f}"
-            f" records/s  {values['tokens_per_second']:.0f} target tokens/s  {_clock(left)} left"
-        )
-
-
-class AnsweringProgress:
-    """Prints how many requests are answered, at most every few seconds; nothing for what is done before that."""
-
-    def __init__(self, name: str = "", every: float = 5.0) -> None:
-        self.name, self.every = name, every
-        self.started = self.last = time.perf_counter()
-
-    def __call__(self, done: int, requests: int) -> None:
-        now = time.perf_counter()
-        if now - self.last < self.every:
-            return
-        self.last = now
-        rate = done / (now - self.started)
-        console.print(
-            f"{self.name}{done:,} of {requests:,} answered  {rate:.0f}/s  {_clock((requests - done) / rate)} left",
-            markup=False,
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

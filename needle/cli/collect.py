@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from needle.cli.app import console, fail, launch
+from needle.cli.app import launch
+from needle.cli.say import console, fail
 from needle.collect.settings import CollectConfig
 from needle.config import HOSTED, Settings, build_hosted
 
@@ -64,7 +65,7 @@ def _collect(config: Settings) -> None:
     if errors:
         fail(f"{len(errors)} of the tools in {options.tools} can't be used; correct or remove them")
     requests = (
-        read_requests(Path(options.requests), sources, options.most_tools, options.languages[0])
+        read_requests(Path(options.requests), sources, options.max_tools, options.languages[0])
         if options.requests
         else []
     )

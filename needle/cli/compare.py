@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from needle.cli.app import compose, console, given_settings, launch, sweep_grid
+from needle.cli.app import compose, given_settings, launch, sweep_grid
+from needle.cli.say import console
 from needle.cli.sweep import arm_folder
 from needle.cli.train import trained
 from needle.config import Settings, build_splits, run_folder, settings

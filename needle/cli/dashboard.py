@@ -3,7 +3,8 @@ tracker.entity=me`"""
 
 from __future__ import annotations
 
-from needle.cli.app import console, launch
+from needle.cli.app import launch
+from needle.cli.say import console
 from needle.config import Settings
 from needle.judging.dashboard import build_workspace
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from needle.cli.app import AnsweringProgress, console, launch
+from needle.cli.app import launch
+from needle.cli.say import AnsweringProgress, console
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Engine
 from needle.judging.bfcl import evaluate_bfcl

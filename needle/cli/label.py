@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from needle.cli.app import AnsweringProgress, console, launch
+from needle.cli.app import launch
+from needle.cli.say import AnsweringProgress, console
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Request
 from needle.text.records import write_jsonl

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from needle.cli.app import TrainingProgress, console, launch
+from needle.cli.app import launch
+from needle.cli.say import TrainingProgress, console
 from needle.cli.sweep import launch_processes
 from needle.config import Settings, build_job, run_folder
 from needle.training.loop import leave_processes, train

@@ -13,18 +13,15 @@ import inspect
 import json
 import random
 import re
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from docstring_parser import parse as parse_docstring
-from pydantic import Field, create_model
-from pydantic.errors import PydanticUserError
 
 from needle.data.catalogue import load_catalogue
+from needle.text.declare import declared
 from needle.text.records import DataError, FieldError, Tool, parse_line, read_lines
 from needle.text.toolschema import ToolSchemaError, normalise_tool
 
@@ -72,9 +69,7 @@ def read_catalogue(path: Path | None) -> tuple[list[Declared], list[Finding]]:
     findings: list[Finding] = []
     for where, declaration, family in _declarations(path):
         try:
-            tool = normalise_tool(
-                _function(declaration, where) if inspect.isfunction(declaration) else declaration, where
-            )
+            tool = normalise_tool(declared(declaration, where), where)
         except ToolSchemaError as error:
             findings.append(Finding(error.pointer, error.message, error=True))
             continue
@@ -167,26 +162,6 @@ def _module(path: Path) -> list[Callable[..., Any]]:
         if inspect.isfunction(value) and value.__module__ == path.stem and not name.startswith("_")
     ]
     return [function for function in found if named is None or function.__name__ in named]
-
-
-def _function(function: Callable[..., Any], where: str) -> dict[str, Any]:
-    """The declaration of a function: its hints as JSON Schema, its docstring's words. Raises `ToolSchemaError`."""
-    words = parse_docstring(inspect.getdoc(function) or "")
-    about = {param.arg_name: param.description or "" for param in words.params}
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-        fields: dict[str, Any] = {}
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            default = ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (hints.get(name, str), Field(default, description=about.get(name) or None))
-        schema = create_model(function.__name__, **fields).model_json_schema()
-    except (PydanticUserError, NameError, TypeError) as error:
-        raise ToolSchemaError(
-            where, f"the type hints say nothing that JSON could hold: {str(error).splitlines()[0]}"
-        ) from error
-    return {"name": function.__name__, "description": " ".join((words.description or "").split()), "parameters": schema}
 
 
 # OpenAPI

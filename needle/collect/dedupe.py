@@ -36,7 +36,7 @@ def fingerprint(record: Record) -> Print:
     minhash = MinHash(num_perm=ROWS * BANDS, seed=1)
     minhash.update_batch([piece.encode() for piece in sorted(pieces(masked))])
     values = minhash.hashvalues.reshape(BANDS, ROWS)
-    calls = canonical_json(sorted(call.key() for call in record.answers))
+    calls = canonical_json(sorted(call.key for call in record.answers))
     exact = f"{' '.join(WORD.findall(plain(record.query)))}\n{calls}"
     return Print(exact, masked, tuple(row.tobytes() for row in values))
 

@@ -92,13 +92,13 @@ class Collection:
         self.read: Callable[[Ask, str], Answer] = _unread  # the teacher's own, once there is one
         self.requests = list(requests)
         self.unseen = unseen_families(sources, config.seed)
-        self.planner = Planner(sources, self.unseen, config.seed, config.languages, config.most_tools)
+        self.planner = Planner(sources, self.unseen, config.seed, config.languages, config.max_tools)
         self.asked: Mapping[str, Any] = {"thinking": thinking}
         self.planned = self.kept = self.logprobs = 0
 
     def with_pools(self, pools: Mapping[tuple[str, str], Sequence[Any]]) -> None:
         self.planner = Planner(
-            self.sources, self.unseen, self.config.seed, self.config.languages, self.config.most_tools, pools
+            self.sources, self.unseen, self.config.seed, self.config.languages, self.config.max_tools, pools
         )
 
     async def prepare(self, sender: Sends, books: Books) -> None:
@@ -181,7 +181,7 @@ class Collection:
         """What a wave's verdicts depend on, beside the stored answers: the settings, and the waves before it."""
         config = {
             name: getattr(self.config, name)
-            for name in ("requests", "seed", "languages", "most_tools", "samples", "agreement", "phrasings")
+            for name in ("requests", "seed", "languages", "max_tools", "samples", "agreement", "phrasings")
         }
         tools = [source.tool.to_json() for source in self.sources]
         what = {

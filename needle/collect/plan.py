@@ -105,10 +105,10 @@ class Planner:
         unseen: frozenset[str],
         seed: int,
         languages: Sequence[str],
-        most_tools: int,
+        max_tools: int,
         pools: Mapping[tuple[str, str], Sequence[Any]] | None = None,
     ) -> None:
-        self.seed, self.languages, self.most_tools, self.pools = seed, tuple(languages), most_tools, pools or {}
+        self.seed, self.languages, self.max_tools, self.pools = seed, tuple(languages), max_tools, pools or {}
         self.seen = [source.tool for source in sources if source.family not in unseen]
         self.hidden = [source.tool for source in sources if source.family in unseen]
         self.every = [source.tool for source in sources]
@@ -134,7 +134,7 @@ class Planner:
         shown = self.every if unseen else self.seen
         kind, subjects, left_out = self._subjects(pool, source)
         calls = tuple(self._call(tool, source, left_out) for tool in subjects) if kind != NONE else ()
-        if len({call.key() for call in calls}) < len(calls):  # the same thing twice is one wish
+        if len({call.key for call in calls}) < len(calls):  # the same thing twice is one wish
             kind, calls, subjects = SINGLE, calls[:1], subjects[:1]
         return Item(
             number, split, kind, self._tools(kind, subjects, shown, source), calls, subjects, left_out, unseen,
@@ -163,7 +163,7 @@ class Planner:
         request any."""
         keep = {tool.name: tool for tool in subjects} if kind not in (NEAR_MISS, NONE) else {}
         taken = {tool.name for tool in subjects} if kind == NEAR_MISS else set()
-        room = source.randint(max(len(keep), 1), max(self.most_tools, len(keep), 1))
+        room = source.randint(max(len(keep), 1), max(self.max_tools, len(keep), 1))
         names = {tool.name for tool in shown}
         near = [
             tool

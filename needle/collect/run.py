@@ -34,7 +34,7 @@ EVERY = 5.0  # seconds between lines of progress
 CONFIRMED = "confirmed.json"
 
 
-def read_requests(path: Path, sources: Sequence[Declared], most_tools: int, language: str) -> list[Case]:
+def read_requests(path: Path, sources: Sequence[Declared], max_tools: int, language: str) -> list[Case]:
     """Real requests: lines of JSON with `query`, and `tools` where a request has its own, or plain lines of text.
 
     A request without tools is offered the catalogue's; of a large one those that share most words with it.
@@ -56,7 +56,7 @@ def read_requests(path: Path, sources: Sequence[Declared], most_tools: int, lang
             raise DataError(f"{path}, line {number}: {error}") from error
         if not own:
             own = tuple(
-                tools if len(tools) <= most_tools else [tools[index] for index in words.rank(query, tools)[:most_tools]]
+                tools if len(tools) <= max_tools else [tools[index] for index in words.rank(query, tools)[:max_tools]]
             )
         found.append(Case(str(row.get("id", f"{path.stem}-{number}")), query, own, language))
     if len({source.id for source in found}) < len(found):

@@ -28,7 +28,7 @@ class CollectConfig:
     price: list[float] | None = None
     seed: int = 0
     languages: list[str] = field(default_factory=lambda: ["en"])
-    most_tools: int = 10
+    max_tools: int = 10
     samples: int = 3
     agreement: float = 0.6
     phrasings: int = 3
@@ -50,7 +50,7 @@ class CollectConfig:
         for name in (
             "records",
             "samples",
-            "most_tools",
+            "max_tools",
             "concurrency",
             "attempts",
             "batch_size",

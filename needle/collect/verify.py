@@ -96,7 +96,7 @@ def verify(case: Case, answers: Sequence[Answer], agreement: float = 0.6) -> Ver
     calls: dict[str, tuple[Call, ...]] = {}
     for answer, problem in zip(answers, problems, strict=True):
         if problem is None:
-            key = canonical_json(sorted(call.key() for call in answer.calls))
+            key = canonical_json(sorted(call.key for call in answer.calls))
             ballots[key] += 1
             calls.setdefault(key, answer.calls)
     if not ballots:

@@ -7,7 +7,6 @@ signal belongs to exactly the copy it was made for. Values and tools come from t
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
@@ -40,7 +39,7 @@ class AugmentConfig:
 
     `rename` of the copies come with tools under other names and descriptions, and `shuffle` of the others with
     arguments declared in another order; the records of `strangers` of the copies are also offered up to
-    `most_strangers` tools of other sources. These are shares of whole copies, whose records then share their tools.
+    `max_strangers` tools of other sources. These are shares of whole copies, whose records then share their tools.
     `join` is the share of records that are joined with one or two others of their source to a request for several
     calls.
     """
@@ -50,7 +49,7 @@ class AugmentConfig:
     shuffle: float = 0.0
     join: float = 0.0
     strangers: float = 0.0
-    most_strangers: int = 20
+    max_strangers: int = 20
 
     def __post_init__(self) -> None:
         if self.copies < 0:
@@ -79,7 +78,7 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
                 changed = join(changed, pools, source)
             changed = redraw_tools(changed, pools.beside(changed, around.get(record.source, ())), source)
             if copy in crowded:
-                changed = add_strangers(changed, strangers, source.randint(1, config.most_strangers), pools, source)
+                changed = add_strangers(changed, strangers, source.randint(1, config.max_strangers), pools, source)
             if copy in renamed:
                 changed = rename(changed, copy, seed)
             elif copy in shuffled:
@@ -99,15 +98,14 @@ class Pools:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.values: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self._beside: dict[tuple[str, str], dict[str, Tool]] = defaultdict(dict)
-        every: dict[str, tuple[str, Tool]] = {}
+        self._beside: dict[tuple[str, str], dict[Tool, None]] = defaultdict(dict)
+        every: dict[Tool, str] = {}  # the source of each
         for record in records:
             called = dict.fromkeys(call.name for call in record.answers)
-            keys = [json.dumps(tool.to_json()) for tool in record.tools]
-            every |= {key: (record.source, tool) for key, tool in zip(keys, record.tools, strict=True)}
+            every |= dict.fromkeys(record.tools, record.source)
             for name in called:
                 others = self._beside[record.source, name]
-                others |= {key: tool for key, tool in zip(keys, record.tools, strict=True) if tool.name not in called}
+                others |= dict.fromkeys(tool for tool in record.tools if tool.name not in called)
             for call in record.answers:
                 for name, value in call.arguments.items():
                     if isinstance(value, str):
@@ -116,32 +114,25 @@ class Pools:
         for record in records:
             if len(record.answers) == 1:
                 self.single[record.source].append(record)
-        self.every = list(every.values())  # (source, tool)
+        self.every = [(source, tool) for tool, source in every.items()]
         documents = [_words(tool) for _, tool in self.every]
         seen = Counter(word for words in documents for word in words)
         self._weights = {word: math.log(len(documents) / count) for word, count in seen.items()}
 
-    def beside(self, record: Record, among: Container[str] | None = None) -> list[Tool]:
+    def beside(self, record: Record, among: Container[Tool] | None = None) -> list[Tool]:
         """Tools of the same source, of those `among`, that are known not to fit where the record's calls do."""
         pools = [self._beside[record.source, name] for name in sorted({call.name for call in record.answers})]
-        return (
-            [
-                tool
-                for key, tool in pools[0].items()
-                if all(key in pool for pool in pools[1:]) and (among is None or key in among)
-            ]
-            if pools
-            else []
-        )
+        first, *others = pools or [{}]
+        return [tool for tool in first if all(tool in pool for pool in others) and (among is None or tool in among)]
 
-    def around(self, count: int, seed: str) -> dict[str, frozenset[str]]:
+    def around(self, count: int, seed: str) -> dict[str, frozenset[Tool]]:
         """For each source, up to `count` tools that stood beside others: few, so that many records share them."""
-        found: dict[str, dict[str, None]] = defaultdict(dict)
+        found: dict[str, dict[Tool, None]] = defaultdict(dict)
         for (origin, _), others in self._beside.items():
             found[origin] |= dict.fromkeys(others)
         return {
-            origin: frozenset(random.Random(f"{seed}:{origin}").sample(list(keys), min(count, len(keys))))
-            for origin, keys in found.items()
+            origin: frozenset(random.Random(f"{seed}:{origin}").sample(list(tools), min(count, len(tools))))
+            for origin, tools in found.items()
         }
 
     def apart(self, one: Record, other: Record) -> bool:
@@ -215,7 +206,7 @@ def join(record: Record, pools: Pools, source: random.Random) -> Record:
             if (
                 other.query != record.query
                 and pools.apart(record, other)
-                and not {call.key() for call in record.answers} & {call.key() for call in other.answers}
+                and not {call.key for call in record.answers} & {call.key for call in other.answers}
             ):
                 wanted = {call.name for call in (*record.answers, *other.answers)}
                 known = {tool.name for tool in pools.beside(record)} & {tool.name for tool in pools.beside(other)}

@@ -7,7 +7,6 @@ the new members are a function of the tool and the seed: records that share a to
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ SHARE = 0.3  # of enums
 def change_members(record: Record, seed: int, share: float = SHARE) -> Record:
     """The record with other members for a `share` of its tools' enums; tools that are called keep theirs where the
     request can't follow."""
-    fresh = {tool.name: _fresh(json.dumps(tool.to_json()), seed, share) for tool in record.tools}
+    fresh = {tool.name: _fresh(tool, seed, share) for tool in record.tools}
     query, answers = record.query, record.answers
     named = _name_anew(record, fresh)
     if named is None:
@@ -78,18 +77,17 @@ def _with_members(tool: Tool, fresh: Mapping[str, Mapping[str, str]]) -> Tool:
 
 
 @lru_cache(maxsize=8192)
-def _fresh(text: str, seed: int, share: float) -> Mapping[str, Mapping[str, str]]:
+def _fresh(tool: Tool, seed: int, share: float) -> Mapping[str, Mapping[str, str]]:
     """For each argument whose members change, the new ones by the old."""
-    row = json.loads(text)
-    source = random.Random(f"{seed}:{text}")
+    source = random.Random(f"{seed}:{tool.declared}")
     found: dict[str, Mapping[str, str]] = {}
-    for name, schema in row["parameters"].get("properties", {}).items():
+    for name, schema in tool.parameters.get("properties", {}).items():
         members = schema.get("enum", ())
         plain = len(members) > 1 and all(isinstance(member, str) for member in members) and "default" not in schema
         if (
             plain
             and source.random() < share
-            and not _told(members, f"{row['description']} {schema.get('description', '')}")
+            and not _told(members, f"{tool.description} {schema.get('description', '')}")
         ):
             new = {member: _member(member, source) for member in members}
             if len({word.lower() for word in new.values()}) == len(members):

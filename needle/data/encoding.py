@@ -14,7 +14,7 @@ from needle.data.choices import change_members
 from needle.data.rename import rename
 from needle.data.votes import votes_key
 from needle.text.prompt import Codec, Example, PromptError, Renderer, render_record
-from needle.text.records import DataError, Record
+from needle.text.records import DataError, Record, Tool
 from needle.text.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
 
 POOL = 16  # batches are cut from this many batches' worth of records sorted by length, pieces of a group likewise
@@ -64,16 +64,15 @@ def fit_tokenizer(
 def _texts(records: Iterable[Record]) -> Iterable[str]:
     """Every request, and each distinct tool as often as one request, so that a tool repeated everywhere doesn't
     rule."""
-    seen: set[str] = set()
+    seen: set[Tool] = set()
     for record in records:
         yield " " + record.query
         for call in record.answers:
             yield json.dumps(call.arguments, ensure_ascii=False)
         for tool in record.tools:
-            text = json.dumps(tool.to_json(), ensure_ascii=False)
-            if text not in seen:
-                seen.add(text)
-                yield text
+            if tool not in seen:
+                seen.add(tool)
+                yield json.dumps(tool.to_json(), ensure_ascii=False)
 
 
 @dataclass
@@ -183,31 +182,24 @@ class BatchOrder:
 
 
 def batch_order(
-    data: Encoded, layout: str, batch_size: int, micro_batch: int, seed: int, by_source: bool
+    data: Encoded,
+    padded_length: Callable[[Example], int],
+    batch_size: int,
+    micro_batch: int,
+    seed: int,
+    by_source: bool,
 ) -> BatchOrder:
-    """Batches of similar length; `by_source` also fills each micro-batch with records of one source and augmented
-    copy."""
-    lengths = [_length(example, layout) for example in data.examples]
+    """Batches of similar `padded_length`; `by_source` also fills each micro-batch with records of one source and
+    augmented copy."""
+    lengths = [padded_length(example) for example in data.examples]
     if not by_source:
         return BatchOrder(lengths, batch_size, seed)
     sources = [(record.source, int(record.meta.get("copy", 0))) for record in data.records]
     numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
+    groups = [numbers[source] for source in sources]
     return BatchOrder(
-        lengths,
-        batch_size,
-        seed,
-        [numbers[source] for source in sources],
-        micro_batch,
-        lambda piece: _tokens([data.examples[i] for i in piece]),
+        lengths, batch_size, seed, groups, micro_batch, lambda piece: _tokens([data.examples[i] for i in piece])
     )
-
-
-def _length(example: Example, layout: str) -> int:
-    """What padding depends on: the whole row of a student that reads one, the request of a pointer student.
-
-    Not the target: batches of equal targets would hold nothing but answers without a call, or nothing but calls.
-    """
-    return example.length if layout == "flat" else len(example.query)
 
 
 def _tokens(examples: Sequence[Example]) -> int:

@@ -7,7 +7,6 @@ all records of one augmented copy share their tools, which a pointer student the
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Mapping
@@ -53,7 +52,7 @@ def synonyms() -> Mapping[str, tuple[str, ...]]:
 def rename(record: Record, variant: int, seed: int, strength: Strength | None = None) -> Record:
     """The record with variant `variant` of each of its tools; itself where two tools would share a name."""
     chances = strength or Strength()
-    found = [_variant(json.dumps(tool.to_json()), variant, seed, chances) for tool in record.tools]
+    found = [_variant(tool, variant, seed, chances) for tool in record.tools]
     if len({tool.name for tool, _ in found}) < len(found):
         return record
     names = {old.name: (new.name, arguments) for old, (new, arguments) in zip(record.tools, found, strict=True)}
@@ -70,13 +69,12 @@ def rename(record: Record, variant: int, seed: int, strength: Strength | None = 
 
 
 @lru_cache(maxsize=8192)
-def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Tool, Mapping[str, str]]:
-    """The tool of this JSON text in another form, and its arguments' new names by the old."""
-    row = json.loads(text)
-    source = random.Random(f"{seed}:{variant}:{text}")
+def _variant(tool: Tool, variant: int, seed: int, chances: Strength) -> tuple[Tool, Mapping[str, str]]:
+    """The tool in another form, and its arguments' new names by the old."""
+    source = random.Random(f"{seed}:{variant}:{tool.declared}")
     style = source.choice(STYLES)
-    name, opaque = _name(row["name"], bool(row["description"]), style, source, chances)
-    properties = row["parameters"].get("properties", {})
+    name, opaque = _name(tool.name, bool(tool.description), style, source, chances)
+    properties = dict(tool.parameters.get("properties", {}))
     names: dict[str, str] = {}
     taken = {_words(old) for old in properties}
     for old in properties:
@@ -92,10 +90,10 @@ def _variant(text: str, variant: int, seed: int, chances: Strength) -> tuple[Too
     order = list(properties)
     if source.random() < chances.shuffle:
         source.shuffle(order)
-    parameters = {**row["parameters"], "properties": {names[old]: properties[old] for old in order}}
+    parameters = {**tool.parameters, "properties": {names[old]: properties[old] for old in order}}
     if "required" in parameters:
         parameters["required"] = [names[old] for old in parameters["required"]]
-    return Tool(name, _described(row["description"], opaque, source, chances), parameters), names
+    return Tool(name, _described(tool.description, opaque, source, chances), parameters), names
 
 
 def _words(name: str) -> tuple[str, ...]:

@@ -256,7 +256,7 @@ class _World:
             chosen = source.sample(self.entries, 3)
         parts = [self._request(entry, source, framed=len(chosen) == 1) for entry in chosen]
         calls = [call for _, call in parts]
-        if len({call.key() for call in calls}) < len(calls):  # the same call said twice would be one wish
+        if len({call.key for call in calls}) < len(calls):  # the same call said twice would be one wish
             parts, calls, chosen = parts[:1], calls[:1], chosen[:1]
         query = parts[0][0]
         for text, _ in parts[1:]:

@@ -45,7 +45,7 @@ def votes(record: Record) -> list[Vote]:
             answer = tuple(call_from_json(call, f"{where}.calls[{i}]") for i, call in enumerate(row.get("calls", [])))
             if any(call_errors(call, record.tools) for call in answer):
                 continue
-            key = canonical_json(sorted(call.key() for call in answer))
+            key = canonical_json(sorted(call.key for call in answer))
             calls.setdefault(key, answer)
             counts[key] += count
     except FieldError as error:

@@ -1,34 +1,50 @@
 """Choosing a few tools among many before a student answers: by the student's own encoder, by words alone (BM25), or by
 both.
 
-A pointer student scores each tool by itself against the request; the scores are those that its answer's first token is
-made of, so that choosing needs no other network. A tool's key is computed once and kept. Those scores are about the
-first call of an answer; words also find the tools of later ones.
+A student that ranks (`can_rank`) scores each tool by itself against the request; the scores are those that its answer's
+first token is made of, so that choosing needs no other network. A tool's key is computed once and kept. Those scores
+are about the first call of an answer; words also find the tools of later ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from needle.engine.bm25 import Bm25Retriever, descending
-from needle.students.batch import collate, move
-from needle.students.pointer import PointerStudent
-from needle.text.lru import Lru
+from needle.students.base import Student
+from needle.students.batch import move
 from needle.text.prompt import Example, RenderedTool, Renderer
 from needle.text.records import Record, Tool
 
-KEPT = 400_000_000  # bytes of keys and characters of the tools that they are of
+CACHED_BYTES = 400_000_000  # of tools' keys
+
+
+class Retriever(Protocol):
+    """Whatever ranks tools."""
+
+    def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
+        """Indices of `tools`, the best first; equal ones keep their order."""
+
+
+def build_retriever(student: Student, renderer: Renderer) -> Retriever:
+    """The best that a student can do: its own scores and BM25 in turn, or BM25 alone."""
+    words = Bm25Retriever()
+    return MergedRetriever(EncoderRetriever(student, renderer), words) if student.can_rank else words
 
 
 class EncoderRetriever:
-    """Ranks tools by a pointer student's own scores."""
+    """Ranks tools by a student's own scores."""
 
-    def __init__(self, student: PointerStudent, renderer: Renderer) -> None:
+    def __init__(self, student: Student, renderer: Renderer) -> None:
         self.student, self.renderer = student, renderer
-        self._keys: Lru[Tensor] = Lru(KEPT)
+        self._keys: LRUCache[str, Tensor] = LRUCache(
+            CACHED_BYTES, getsizeof=lambda key: key.numel() * key.element_size()
+        )
 
     @torch.inference_mode()
     def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
@@ -45,11 +61,10 @@ class EncoderRetriever:
         if missing:
             keys = self.student.tool_keys([tool.ids for tool in missing.values()])
             for name, row in zip(missing, keys, strict=True):
-                known[name] = own = row.clone()  # not a view of all of them
-                self._keys.put(name, own, own.numel() * own.element_size())
+                known[name] = self._keys[name] = row.clone()  # not a view of all of them
         mine = torch.stack([key for tool in tools if (key := known[tool.key]) is not None])
-        batch = collate([Example("", self.renderer.query(query), ())], self.renderer.tokenizer, self.student.layout)
-        request = self.student.request_keys(move(batch, mine.device))[0]
+        asked = self.student.collate([Example("", self.renderer.query(query), ())], self.renderer.tokenizer)
+        request = self.student.request_keys(move(asked, mine.device))[0]
         return (mine @ request).float().cpu()
 
 
@@ -63,9 +78,6 @@ class MergedRetriever:
         """Indices of `tools`, the best first."""
         pairs = zip(self.encoder.rank(query, tools), self.words.rank(query, tools), strict=True)
         return list(dict.fromkeys(index for pair in pairs for index in pair))
-
-
-Retriever = EncoderRetriever | Bm25Retriever | MergedRetriever
 
 
 def recall_at(

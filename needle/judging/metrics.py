@@ -36,8 +36,8 @@ class Score:
 def score(record: Record, predicted: Sequence[Call] | None, seen_tools: frozenset[str] | None = None) -> Score:
     """Judges one answer. `predicted` is None when the output wasn't an answer at all: wrong, invalid, and no call."""
     calls = list(predicted or ())
-    gold = Counter(call.key() for call in record.answers)
-    mine = Counter(call.key() for call in calls)
+    gold = Counter(call.key for call in record.answers)
+    mine = Counter(call.key for call in calls)
     gold_arguments, my_arguments = _arguments(record.answers), _arguments(calls)
     hits = sum((gold_arguments & my_arguments).values())
     broken = predicted is None

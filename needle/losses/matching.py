@@ -30,10 +30,10 @@ class Matching(nn.Module):
         (layers, width), (teacher_layers, teacher_width) = student.traced, teacher.traced
         self.pairs = layer_pairs(config.layer_map, layers, teacher_layers)
         self.attend = config.attention > 0
-        if self.attend and student.layout != teacher.layout:
+        if self.attend and student.batch_type is not teacher.batch_type:
             raise ValueError(
-                "loss.attention compares attention over the same positions; the student reads the layout"
-                f" '{student.layout}', the teacher '{teacher.layout}'"
+                "loss.attention compares attention over the same positions; the student reads a"
+                f" {student.batch_type.__name__}, the teacher a {teacher.batch_type.__name__}"
             )
         self.projections = nn.ModuleList([nn.Linear(width, teacher_width, bias=False) for _ in self.pairs])
 

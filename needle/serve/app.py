@@ -33,7 +33,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     max_body: int = 1_000_000
-    most_waiting: int = 100
+    max_waiting: int = 100
 
 
 class ToolCallRequest(BaseModel):
@@ -81,8 +81,8 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     @app.post("/tool-call", response_model=ToolCallResponse)
     async def tool_call(request: ToolCallRequest, http: Request) -> ToolCallResponse | Response:
         nonlocal inside
-        if inside > config.most_waiting:
-            return _fault(503, [(["body"], f"{config.most_waiting} requests are waiting already; try again")])
+        if inside > config.max_waiting:
+            return _fault(503, [(["body"], f"{config.max_waiting} requests are waiting already; try again")])
         inside += 1
         try:
             tools = await run_sync(read, request)

@@ -6,7 +6,7 @@ Legend: B records, T target positions, S positions so far, V vocabulary, D width
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from needle.students.batch import Batch
-from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
+from needle.students.batch import Batch, FlatBatch
+from needle.text.prompt import Example
+from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
 
 EXPLICIT = 2**27  # attention weights that training on a CPU may hold at once
 HIDDEN = -1e4  # added to the score of what a query may not see; exp of it is 0 in every precision
@@ -35,9 +36,12 @@ class Trace:
 
 
 class Student(nn.Module, ABC):
-    """Base of all students. `layout` says which source of the batch it reads."""
+    """Base of all students. `batch_type` says how it reads records; the methods with a body are for one that reads
+    everything in one row."""
 
-    layout = "flat"
+    batch_type: type[Batch] = FlatBatch
+    read_at_once = "the request and its tools are"  # what `read_length` counts, for messages
+    can_rank = False  # whether `tool_keys` and `request_keys` choose a few tools among many
     vocabulary: int
     pretrained: tuple[str, ...] = ()  # how the names of parameters begin that may come from another network
     checkpointing = False  # forget what a block computed, and compute it again for the gradient
@@ -60,16 +64,66 @@ class Student(nn.Module, ABC):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    # Reading
+
+    def collate(
+        self, examples: Sequence[Example], tokenizer: TextTokenizer, kind_weights: Sequence[float] = ()
+    ) -> Batch:
+        """The examples as this student reads them; see `Batch.of`."""
+        return self.batch_type.of(examples, tokenizer, kind_weights)
+
+    def read_length(self, example: Example) -> int:
+        """Tokens of a prompt that are read at once."""
+        return example.prompt_length
+
+    def padded_length(self, example: Example) -> int:
+        """The length that examples of one batch should share, so that little is padded."""
+        return example.length
+
+    def room(self, example: Example, max_length: int) -> int:
+        """How many tokens an answer may have when prompt and answer together have at most `max_length`."""
+        return max_length - example.prompt_length
+
+    # Answering
+
+    def set_precision(self, reading: torch.dtype, answering: torch.dtype) -> None:
+        """Puts the weights into the precision of what reads; `answering` is for students whose parts can differ."""
+        self.to(reading)
+
+    def new_cache(self) -> Any:
+        """What `start` may keep between calls with the same weights; None for nothing."""
+        return None
+
     @abstractmethod
     def start(self, batch: Batch, cache: Any = None) -> State:
-        """Reads prompts; `step` then decodes. `cache` may keep encodings of tools between calls."""
+        """Reads prompts; `step` then decodes. `cache` is what `new_cache` made."""
 
     @abstractmethod
     def step(self, state: State, tokens: Tensor, open_tool: Tensor) -> Tensor:
-        """Appends `tokens` [B] (the first are `<answer>`) and returns the next scores, [B, V].
+        """Appends `tokens` [B, n] (the first are `<answer>`) and returns the next scores behind each, [B, n, V].
 
-        `open_tool` [B] is the index of the tool that is open after `tokens`, or -1.
+        `open_tool` [B, n] is the index of the tool that is open after each of `tokens`, or -1. n is 1 unless `draft`
+        gave more.
         """
+
+    def draft(self, state: State, token: int, most: int) -> list[int]:
+        """Tokens that may follow `token` in the answer of the only row, to be scored together with it."""
+        return []
+
+    def sources(self, state: State) -> list[list[int]] | None:
+        """[B][n] where in the request the last tokens were copied from, -1 for none; None if the student can't tell."""
+        return None
+
+    # Choosing a few tools among many
+
+    def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
+        """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't rank tools")
+
+    def request_keys(self, batch: Batch) -> Tensor:
+        """[B, D] of requests without tools: their products with `tool_keys` say how well each tool fits, each by
+        itself."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't rank tools")
 
 
 class State(Protocol):
@@ -175,20 +229,6 @@ class _RMSNorm(torch.autograd.Function):
         inner = (hat * weighted).sum(-1, keepdim=True, dtype=torch.float32).div_(x.shape[-1]).to(x.dtype)
         for_weight = (gradient * hat).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
         return weighted.addcmul_(hat, inner, value=-1).mul_(scale), for_weight, None
-
-
-class LayerNorm(nn.Module):
-    """(x - mean) / deviation * weight, in float32 inside (Ba et al. 2016, arXiv:1607.06450): one fused pass, unlike
-    `RMSNorm` on a CPU."""
-
-    def __init__(self, width: int, eps: float = 1e-5, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class Dropout(nn.Module):

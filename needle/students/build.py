@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from needle.students.base import Student
 from needle.students.causal import LlamaConfig, LlamaStudent, SeedConfig, SeedStudent
-from needle.students.pointer import PointerStudent
-from needle.students.pointer_parts import PointerConfig
+from needle.students.pointer.encoder import PointerConfig
+from needle.students.pointer.student import PointerStudent
 from needle.students.san import SanConfig, SanStudent
 
 StudentConfig = SeedConfig | LlamaConfig | SanConfig | PointerConfig

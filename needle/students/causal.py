@@ -30,7 +30,7 @@ from needle.students.base import (
     mean_attention,
     working_precision,
 )
-from needle.students.batch import Batch
+from needle.students.batch import Batch, FlatBatch
 
 
 @dataclass
@@ -75,7 +75,7 @@ class CausalState:
     def select(self, rows: Tensor) -> None:
         self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
         self.valid, self.length = self.valid[rows], self.length[rows]
-        self.batch = self.batch.select(rows)
+        self.batch = self.batch.labels(rows)
 
 
 class Attention(nn.Module):
@@ -139,7 +139,6 @@ class Block(nn.Module):
 class CausalStudent(Student):
     """The shared trunk; subclasses choose blocks, positions and head."""
 
-    layout = "flat"
     max_length: int
 
     def __init__(self, vocabulary: int, width: int, blocks: list[Block], norm: nn.Module) -> None:
@@ -187,17 +186,17 @@ class CausalStudent(Student):
         return self.norm(x), cache
 
     def forward(self, batch: Batch, trace: Trace | None = None, wanted: Tensor | None = None) -> Tensor:
-        assert batch.flat is not None, "decoder-only students read the flat layout"
-        ids = batch.flat.sequence
+        assert isinstance(batch, FlatBatch), "decoder-only students read everything in one row"
+        ids = batch.sequence
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        hidden, _ = self.trunk(ids, positions, None, None, batch.flat.predicts, trace)
-        hidden = at_positions(_at(hidden, batch.flat.predicts), wanted)
+        hidden, _ = self.trunk(ids, positions, None, None, batch.predicts, trace)
+        hidden = at_positions(_at(hidden, batch.predicts), wanted)
         return mask_labels(self.head(hidden).float(), batch, batch.open_tool, wanted)
 
     def start(self, batch: Batch, cache: Any = None) -> CausalState:
-        assert batch.flat is not None, "decoder-only students read the flat layout"
-        length = batch.flat.prompt_length
-        ids = batch.flat.sequence[:, : int(length.max())]
+        assert isinstance(batch, FlatBatch), "decoder-only students read everything in one row"
+        length = batch.prompt_length
+        ids = batch.sequence[:, : int(length.max())]
         steps = torch.arange(ids.shape[1], device=ids.device)
         hidden, kept = self.trunk(ids, steps.expand_as(ids), None, None)
         last = hidden[torch.arange(len(ids), device=ids.device), length - 1]
@@ -208,11 +207,9 @@ class CausalStudent(Student):
             hidden, state.pending = state.pending[:, None], None
         else:
             state.valid = F.pad(state.valid, (0, 1), value=True)
-            hidden, state.cache = self.trunk(
-                tokens[:, None], state.length[:, None], state.cache, state.valid[:, None, None]
-            )
+            hidden, state.cache = self.trunk(tokens, state.length[:, None], state.cache, state.valid[:, None, None])
             state.length = state.length + 1
-        return mask_labels(self.head(hidden).float(), state.batch, open_tool[:, None])[:, 0]
+        return mask_labels(self.head(hidden).float(), state.batch, open_tool)
 
 
 def _at(x: Tensor, positions: Tensor) -> Tensor:

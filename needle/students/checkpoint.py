@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,11 @@ class Checkpoint:
     data: Mapping[str, Any] = field(default_factory=dict)  # fingerprint and names of the training data
     folder: Path | None = None
 
-    @property
+    @cached_property
     def codec(self) -> Codec:
         return build_codec(self.codec_name, self.tokenizer)
 
-    @property
+    @cached_property
     def renderer(self) -> Renderer:
         return Renderer(self.tokenizer)
 

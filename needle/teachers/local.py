@@ -17,7 +17,7 @@ from torch import Tensor
 from needle.engine.decode import Engine, Request
 from needle.losses.loss import draw
 from needle.students.base import Trace
-from needle.students.batch import Batch, collate, move
+from needle.students.batch import Batch, move
 from needle.students.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
 from needle.teachers.replay import Stored, ValueSignals
 from needle.text.prompt import Example, render_record
@@ -67,12 +67,10 @@ class LocalTeacher:
         parts: list[Tensor] = []
         for checkpoint in self.checkpoints:
             student = checkpoint.student.to(device)
-            fitting = batch is not None and (batch.flat if student.layout == "flat" else batch.split) is not None
-            ready = (
-                batch
-                if fitting and batch is not None
-                else move(collate(examples, self.tokenizer, student.layout), device)
-            )
+            if batch is None or not isinstance(batch, student.batch_type):
+                ready: Batch = move(student.collate(examples, self.tokenizer), device)
+            else:
+                ready = batch
             parts.append(student(ready, trace).float().log_softmax(-1))
         if len(parts) == 1:
             return parts[0]

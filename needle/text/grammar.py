@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from needle.text.codecs import dump, nullable, value_form
-from needle.text.lru import kept
 from needle.text.numbers import BOUNDS, ENDLESS, decimal_comma, is_number, with_commas
-from needle.text.prompt import KEPT_CHARACTERS, by_name, leaves, opens
+from needle.text.prompt import by_name, leaves, opens
 from needle.text.records import Tool
 from needle.text.tokenizer import TextTokenizer, argument_label, tool_label
 from needle.text.toolschema import ToolSchemaError
@@ -51,20 +50,17 @@ class Grammar:
         self.tokenizer = tokenizer
         self._ll = LLTokenizer(tokenizer.json, eos_token=tokenizer.eos)
         self._limits = LLParserLimits()
-        self._ready: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._ready: LRUCache[tuple[Tool, ...], LLMatcher] = LRUCache(READY)
 
     def matcher(self, tools: Sequence[Tool]) -> Matcher:
         """A matcher at the start of an answer; raises `ToolSchemaError` for a schema that no grammar can express."""
-        text = _text(self.codec, tools)
-        matcher = self._ready.get(text)
+        matcher = self._ready.get(tuple(tools))
         if matcher is None:
-            matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(text), log_level=0, limits=self._limits)
+            text = LLMatcher.grammar_from_lark(grammar_text(self.codec, tools))
+            matcher = LLMatcher(self._ll, text, log_level=0, limits=self._limits)
             if matcher.is_error():
                 raise ToolSchemaError(*_culprit(self, tools, matcher.get_error()))
-            self._ready[text] = matcher
-        self._ready.move_to_end(text)
-        while len(self._ready) > READY:
-            self._ready.popitem(last=False)
+            self._ready[tuple(tools)] = matcher
         return Matcher(matcher.deep_copy(), self.tokenizer.size)
 
 
@@ -99,7 +95,7 @@ class Matcher:
 def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str, str]:
     """Finds the tool that doesn't compile by itself, so that the error can name it."""
     for index, tool in enumerate(tools):
-        text = _text(grammar.codec, [tool])
+        text = grammar_text(grammar.codec, [tool])
         if LLMatcher(grammar._ll, LLMatcher.grammar_from_lark(text), log_level=0).is_error():
             return (
                 f"/{index}/parameters",
@@ -108,20 +104,13 @@ def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str
     return "", f"these tools together are too large for a grammar: {message.splitlines()[0][:200]}"
 
 
-def _text(codec: str, tools: Sequence[Tool]) -> str:
-    return grammar_text(json.dumps([codec, *(tool.to_json() for tool in tools)]))
-
-
-@kept(KEPT_CHARACTERS)
-def grammar_text(codec_and_tools: str) -> str:
-    """The grammar in llguidance's Lark dialect, of a JSON array: the codec, and the tools."""
-    codec, *tools = json.loads(codec_and_tools)
-    parsed = [Tool(**tool) for tool in tools]
+def grammar_text(codec: str, tools: Sequence[Tool]) -> str:
+    """The grammar of the declared tools in llguidance's Lark dialect."""
     rules = _Rules()
     if codec == "json":
-        _json_rules(rules, parsed)
+        _json_rules(rules, tools)
     else:
-        _decision_rules(rules, parsed)
+        _decision_rules(rules, tools)
     return rules.text()
 
 

@@ -10,19 +10,22 @@ A tool is rendered by itself, whatever stands beside it:
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
-from needle.text.lru import Lru, kept
+from cachetools import LRUCache
+
 from needle.text.records import Call, Record, Tool
 from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
+from needle.text.toolschema import CACHED_CHARACTERS, per_tool
 
 IGNORE = -100  # a target that counts nowhere
 KINDS = ("syntax", "name", "key", "value")
-KEPT_CHARACTERS = 20_000_000  # of the schemas of tools, and four for each token of rendered ones
 MOST_OPENED = 16  # values of an object that is opened, those of the objects in it among them
 
 
@@ -85,14 +88,10 @@ class Example:
         return self.prompt_length + len(self.target)
 
 
+@per_tool
 def leaves(tool: Tool) -> tuple[Leaf, ...]:
     """The arguments of a tool by name, closed objects opened: declared in any order, a tool reads the same."""
-    return _leaves_cached(json.dumps(tool.parameters))
-
-
-@kept(KEPT_CHARACTERS)
-def _leaves_cached(parameters: str) -> tuple[Leaf, ...]:
-    return tuple(_walk(json.loads(parameters), ()))
+    return tuple(_walk(tool.parameters, ()))
 
 
 def _walk(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Leaf]:
@@ -152,18 +151,21 @@ class Renderer:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
-        self._tools: Lru[RenderedTool] = Lru(KEPT_CHARACTERS)
+        size = 4 * CACHED_CHARACTERS
+        self._tools: LRUCache[Tool, RenderedTool] = LRUCache(size, getsizeof=lambda tool: 4 * len(tool.key))
+        self._lock = Lock()
 
     def query(self, text: str) -> tuple[int, ...]:
         return self.tokenizer.encode(" " + text)
 
     def tool(self, tool: Tool) -> RenderedTool:
         """Raises `PromptError` for a tool with more leaves than there are labels."""
-        key = json.dumps(tool.to_json(), sort_keys=True)
-        rendered = self._tools.get(key)
+        with self._lock:
+            rendered = self._tools.get(tool)
         if rendered is None:
-            rendered = self._render(tool, key)
-            self._tools.put(key, rendered, 4 * len(rendered.ids))
+            rendered = self._render(tool)
+            with self._lock, contextlib.suppress(ValueError):  # larger than the whole cache
+                self._tools[tool] = rendered
         return rendered
 
     def prompt(self, id: str, query: str, tools: Sequence[Tool]) -> Example:
@@ -172,7 +174,7 @@ class Renderer:
             raise PromptError(f"{len(tools)} tools at once; at most {TOOL_LABELS} fit one request")
         return Example(id, self.query(query), tuple(self.tool(tool) for tool in tools))
 
-    def _render(self, tool: Tool, key: str) -> RenderedTool:
+    def _render(self, tool: Tool) -> RenderedTool:
         arguments = leaves(tool)
         if len(arguments) > ARGUMENT_LABELS:
             raise PromptError(
@@ -201,7 +203,7 @@ class Renderer:
             for index, member in enumerate(members(leaf.schema)):
                 ids.extend(encode(" |" if index else " ="))
                 copy(" " + member)
-        return RenderedTool(tool.name, tuple(ids), tuple(markers), tuple(copyable), key)
+        return RenderedTool(tool.name, tuple(ids), tuple(markers), tuple(copyable), tool.key)
 
 
 def members(schema: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ class FieldError(ValueError):
         self.expected = expected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tool:
-    """A function that a model may call. `parameters` is a JSON Schema of type object."""
+    """A function that a model may call. `parameters` is a JSON Schema of type object.
+
+    Tools are equal if they are declared alike, in the same order, and may be kept in sets and caches.
+    """
 
     name: str
     description: str = ""
@@ -35,17 +39,42 @@ class Tool:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "description": self.description, "parameters": self.parameters}
 
+    @cached_property
+    def declared(self) -> str:
+        """The declaration as JSON."""
+        return json.dumps(self.to_json())
+
+    @cached_property
+    def key(self) -> str:
+        """The declaration as JSON, the same in whatever order the arguments are declared."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Tool) and self.declared == other.declared)
+
+    def __hash__(self) -> int:
+        return hash(self.declared)
+
+
+Spans = Mapping[str, tuple[tuple[int, int], ...]]
+
 
 @dataclass(frozen=True)
 class Call:
-    """One function call: what a model answers."""
+    """One function call: what a model answers.
+
+    `sources` says of the arguments whose values were copied from the request where: the first character and the one
+    behind the last, for a list a pair for each item. A member of an object is named with a dot (`address.street`).
+    """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    sources: Spans = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "arguments": self.arguments}
 
+    @cached_property
     def key(self) -> str:
         """Equal for calls that are equal as JSON values (argument order and 1 against 1.0 don't matter)."""
         return canonical_json(self.to_json())

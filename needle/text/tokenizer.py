@@ -103,6 +103,10 @@ class TextTokenizer:
                 self._cache[text] = ids
         return ids
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The first character of each of the ids of `text`, and the one behind its last."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; reserved symbols have none. Bytes that aren't UTF-8 come back as U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

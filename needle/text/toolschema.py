@@ -6,21 +6,25 @@ JSON Schema, closed objects, `$ref` resolved, types in lower case, `nullable` wr
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any, TypeVar
 
 import jsonschema_rs
+from cachetools import LRUCache, cached
 
-from needle.text.lru import kept
 from needle.text.records import Call, Tool
 
 MAX_DEPTH = 24
 MAX_NODES = 5000
 MAX_TEXT = 200_000  # characters of a tool's parameters as JSON, references opened
-KEPT_CHARACTERS = 20_000_000  # of the schemas whose validators are kept
+CACHED_CHARACTERS = 20_000_000  # of the tools of which something is kept
+V = TypeVar("V")
 TYPE_NAMES = {
     "string": "string",
     "str": "string",
@@ -88,6 +92,17 @@ class ToolSchemaError(ValueError):
         self.message = message
 
 
+def per_tool(function: Callable[[Tool], V]) -> Callable[[Tool], V]:
+    """Keeps what a function made of the tools used last, of `CACHED_CHARACTERS` altogether. Safe among threads."""
+    cache: LRUCache[Any, tuple[V, int]] = LRUCache(CACHED_CHARACTERS, getsizeof=lambda pair: pair[1])
+
+    @cached(cache, lock=Lock())
+    def sized(tool: Tool) -> tuple[V, int]:
+        return function(tool), len(tool.declared)
+
+    return functools.wraps(function)(lambda tool: sized(tool)[0])
+
+
 def normalise_tools(declarations: Any, pointer: str = "") -> tuple[Tool, ...]:
     """Normalises a list of declarations; raises `ToolSchemaError`, also for two tools of one name."""
     if not isinstance(declarations, list):
@@ -108,13 +123,31 @@ def normalise_tools(declarations: Any, pointer: str = "") -> tuple[Tool, ...]:
 
 def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
     """Reads a bare function, the OpenAI wrapper, MCP's `inputSchema`, Gemini's upper-case types, or Python's type
-    names."""
+    names. The same declaration gives the same tool."""
     if isinstance(declaration, Tool):
         declaration = declaration.to_json()
     if not isinstance(declaration, Mapping):
         raise ToolSchemaError(pointer, f"expected a tool as an object, got {type(declaration).__name__}")
+    try:
+        text = json.dumps(declaration)
+    except (TypeError, ValueError, RecursionError):  # no JSON; whatever is wrong is said below
+        return _read(declaration, pointer)
+    with _lock:
+        found = _known.get(text)
+    if found is None:
+        found = _read(declaration, pointer)
+        with _lock, contextlib.suppress(ValueError):  # larger than the whole cache
+            _known[text] = found
+    return found
+
+
+_known: LRUCache[str, Tool] = LRUCache(CACHED_CHARACTERS, getsizeof=lambda tool: 2 * len(tool.declared))
+_lock = Lock()
+
+
+def _read(declaration: Mapping[str, Any], pointer: str) -> Tool:
     if isinstance(declaration.get("function"), Mapping):
-        return normalise_tool(declaration["function"], f"{pointer}/function")
+        return _read(declaration["function"], f"{pointer}/function")
     name = declaration.get("name")
     if not isinstance(name, str) or not name.strip():
         raise ToolSchemaError(f"{pointer}/name", "expected the tool's name, a string that isn't empty")
@@ -128,9 +161,9 @@ def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
     parameters = declaration.get(key) or {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise ToolSchemaError(f"{pointer}/{key}", "expected a JSON Schema object")
-    schema = _Normaliser(_as_object_schema(parameters), f"{pointer}/{key}").run()
-    _compile(f"{pointer}/{key}", schema)
-    return Tool(name, description, schema)
+    tool = Tool(name, description, _Normaliser(_as_object_schema(parameters), f"{pointer}/{key}").run())
+    _check(tool, f"{pointer}/{key}")
+    return tool
 
 
 def _as_object_schema(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -437,23 +470,25 @@ def _merged(schema: Any, other: Any) -> Any:
     return out
 
 
-def _compile(pointer: str, schema: Mapping[str, Any]) -> None:
-    text = json.dumps(schema)
-    if len(text) > MAX_TEXT:
+def _check(tool: Tool, pointer: str) -> None:
+    length = len(json.dumps(tool.parameters))
+    if length > MAX_TEXT:
         raise ToolSchemaError(
-            pointer, f"{len(text):,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported"
+            pointer, f"{length:,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported"
         )
     try:
-        _validator(text)
+        _validator(tool)
     except ValueError as error:
         path = "".join(f"/{part}" for part in getattr(error, "instance_path", []) or [])
         raise ToolSchemaError(pointer + path, f"not a valid JSON Schema: {str(error).splitlines()[0]}") from error
 
 
-@kept(KEPT_CHARACTERS)
-def _validator(schema: str) -> Any:
+@per_tool
+def _validator(tool: Tool) -> Any:
     # RegexOptions: linear time, so that a pattern such as (a+)+b can't hang a server.
-    return jsonschema_rs.validator_for(json.loads(schema), pattern_options=jsonschema_rs.RegexOptions(), offline=True)
+    return jsonschema_rs.validator_for(
+        dict(tool.parameters), pattern_options=jsonschema_rs.RegexOptions(), offline=True
+    )
 
 
 def call_errors(call: Call, tools: tuple[Tool, ...]) -> list[str]:
@@ -461,5 +496,5 @@ def call_errors(call: Call, tools: tuple[Tool, ...]) -> list[str]:
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         return [f"no tool is called '{call.name}'"]
-    errors = _validator(json.dumps(tool.parameters)).iter_errors(dict(call.arguments))
+    errors = _validator(tool).iter_errors(dict(call.arguments))
     return [f"/{'/'.join(str(part) for part in error.instance_path)}: {error.message}" for error in errors]

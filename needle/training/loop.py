@@ -29,7 +29,7 @@ from needle.losses.loss import LossConfig, Signal
 from needle.losses.matching import Matching
 from needle.losses.objective import VALUES, Objective
 from needle.students.base import Student, Trace, count_parameters
-from needle.students.batch import Batch, collate, move, target_weights
+from needle.students.batch import Batch, move, target_weights
 from needle.students.build import StudentConfig, build_student
 from needle.students.checkpoint import Checkpoint, save_checkpoint
 from needle.students.pretrained import start_from
@@ -211,7 +211,7 @@ class _Loop:
         self.parameters = count_parameters(student)
         self.order = batch_order(
             job.data,
-            student.layout,
+            student.padded_length,
             job.train.batch_size,
             job.train.micro_batch,
             job.train.seed,
@@ -332,7 +332,8 @@ class _Loop:
             examples = self._renamed(examples, micro)
         if job.train.batch_distractors:
             examples = add_distractors(examples, job.train.batch_distractors, (job.train.seed, at.step, *micro[:1]))
-        batch = move(collate(examples, job.tokenizer, self.student.layout, self.kind_weights), self.accelerator.device)
+        batch = self.student.collate(examples, job.tokenizer, self.kind_weights)
+        batch = move(batch, self.accelerator.device)
         if not micro:
             batch.targets = torch.full_like(batch.targets, IGNORE)
             batch.weights = torch.zeros_like(batch.weights)

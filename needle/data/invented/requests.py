@@ -180,7 +180,7 @@ class _Maker:
                     ).strip()
                 )
             calls.append(self.call(wish, [*said, *shared]))
-        return (queries, calls) if len({call.key() for call in calls}) == len(calls) else (queries[:1], calls[:1])
+        return (queries, calls) if len({call.key for call in calls}) == len(calls) else (queries[:1], calls[:1])
 
     def in_a_row(self, wish: Wish, part: Part, first: Sequence[Said]) -> tuple[list[str], list[Call]]:
         """One request that names several values of one argument: "the weather in Oslo, Rome and Bern"."""

@@ -1,0 +1,43 @@
+"""Where in a request the values of an answer were copied from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from needle.text.prompt import leaves
+from needle.text.records import Spans, Tool
+from needle.text.tokenizer import TextTokenizer
+
+
+def copied_spans(
+    tokens: Sequence[int], sources: Sequence[int], query: str, tools: Sequence[Tool], tokenizer: TextTokenizer
+) -> list[Spans]:
+    """For each call of an answer in the codec `decisions`, the places of its arguments' values, as `Call.sources`.
+
+    `sources` are the positions among the request's tokens that each of `tokens` was copied from, -1 for none. A value,
+    or an item of a list, has a place if all of it stands there together; one that was spelled out, made of several
+    places or chosen from a declaration has none. Empty where no token was copied.
+    """
+    if max(sources, default=-1) < 0:
+        return []
+    offsets = tokenizer.offsets(" " + query)
+    calls: list[dict[str, list[tuple[int, int]]]] = []
+    arguments: Sequence[str] = ()
+    places: list[tuple[int, int]] = []
+    run: list[int] = []
+    for token, source in [*zip(tokens, sources, strict=True), (tokenizer.eos, -1)]:
+        if token < tokenizer.first_tool_label and token not in (tokenizer.item, tokenizer.eos):
+            run.append(source)
+            continue
+        if run and min(run) >= 0 and all(after == before + 1 for before, after in itertools.pairwise(run)):
+            start, end = offsets[run[0]][0] - 1, offsets[run[-1]][1] - 1  # without the space in front of a request
+            places.append((start + (query[start : start + 1] == " " or start < 0), end))
+        run = []
+        if tokenizer.is_tool_label(token):
+            arguments = [leaf.name for leaf in leaves(tools[token - tokenizer.first_tool_label])]
+            calls.append({})
+        elif tokenizer.is_argument_label(token):
+            places = []
+            calls[-1][arguments[token - tokenizer.first_argument_label]] = places
+    return [{name: tuple(found) for name, found in call.items() if found} for call in calls]

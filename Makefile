@@ -33,7 +33,7 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 collect: $(READY)  ## have Gemini write and answer requests: make collect ARGS="collect.tools=my_tools.json collect.budget_usd=5"
-	$(BIN)/needle collect teacher=gemini $(ARGS)
+	$(BIN)/needle collect service=gemini $(ARGS)
 
 train: $(READY)  ## train one student: make train ARGS="student=llama_tiny data.size=2000"
 	$(BIN)/needle train $(ARGS)

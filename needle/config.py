@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from needle.collect.services.hosted import HostedTeacher
+from needle.collect.services.build import ServiceConfig
 from needle.collect.settings import CollectConfig
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
 from needle.data.invented.requests import SOURCE as INVENTED
-from needle.data.sources import DataConfig, Splits, load_splits, read_files, subset
+from needle.data.sources import SPLITS, DataConfig, Splits, load_splits, read_files, subset
 from needle.data.votes import as_targets
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.engine.open import open_engine
@@ -29,66 +28,16 @@ from needle.judging.compare import CompareConfig
 from needle.losses.loss import LossConfig
 from needle.students.checkpoint import load_checkpoint, student_config
 from needle.students.pretrained import fit_config, words
-from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, TokenSignals
-from needle.teachers.replay import ValueSignals
-from needle.teachers.signals import OnlineSignals, SignalCache, Signals
+from needle.teachers.build import TeacherConfig, build_signals
+from needle.teachers.signals import SignalCache
 from needle.text.codecs import build_codec
 from needle.text.formats import Skipped
 from needle.text.prompt import Renderer
 from needle.text.records import DataError, Record
-from needle.text.tokenizer import TextTokenizer
 from needle.training.loop import Job, TrainConfig, main_process_first
 from needle.training.optim import OptimConfig
 from needle.training.runstate import HardwareConfig
 from needle.training.tracking import TrackerConfig
-
-HOSTED = ("gemini", "openai")
-TEACHERS = ("none", "local", "replay", "stored", *HOSTED)
-RUNGS = {"local": ("top_k", "sampled", "value", "span"), "replay": ("value", "sequence", "argmax")}
-
-
-@dataclass
-class TeacherConfig:
-    """Who teaches, and how what it says reaches the student.
-
-    kind local: `checkpoint`, a folder or a list of them (an ensemble), asked once and cached, or `online` for every
-    batch. kind replay: what the records' `teacher` fields hold. kind stored: the folder `signals` of a cache, without
-    its teacher. `rung` top_k (the `k` likeliest tokens and an exact tail) or sampled (`k` drawn tokens) for a teacher
-    that shares the tokenizer; span (pieces of text) or value (shares of `samples` answers) for any; value, sequence or
-    argmax of a replay. `placebo` gives every position the signal of another one: a control that must not help. kind
-    gemini and openai are for `needle collect`: `model`, `base_url` in place of the service's own, `key_file` in place
-    of the environment's key, `thinking` how much the model may think, `timeout` in seconds, `project` and `location`
-    for Vertex AI.
-    """
-
-    kind: str = "none"
-    checkpoint: Any = None
-    k: int = 64
-    rung: str | None = None
-    online: bool = False
-    samples: int = 8
-    seed: int = 0
-    signals: str | None = None
-    placebo: bool = False
-    model: str | None = None
-    base_url: str | None = None
-    key_file: str | None = None
-    thinking: str | None = None
-    timeout: float = 60.0
-    project: str | None = None
-    location: str = "global"
-
-    def __post_init__(self) -> None:
-        if self.kind not in TEACHERS:
-            raise ValueError(f"teacher.kind is '{self.kind}'; expected one of {', '.join(TEACHERS)}")
-        rungs = RUNGS.get(self.kind, ())
-        if self.rung is not None and rungs and self.rung not in rungs:
-            raise ValueError(
-                f"teacher.rung is '{self.rung}'; with teacher={self.kind} expected one of {', '.join(rungs)}"
-            )
-        for name in ("k", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"teacher.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass
@@ -102,18 +51,17 @@ class Settings:
     optim: OptimConfig = field(default_factory=OptimConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     codec: str = "decisions"
-    output: str | None = (
-        None  # train: the run's folder; compare: the report's; collect: the data's; evaluate, label: a file
-    )
+    output: str | None = None  # the folder of a run, a report or a collection; evaluate, label: a file
     cache: str = "outputs/cache"
-    checkpoint: str | None = None  # evaluate, label, serve: a folder; the released student when there is none
+    checkpoint: str | None = None  # evaluate, label: a folder; the released student when there is none
     decoding: str = "constrained"
-    precision: str = "auto"  # evaluate, label, serve: float32, bfloat16, mixed, or what is fastest on this processor
+    precision: str = "auto"  # evaluate, label: float32, bfloat16, mixed, or what is fastest on this processor
     max_tools: int = 0  # evaluate, label: of more tools than these, the student is shown those that fit best; 0 is all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
@@ -131,88 +79,6 @@ def settings(config: DictConfig) -> Settings:
 
 def build_splits(config: Settings) -> Splits:
     return load_splits(config.data)
-
-
-def build_signals(config: Settings, tokenizer: TextTokenizer) -> Signals | None:
-    """Where the signals of the configured teacher come from; None for fine-tuning, whatever teacher is configured."""
-    if not config.loss.wants_teacher:
-        return None
-    teacher, root, T = config.teacher, Path(config.cache), config.loss.temperature
-    if teacher.kind == "none":
-        raise ValueError(
-            f"loss.alpha={config.loss.alpha} needs a teacher: set teacher=local teacher.checkpoint=DIR, or"
-            " loss=finetune"
-        )
-    if teacher.kind == "stored":
-        if not teacher.signals:
-            raise ValueError("teacher=stored needs teacher.signals, a folder of stored signals")
-        return SignalCache.open(Path(teacher.signals), tokenizer.fingerprint, config.codec, T)
-    if teacher.kind == "replay":
-        if teacher.rung in ("sequence", "argmax"):
-            raise ValueError(
-                f"teacher.rung={teacher.rung} makes targets of the teacher's answers, which fine-tuning learns: set"
-                " loss=finetune, or teacher.rung=value"
-            )
-        return SignalCache.beside(root, ValueSignals(tokenizer, config.codec, teacher.k))
-    if teacher.kind in HOSTED:
-        raise ValueError(
-            f"teacher={teacher.kind} answers requests in `needle collect`; train on what it collected with"
-            " teacher=replay, or teacher=none for its answers as gold"
-        )
-    paths = teacher.checkpoint if isinstance(teacher.checkpoint, list) else [teacher.checkpoint]
-    local = LocalTeacher([Path(path) for path in paths if path])
-    rung = teacher.rung or "top_k"
-    if rung == "value":
-        return SignalCache.beside(
-            root, SampledAnswers(local, tokenizer, config.codec, teacher.k, teacher.samples, teacher.seed)
-        )
-    if rung == "span":
-        return SignalCache.beside(root, ByteSpans(local, tokenizer, config.codec))
-    local.check(tokenizer.fingerprint, config.codec, "the student")
-    if teacher.online:
-        return OnlineSignals(local)
-    return SignalCache.beside(root, TokenSignals(local, rung, teacher.k, T, teacher.seed))
-
-
-def build_hosted(config: Settings) -> HostedTeacher:
-    """The teacher of `needle collect`, made where an event loop runs. Raises ValueError where its package, model or key
-    is missing."""
-    teacher = config.teacher
-    assert teacher.kind in HOSTED
-    assert teacher.model is not None
-    connections = config.collect.concurrency + 8
-    if teacher.kind == "openai":
-        from needle.collect.services.openai import OpenAI
-
-        if not teacher.base_url:
-            raise ValueError(
-                "teacher=openai needs teacher.base_url, which ends in the API's version:"
-                " teacher.base_url=http://127.0.0.1:8080/v1"
-            )
-        return OpenAI(
-            teacher.model, secret(teacher.key_file, ("OPENAI_API_KEY",)), teacher.base_url, teacher.timeout, connections
-        )
-    from needle.collect.services.gemini import Gemini
-
-    vertex = (teacher.project, teacher.location) if teacher.project else None
-    key = None if vertex else secret(teacher.key_file, ("GEMINI_API_KEY", "GOOGLE_API_KEY"))
-    if key is None and vertex is None:
-        raise ValueError(
-            "Gemini needs a key: set the environment variable GEMINI_API_KEY, or teacher.key_file=FILE (a file with the"
-            " key alone)"
-        )
-    return Gemini(teacher.model, key, teacher.base_url, teacher.timeout, vertex, connections)
-
-
-def secret(path: str | None, names: Sequence[str]) -> str | None:
-    """A key from its file, or from the first of some environment variables. It is handed to the client and goes nowhere
-    else."""
-    if path:
-        try:
-            return Path(path).expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"teacher.key_file is {path}, which can't be read: {error.strerror}") from error
-    return next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), None)
 
 
 def build_targets(config: Settings, records: list[Record]) -> tuple[list[Record], list[float] | None]:
@@ -291,7 +157,7 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
         progress(f"dropped {len(data.dropped)} training records in all (data.on_long=error stops instead)")
     if not data.examples:
         raise DataError("no training records are left; check data.train, data.size and data.max_length")
-    signals = build_signals(config, tokenizer)
+    signals = build_signals(config.teacher, config.loss, tokenizer, config.codec, Path(config.cache))
     if isinstance(signals, SignalCache):
         with main_process_first(config.hardware):
             fill_cache(config, signals, data, progress)
@@ -357,7 +223,7 @@ def run_folder(config: Settings) -> Path:
     size = f"-n{config.data.size}" if config.data.size else ""
     return (
         Path("outputs")
-        / f"{config.data.kind}-{config.student.get('family', 'student')}-{kind}{size}-seed{config.train.seed}-{digest}"
+        / f"{config.data.kind}-{student_config(config.student).family}-{kind}{size}-seed{config.train.seed}-{digest}"
     )
 
 
@@ -372,12 +238,11 @@ def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:
         note = Skipped()
         records = subset(read_files([config.data.path], config.data, note), config.data.test_size, 0)
         return records, note.messages
-    parts: Mapping[str, str] = {"train": "train", "validation": "validation", "test": "test"}
-    if config.split not in parts:
-        raise ValueError(f"split is '{config.split}'; expected one of {', '.join(parts)}")
+    if config.split not in SPLITS:
+        raise ValueError(f"split is '{config.split}'; expected one of {', '.join(SPLITS)}")
     if config.data.kind != "synthetic":
         note = Skipped()
-        paths = getattr(config.data, config.split)
+        paths = config.data.files(config.split)
         if not paths:
             raise DataError(f"data has no {config.split} files; give data.path=FILE")
         records = read_files(paths, config.data, note)

@@ -111,12 +111,10 @@ def test_threads_may_share_one_student(needle: Needle) -> None:
     assert [(answer.calls or ())[0].arguments["city"] for answer in answers] == cities
 
 
-def test_importing_the_package_is_quick_and_what_answers_needs_no_framework() -> None:
+def test_importing_the_package_loads_no_room_and_what_answers_needs_no_framework() -> None:
     program = f"""
-import sys, time
-started = time.perf_counter()
+import sys
 import needle
-assert time.perf_counter() - started < 1.0
 assert not [name for name in sys.modules if name.startswith("needle.")], "import needle must not import its rooms"
 import needle.api, needle.cli.serve, needle.serve.app
 found = [name for name in {HEAVY!r} if name in sys.modules]

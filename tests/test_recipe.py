@@ -67,7 +67,7 @@ def test_from_five_tools_to_a_served_call_by_the_documented_commands(tmp_path: P
     (tmp_path / "my_tools.json").write_text(tools)
     *lines, serve = [shlex.split(line)[1:] for line in commands.strip().splitlines()]
     for words in lines:
-        more = SMALLER[words[0]] + ([f"teacher.base_url={loopback}"] if words[0] == "collect" else [])
+        more = SMALLER[words[0]] + ([f"service.base_url={loopback}"] if words[0] == "collect" else [])
         done = needle([*words, *more], tmp_path, GEMINI_API_KEY="a-secret-key")
         assert done.returncode == 0, done.stderr
         assert "a-secret-key" not in done.stdout + done.stderr
@@ -103,13 +103,13 @@ def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["teacher=gemini", "collect.records=10"], "there is nobody to ask"),
-        (["teacher=gemini", "collect.records=10", "collect.yes=true"], "set the environment variable GEMINI_API_KEY"),
-        (["collect.records=10"], "set teacher=gemini"),
-        (["teacher=gemini", "teacher.model=gemini-99"], "collect.price=[INPUT,OUTPUT]"),
-        (["teacher=gemini", "collect.tools=none.json"], "none.json: no such file"),
-        (["teacher=gemini", "collect.mode=bach"], "expected one of online, batch"),
-        (["teacher=openai", "collect.yes=true", "collect.price=[0,0]"], "teacher.base_url"),
+        (["service=gemini", "collect.records=10"], "there is nobody to ask"),
+        (["service=gemini", "collect.records=10", "collect.yes=true"], "set the environment variable GEMINI_API_KEY"),
+        (["collect.records=10"], "set service=gemini"),
+        (["service=gemini", "service.model=gemini-99"], "collect.price=[INPUT,OUTPUT]"),
+        (["service=gemini", "collect.tools=none.json"], "none.json: no such file"),
+        (["service=gemini", "collect.mode=bach"], "expected one of online, batch"),
+        (["service=openai", "collect.yes=true", "collect.price=[0,0]"], "service.base_url"),
     ],
 )
 def test_mistakes_end_in_one_line_that_says_what_would_be_right(tmp_path: Path, words: list[str], message: str) -> None:

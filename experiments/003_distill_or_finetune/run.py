@@ -75,7 +75,7 @@ def words_of(output: Path, arm: str, size: int, seed: int, rate: float | None, f
         f"data.train=[{output / 'labelled.jsonl.gz'}]",
         "hardware.threads=1",
         f"cache={output / 'cache'}",
-        f"arm={arm}",
+        f"loss={arm}",
     ]
     words += ["teacher=local", f"teacher.checkpoint={output / 'teacher'}", f"tokenizer.path={output / 'teacher'}"]
     return [
@@ -171,7 +171,7 @@ def best_rates(output: Path) -> dict[str, float]:
 def folder_of(output: Path, arm: str, size: int, seed: int, rate: float | None = None) -> Path:
     """Of a run at its arm's best learning rate, or at `rate`."""
     own = output if rate in (None, best_rates(output)[arm]) else output / f"rate-{rate}"
-    return arm_folder(own, [f"arm={arm}", f"data.size={size}", f"train.seed={seed}"])
+    return arm_folder(own, [f"loss={arm}", f"data.size={size}", f"train.seed={seed}"])
 
 
 def train_all(output: Path, data: Path, part: int, parts: int, cells: Cells, seeds: int, rate: float | None) -> None:

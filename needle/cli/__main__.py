@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from needle.cli.say import fail, missing_package
+
 COMMANDS = {
     "train": "train one student, or a sweep of them with -m",
     "evaluate": "judge a checkpoint on a file or a data set",
@@ -28,7 +30,10 @@ def main() -> None:
         )
         sys.exit(2 if asked else 0)
     command = sys.argv.pop(1)
-    importlib.import_module(f"needle.cli.{command}").main()
+    try:
+        importlib.import_module(f"needle.cli.{command}").main()
+    except ModuleNotFoundError as error:
+        fail(missing_package(error))
 
 
 if __name__ == "__main__":

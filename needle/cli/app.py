@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,18 +28,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from needle.cli.say import console, fail
+from needle.cli.say import console, fail, missing_package
 from needle.cli.sweep import Book, Entry, arm_folder
-from needle.cli.typos import missing_key
+from needle.cli.typos import missing_key, renamed
 from needle.config import Settings, settings
+from needle.data.sources import SETS
+from needle.students.build import FAMILIES
 
 CONFIGS = "pkg://needle_conf"
 
 
 def register() -> None:
+    """The typed settings, the students' defaults by family, and a choice of data for each known set."""
     schema = OmegaConf.structured(Settings)
     OmegaConf.set_struct(schema.data.limits, False)  # its keys are the user's sources
-    ConfigStore.instance().store(name="schema", node=schema)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema)
+    for family, defaults in FAMILIES.items():
+        store.store(group="family", name=family, node=defaults)
+    for name in SETS:
+        store.store(group="data", name=name, node={"kind": "set", "name": name})
 
 
 def launch(command: str, run: Callable[[Settings], float | None]) -> None:
@@ -100,6 +109,8 @@ def _body(run: Callable[[Settings], float | None], heard: Sequence[int], config:
             return run(settings(config))
         except (ValueError, OmegaConfBaseException, FileNotFoundError) as error:
             fail(str(error))
+        except ModuleNotFoundError as error:
+            fail(missing_package(error))
     return _arm(run, config, Book(Path(hydra_config.sweep.dir)), list(hydra_config.overrides.task))
 
 
@@ -201,6 +212,9 @@ def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
 def misspelt(words: Sequence[str]) -> str | None:
     """A sentence about the first override whose key doesn't exist, with the nearest that does; None when all are
     fine."""
+    old = next((problem for word in words if (problem := renamed(word))), None)
+    if old:
+        return old
     try:
         overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
@@ -230,19 +244,7 @@ def misspelt(words: Sequence[str]) -> str | None:
     return None
 
 
-GROUPS = (
-    "arm",
-    "data",
-    "student",
-    "teacher",
-    "loss",
-    "optim",
-    "hardware",
-    "tracker",
-    "experiment",
-    "sweep",
-    "launcher",
-)
+GROUPS = frozenset(entry.name for entry in files("needle_conf").iterdir() if entry.is_dir())
 
 
 def _is_group(override: Override) -> bool:

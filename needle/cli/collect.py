@@ -1,4 +1,4 @@
-"""`needle collect`: requests and calls from a hosted model, within a budget. `needle collect teacher=gemini
+"""`needle collect`: requests and calls from a hosted model, within a budget. `needle collect service=gemini
 collect.tools=my_tools.json collect.budget_usd=5`"""
 
 from __future__ import annotations
@@ -8,17 +8,20 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from needle.cli.app import launch
 from needle.cli.say import console, fail
+from needle.collect.catalogue import read_catalogue
+from needle.collect.money import find_price
+from needle.collect.pipeline import MAX_PLANNED, Collection
+from needle.collect.run import confirm, confirmed, finish, read_requests, take_traffic
+from needle.collect.run import run as collect
+from needle.collect.services.build import build_service
 from needle.collect.settings import CollectConfig
-from needle.config import HOSTED, Settings, build_hosted
-
-if TYPE_CHECKING:
-    from needle.collect.pipeline import Collection
+from needle.config import Settings
 
 SHOWN = 12  # findings about the tools, or skipped lines, that are printed
 PLANNED = (
@@ -31,33 +34,17 @@ TRAFFIC = "The calls of logged requests, verified."
 
 
 def run(config: Settings) -> None:
-    try:
-        import needle.collect.run  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"needle collect needs more packages ({error.name} is missing): pip install '.[collect]' in the clone"
-        ) from error
-    _collect(config)
-
-
-def _collect(config: Settings) -> None:
-    from needle.collect.catalogue import read_catalogue
-    from needle.collect.money import find_price
-    from needle.collect.pipeline import MOST, Collection
-    from needle.collect.run import finish, read_requests
-    from needle.collect.run import run as collect
-
     for name in ("httpx", "httpx2", "google_genai", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    options, teacher = config.collect, config.teacher
+    options, service = config.collect, config.service
     folder = Path(config.output or "outputs/collected")
     if options.traffic:
         _take_traffic(options, folder)
         return
-    if teacher.kind not in HOSTED:
+    if service.kind == "none":
         raise ValueError(
-            "to collect data set teacher=gemini, or teacher=openai teacher.base_url=URL for any server that speaks"
-            " its API"
+            "to collect data set service=gemini, or service=openai service.base_url=URL for any server that speaks its"
+            " API"
         )
     sources, findings = read_catalogue(Path(options.tools) if options.tools else None)
     errors = [finding for finding in findings if finding.error]
@@ -69,8 +56,8 @@ def _collect(config: Settings) -> None:
         if options.requests
         else []
     )
-    price = find_price("google" if teacher.kind == "gemini" else "openai", str(teacher.model), options.price)
-    collection = Collection(options, sources, str(teacher.model), price, requests, teacher.thinking)
+    price = find_price("google" if service.kind == "gemini" else "openai", str(service.model), options.price)
+    collection = Collection(options, sources, str(service.model), price, requests, service.thinking)
     families = f", {len(collection.unseen)} families of them kept unseen for the test" if collection.unseen else ""
     _say(f"{len(sources):,} tools{families}" + (f", {len(requests):,} requests to label" if requests else ""))
     _say_estimate(collection)
@@ -78,10 +65,10 @@ def _collect(config: Settings) -> None:
         _say("dry run: nothing was sent")
         return
     _agree(folder, config)
-    stopped, known = asyncio.run(collect(collection, lambda: build_hosted(config), folder, _say))
+    stopped, known = asyncio.run(collect(collection, lambda: build_service(service, options.concurrency), folder, _say))
     title = f"{Path(options.tools).stem if options.tools else 'built-in catalogue'}: collected calls"
     manifest = finish(
-        folder, options, price, f"{teacher.kind}: {teacher.model}", LABELLED if requests else PLANNED, known, title
+        folder, options, price, f"{service.kind}: {service.model}", LABELLED if requests else PLANNED, known, title
     )
     _summary(manifest, folder, f"${known['dollars']:.4f}")
     if stopped:
@@ -89,14 +76,12 @@ def _collect(config: Settings) -> None:
     wanted = len(requests) or options.records
     if not requests and manifest["records"] < wanted:
         _say(
-            f"{manifest['records']:,} of the {wanted:,} records that were asked for, after {MOST} planned items for"
-            " each; more tools or languages, or collect.phrasings, make room for more"
+            f"{manifest['records']:,} of the {wanted:,} records that were asked for, after {MAX_PLANNED} planned"
+            " items for each; more tools or languages, or collect.phrasings, make room for more"
         )
 
 
 def _take_traffic(options: CollectConfig, folder: Path) -> None:
-    from needle.collect.run import finish, take_traffic
-
     assert options.traffic is not None
     path = Path(options.traffic)
     count, skipped = take_traffic(path, folder, options)
@@ -135,8 +120,6 @@ def _say_estimate(collection: Collection) -> None:
 
 def _agree(folder: Path, config: Settings) -> None:
     """Asks before money is spent, once for each run and budget."""
-    from needle.collect.run import confirm, confirmed
-
     if not config.collect.yes and not confirmed(folder, config.collect):
         if not sys.stdin.isatty():
             raise ValueError(

@@ -123,7 +123,7 @@ def _names(grid: Sequence[Sequence[str]]) -> set[str]:
 def arm_label(choice: Sequence[str]) -> str:
     """Names an arm by everything that varies besides data size and seed; a loss by its name alone."""
     varied = [word for word in choice if not word.startswith(("data.size=", "train.seed="))]
-    return " ".join(word.removeprefix("loss=").removeprefix("arm=") for word in varied) or "arm"
+    return " ".join(word.removeprefix("loss=") for word in varied) or "arm"
 
 
 def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, may_train: bool) -> Run | None:
@@ -150,7 +150,7 @@ def _judged(
 
 
 def _describe(config: Settings) -> str:
-    student = config.student
+    student = asdict(student_config(config.student))
     layers = student.get("layers") or f"{student.get('encoder_layers')}+{student.get('decoder_layers')}"
     return (
         f"{student['family']} student, width {student['width']}, {layers} layers, {config.train.steps} steps of"

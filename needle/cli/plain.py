@@ -22,6 +22,7 @@ def read_settings(schema: type[S], words: Sequence[str], command: str) -> S | No
         ValueError: a word that isn't a setting, or a value that the setting can't have.
     """
     defaults: Any = OmegaConf.structured(schema)
+    OmegaConf.set_struct(defaults, True)
     if {"-h", "--help"} & set(words):
         text = " ".join((inspect.getdoc(schema) or "").split())
         print(f"usage: needle {command} [key=value ...]\n\n{text}\n\n{OmegaConf.to_yaml(defaults)}", end="")

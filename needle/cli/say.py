@@ -14,6 +14,25 @@ RANK = int(os.environ.get("RANK", "0"))  # of several processes of one run, only
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
 
 
+EXTRAS = {  # which extra of setup.cfg brings a package that not every command needs
+    **dict.fromkeys(("faker",), "data"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+    **dict.fromkeys(
+        ("aiohttp", "aiolimiter", "genai_prices", "zstandard", "datasketch", "dateparser", "text_to_num", "pyarrow"),
+        "collect",
+    ),
+    "wandb_workspaces": "wandb",
+    "ray": "sweep",
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """One line about a package that isn't installed: the extra that brings it."""
+    package = str(error.name).partition(".")[0]
+    extra = EXTRAS.get(package)
+    return f"this needs the package {package}: pip install " + (f"'.[{extra}]' in the clone" if extra else package)
+
+
 def fail(message: str) -> NoReturn:
     """Prints the error and ends the program with exit code 2."""
     if RANK:

@@ -7,18 +7,26 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-RENAMED = {  # by the names that they had
+RENAMED = {  # settings, and choices, by the names that they had
     "most_tools": "max_tools",
     "serve.most_waiting": "serve.max_waiting",
     "collect.most_tools": "collect.max_tools",
     "data.augment.most_strangers": "data.augment.max_strangers",
+    "arm": "loss",
+    "teacher=gemini": "service=gemini",
+    "teacher=openai": "service=openai",
+    **{
+        f"teacher.{name}": f"service.{name}"
+        for name in ("model", "base_url", "key_file", "thinking", "timeout", "project", "location")
+    },
 }
 
 
 def renamed(word: str) -> str | None:
     """A sentence about a word of the command line that says something by an old name; None for any other."""
     key = word.partition("=")[0].lstrip("+~")
-    return f"'{key}' is called '{RENAMED[key]}' now" if key in RENAMED else None
+    old = next((old for old in (word, key) if old in RENAMED), None)
+    return None if old is None else f"'{old}' is called '{RENAMED[old]}' now"
 
 
 def missing_key(config: DictConfig, key: str) -> str | None:

@@ -33,7 +33,7 @@ from needle.text.records import Record
 WAVE = 2000  # items that are written, then labelled, then judged together
 VERDICTS = 1  # version of the verifier: another one judges stored answers anew
 PIECE = 200  # rows that a worker takes at once
-MOST = 4  # planned items for each record that is wanted, after which a run gives up
+MAX_PLANNED = 4  # planned items for each record that is wanted, after which a run gives up
 LIKELY = {
     "values": 0.5,
     "write": 0.25,
@@ -167,7 +167,7 @@ class Collection:
             late.unlink()
 
     def _wanted(self, enough: int) -> bool:
-        return self.planned < enough if self.requests else self.kept < enough and self.planned < MOST * enough
+        return self.planned < enough if self.requests else self.kept < enough and self.planned < MAX_PLANNED * enough
 
     def _size(self, enough: int) -> int:
         """Items of the next wave: as many as the records that are missing will take, in whole pieces."""
@@ -175,7 +175,7 @@ class Collection:
             return min(WAVE, enough - self.planned)
         rate = max(self.kept / self.planned, 0.1) if self.planned else FIRST_YIELD
         needed = math.ceil((enough - self.kept) / rate / BATCH) * BATCH
-        return min(WAVE, needed, math.ceil((MOST * enough - self.planned) / BATCH) * BATCH)
+        return min(WAVE, needed, math.ceil((MAX_PLANNED * enough - self.planned) / BATCH) * BATCH)
 
     def _head(self, start: int, size: int, before: str) -> str:
         """What a wave's verdicts depend on, beside the stored answers: the settings, and the waves before it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +17,9 @@ from needle.data.votes import as_targets, votes
 from needle.text.formats import FORMATS, Skipped, read_records
 from needle.text.records import DataError, Record
 
-KINDS = ("synthetic", "jsonl", "mixed", "bfcl")
+KINDS = ("synthetic", "jsonl", "set", "mixed", "bfcl")
+SETS = ("snips", "hwu64", "mixed_calls", "sgd", "clinc150", "seal_tools", "ha_intents", "ha_gemini")
+SPLITS = ("train", "validation", "test")
 ON_ERROR = ("stop", "skip")
 
 
@@ -29,6 +32,7 @@ class DataConfig:
     """
 
     kind: str = "synthetic"
+    name: str | None = None  # of a set: a folder in the one that the environment variable NEEDLE_DATA names
     format: str = "auto"
     path: str | None = None  # what `needle evaluate` reads
     train: list[str] = field(default_factory=list)
@@ -65,6 +69,22 @@ class DataConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"data.{name} is '{getattr(self, name)}'; expected one of {', '.join(choices)}")
 
+    def files(self, split: str) -> list[str]:
+        """The files of a split: those given, else those of the set. Raises `DataError` for a set that isn't there."""
+        given: list[str] = getattr(self, split)
+        if given or self.kind != "set":
+            return given
+        if not self.name:
+            raise DataError(f"data=set needs data.name, a folder in NEEDLE_DATA, as one of {', '.join(SETS)}")
+        folder = Path(os.environ.get("NEEDLE_DATA", "data")).expanduser() / self.name
+        if not (folder / "train.jsonl.gz").is_file():
+            raise DataError(
+                f"there is no set in {folder}: expected train.jsonl.gz there (the environment variable NEEDLE_DATA"
+                " names the folder of the sets; see docs/data.md)"
+            )
+        file = folder / f"{split}.jsonl.gz"
+        return [str(file)] if file.is_file() else []
+
 
 @dataclass
 class Splits:
@@ -84,12 +104,11 @@ def load_splits(config: DataConfig) -> Splits:
         train, validation, test = (list(part) for part in _synthetic(config.synthetic))
         skipped: list[str] = []
     else:
-        if not config.train:
+        paths = {split: config.files(split) for split in SPLITS}
+        if not paths["train"]:
             raise DataError("data=jsonl needs data.train, a list of files to train on (and data.validation, data.test)")
         note = Skipped()
-        train, validation, test = (
-            read_files(paths, config, note) for paths in (config.train, config.validation, config.test)
-        )
+        train, validation, test = (read_files(paths[split], config, note) for split in SPLITS)
         skipped = note.messages
         if config.kind == "mixed":
             train += _synthetic(config.synthetic)[0]

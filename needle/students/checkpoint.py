@@ -118,8 +118,10 @@ def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     return Checkpoint(student, config, tokenizer, row["codec"], row["max_length"], row.get("data", {}), folder)
 
 
-def student_config(row: Mapping[str, Any]) -> StudentConfig:
+def student_config(row: Mapping[str, Any] | StudentConfig) -> StudentConfig:
     """The typed config of a family; raises `CheckpointError` for an unknown family or field."""
+    if not isinstance(row, Mapping):
+        return row
     family = row.get("family")
     if family not in FAMILIES:
         raise CheckpointError(f"student.family is '{family}'; expected one of {', '.join(FAMILIES)}")

@@ -22,12 +22,12 @@ import pytest
 from aiohttp import web
 
 from needle.collect.books import Books
+from needle.collect.ledger import Answers
 from needle.collect.money import DOLLAR
 from needle.collect.services.gemini import Gemini, read_answer, rest_body
 from needle.collect.services.hosted import Ask, Fault
 from needle.collect.services.openai import OpenAI, read_completion
 from needle.collect.settings import CollectConfig
-from needle.collect.shards import rows
 from needle.collect.verify import Case
 from needle.text.formats import read_records
 from needle.text.records import Call, Tool
@@ -165,7 +165,7 @@ def test_the_key_is_nowhere_in_what_a_run_leaves(tmp_path: Path) -> None:
         if path.is_file():
             content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             assert KEY.encode() not in content, path
-    assert all(KEY not in json.dumps(row) for row in rows(tmp_path / "answers"))
+    assert all(KEY not in json.dumps(row) for row in Answers(tmp_path))
 
 
 @pytest.mark.parametrize("plan", [("done", "done", "done"), ("partial", "expired", "torn", "done", "partial")])
@@ -474,7 +474,7 @@ def _killed(folder: Path, url: str, kills: int, records: int, budget: float) -> 
     done = 0
     while True:
         stored = (
-            Counter(name_of(row["text"], [tool["name"] for tool in row["tools"]]) for row in rows(folder / "answers"))
+            Counter(name_of(row["text"], [tool["name"] for tool in row["tools"]]) for row in Answers(folder))
             if (folder / "answers").exists()
             else Counter[str]()
         )
@@ -509,9 +509,9 @@ def _killed(folder: Path, url: str, kills: int, records: int, budget: float) -> 
     with sqlite3.connect(folder / "ledger.sqlite") as ledger:
         book = {row[0] for row in ledger.execute("SELECT id FROM requests WHERE state = 'done'")}
         charged, reserved = ledger.execute("SELECT charged, reserved FROM money").fetchone()
-    disk = [row["id"] for row in rows(folder / "answers")]
+    disk = [row["id"] for row in Answers(folder)]
     assert len(disk) == len(set(disk)), "no answer was paid for twice"
-    assert set(disk) == book, "ledger and shards agree"
+    assert set(disk) == book, "requests and answers agree"
     assert reserved == 0
     assert _account(url, 0)["bill"] <= charged <= budget * DOLLAR
     assert json.loads((folder / "manifest.json").read_text())["records"] >= records

@@ -1,4 +1,4 @@
-"""Ledger, shards and budget: nothing lost, nothing paid twice, never more than allowed."""
+"""Ledger and budget: nothing lost, nothing paid twice, never more than allowed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import asyncio
 import multiprocessing
 import random
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from needle.collect.books import Books
-from needle.collect.ledger import Ledger
+from needle.collect.ledger import Answers, Ledger
 from needle.collect.money import Price, find_price
 from needle.collect.services.hosted import CONNECTION, RATE, Ask, Fault, Usage
-from needle.collect.shards import Place, ShardReader, ShardWriter, cut, rows, tail
 
 
 def ask(number: int) -> Ask:
@@ -26,28 +28,6 @@ def money(folder: Path) -> tuple[int, int]:
         sqlite3.connect(folder / "ledger.sqlite").execute("SELECT charged, reserved FROM money").fetchone()
     )
     return charged, reserved
-
-
-@pytest.mark.parametrize("torn", [0, 1, 17, 10_000])
-def test_a_torn_end_is_cut_and_everything_before_it_is_read(tmp_path: Path, torn: int) -> None:
-    writer = ShardWriter(tmp_path, "me")
-    places, _ = writer.append([{"id": "a", "raw": "first"}, {"id": "b", "raw": "zweite Zeile\nmit Umbruch"}])
-    more, length = writer.append([{"id": "c", "raw": "x" * 5000}])
-    path = tmp_path / places[0].shard
-    frame = writer.compressor.compress(random.Random(0).randbytes(20_000))
-    with path.open("ab") as file:
-        file.write(frame[:torn])
-    found, end = tail(path, 0)
-    assert [row["id"] for _, row in found] == ["a", "b", "c"]
-    assert end == length
-    assert cut(path, end) == len(frame[:torn])
-    reader = ShardReader(tmp_path)
-    assert [reader.read(place)["raw"] for place in (*places, *more)] == [
-        "first",
-        "zweite Zeile\nmit Umbruch",
-        "x" * 5000,
-    ]
-    assert [row["id"] for row in rows(tmp_path)] == ["a", "b", "c"]
 
 
 def test_the_states_of_a_request_and_its_money(tmp_path: Path) -> None:
@@ -65,65 +45,86 @@ def test_the_states_of_a_request_and_its_money(tmp_path: Path) -> None:
     assert not ledger.reserve("a", "label", 60, 100)
     assert ledger.reserve("a", "label", 40, 100)
     ledger.sent("a")
-    ledger.settle("a", 25, Place("s", 0, 0))
+    ledger.settle([{"id": "a", "cost": 25}])
     assert (ledger.state("a"), ledger.money()) == ("done", (85, 0))
     assert ledger.spent_on() == {"label": 85}
 
 
-def test_answers_that_were_stored_before_a_crash_are_entered_and_those_under_way_stay_charged(tmp_path: Path) -> None:
+def test_what_was_under_way_in_a_crash_stays_charged_and_what_was_stored_is_there(tmp_path: Path) -> None:
     async def begin() -> None:
-        books = Books(tmp_path, 1000)
-        async with books:
+        async with Books(tmp_path, 1000) as books:
             for number in range(4):
                 assert await books.reserve(ask(number), 100)
             await books.sent([ask(0), ask(1), ask(2)])
-            await books.settle(ask(0), "answer 0", 30)
-            books.writer.append(
-                [{"id": ask(1).key, "purpose": "label", "cost": 20, "raw": "answer 1"}]
-            )  # on the disk, not in the book
-            (tmp_path / "answers" / f"{books.ledger.owner}-00000.jsonl.zst").open("ab").write(b"\x28\xb5\x2f\xfdtorn")
+            await books.settle(ask(0), "answer 0\nin two lines\u2028and \ud83d half a sign", 30)
+            await books.settle(ask(1), "answer 1", 20)
 
     asyncio.run(begin())
     again = Books(tmp_path, 1000)
-    assert [again.raw(ask(number)) for number in range(4)] == ["answer 0", "answer 1", None, None]
+    stored = ["answer 0\nin two lines\u2028and \ud83d half a sign", "answer 1", None, None]
+    assert [again.raw(ask(number)) for number in range(4)] == stored
     assert again.ledger.money() == (30 + 20 + 100, 0)
     assert [again.ledger.state(ask(number).key) for number in range(4)] == ["done", "done", "planned", "planned"]
     assert again.ledger.events() == {"lost": 1}
-    assert any("torn end" in note for note in again.notes)
+    assert [row["text"] for row in Answers(tmp_path)] == ["request 0", "request 1"]
     again.ledger.close()
 
 
-def test_a_book_that_is_gone_is_written_again_from_the_answers(tmp_path: Path) -> None:
-    async def fill() -> None:
-        async with Books(tmp_path, 1000) as books:
-            for number in range(20):
-                await books.reserve(ask(number), 10)
-                await books.sent([ask(number)])
-                await books.settle(ask(number), f"answer {number}", 7)
+def test_a_transaction_that_was_cut_off_leaves_neither_answer_nor_price(tmp_path: Path) -> None:
+    """A process that dies between storing an answer and its commit: SQLite takes back what it had written."""
+    program = f"""
+import os, pathlib
+from needle.collect.ledger import Ledger
+ledger = Ledger(pathlib.Path({str(tmp_path)!r}))
+with ledger.transaction():
+    ledger.reserve("a", "label", 60, 100)
+    ledger.sent("a")
+ledger.base.execute("BEGIN IMMEDIATE")
+ledger.settle([{{"id": "a", "cost": 25, "raw": "x" * 100_000}}])
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -9
+    ledger = Ledger(tmp_path)
+    assert (ledger.state("a"), ledger.money()) == ("sent", (0, 60))
+    assert len(ledger.recover()) == 1
+    assert (ledger.state("a"), ledger.money()) == ("planned", (60, 0))
+    assert list(Answers(tmp_path)) == []
+    ledger.close()
 
-    asyncio.run(fill())
-    for path in tmp_path.glob("ledger.sqlite*"):
-        path.unlink()
-    again = Books(tmp_path, 1000)
-    assert again.ledger.money() == (140, 0)
-    assert [again.raw(ask(number)) for number in range(20)] == [f"answer {number}" for number in range(20)]
-    again.ledger.close()
 
-
-def test_answers_whose_file_is_gone_are_asked_for_again(tmp_path: Path) -> None:
-    async def fill() -> None:
-        async with Books(tmp_path, 1000) as books:
-            await books.reserve(ask(0), 10)
-            await books.sent([ask(0)])
-            await books.settle(ask(0), "answer", 7)
-
-    asyncio.run(fill())
-    for path in (tmp_path / "answers").iterdir():
-        path.unlink()
-    again = Books(tmp_path, 1000)
-    assert again.ledger.state(ask(0).key) == "planned"
-    assert again.ledger.money() == (7, 0), "it has been paid for"
-    again.ledger.close()
+def test_a_folder_of_an_older_version_keeps_its_answers_and_its_bill(tmp_path: Path) -> None:
+    """Before 0.2 the answers lay in files beside the ledger, which knew the places."""
+    compress = zstandard.ZstdCompressor(level=6, write_checksum=True).compress
+    frames = [b'{"id": "a", "raw": "first"}\n{"id": "b", "raw": "second"}\n', b'{"id": "c", "raw": "third"}\n']
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "me-00000.jsonl.zst").write_bytes(b"".join(compress(frame) for frame in frames))
+    base = sqlite3.connect(tmp_path / "ledger.sqlite")
+    base.executescript(
+        "CREATE TABLE requests(id TEXT PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT"
+        " NULL DEFAULT 0, reserved INTEGER NOT NULL DEFAULT 0, charged INTEGER NOT NULL DEFAULT 0, owner TEXT, job"
+        " TEXT, reason TEXT, shard TEXT, offset INTEGER, line INTEGER) WITHOUT ROWID;"
+        "CREATE TABLE money(one INTEGER PRIMARY KEY CHECK (one = 1), charged INTEGER NOT NULL, reserved INTEGER NOT"
+        " NULL); INSERT INTO money VALUES (1, 70, 0);"
+    )
+    places = [("a", 0, 0), ("b", 0, 1), ("c", len(compress(frames[0])), 0)]
+    for name, offset, line in places:
+        base.execute(
+            "INSERT INTO requests(id, purpose, state, shard, offset, line) VALUES (?, 'label', 'done', ?, ?, ?)",
+            (name, "me-00000.jsonl.zst", offset, line),
+        )
+    base.execute("INSERT INTO requests(id, purpose, state) VALUES ('d', 'label', 'planned')")
+    base.commit()
+    base.close()
+    for _ in range(2):  # the second time there is nothing left to do
+        ledger = Ledger(tmp_path)
+        assert ledger.money() == (70, 0)
+        assert ledger.state("d") == "planned"
+        ledger.close()
+    assert [Answers(tmp_path).find(name) for name, _, _ in places] == [
+        {"id": "a", "raw": "first"},
+        {"id": "b", "raw": "second"},
+        {"id": "c", "raw": "third"},
+    ]
 
 
 def test_the_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
@@ -132,12 +133,11 @@ def test_the_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
         one.reserve("a", "label", 10, None)
         one.sent("a")
     other = Ledger(tmp_path)
-    (tmp_path / "answers").mkdir()
-    assert other.recover(tmp_path / "answers") == []
+    assert other.recover() == []
     assert other.state("a") == "sent"
     one.close()
     third = Ledger(tmp_path)
-    assert len(third.recover(tmp_path / "answers")) == 1
+    assert len(third.recover()) == 1
     assert (third.state("a"), third.money()) == ("planned", (10, 0))
     other.close()
     third.close()
@@ -160,7 +160,7 @@ def _spend(folder: str, seed: int) -> int:
             if source.random() < 0.3:
                 ledger.failed(f"{seed}-{number}", "lost", charged=True, dead=True)
             else:
-                ledger.settle(f"{seed}-{number}", source.randint(0, most), Place("none", 0, 0))
+                ledger.settle([{"id": f"{seed}-{number}", "cost": source.randint(0, most)}])
         charged, reserved = ledger.money()
         assert charged + reserved <= 2000
     ledger.close()

@@ -1,7 +1,7 @@
-"""The ledger and the shards of one process, for many requests at once.
+"""The ledger of one process, for many requests at once.
 
 Everything that happens while the disk is busy is written together: one frame of answers, one transaction. Whoever waits
-is told after both are on the disk.
+is told after it is on the disk.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from needle.collect.ledger import Ledger, Places
+from needle.collect.ledger import Answers, Ledger
 from needle.collect.services.hosted import Ask, Fault
-from needle.collect.shards import ShardReader, ShardWriter
 
 T = TypeVar("T")
 Entry = tuple[Callable[[], Any], dict[str, Any] | None, "asyncio.Future[Any]"]
@@ -26,11 +25,8 @@ class Books:
     def __init__(self, folder: Path, budget: int | None = None) -> None:
         self.folder, self.budget = folder, budget
         self.ledger = Ledger(folder)
-        self.shards = folder / "answers"
-        self.shards.mkdir(exist_ok=True)
-        self.writer, self.reader = ShardWriter(self.shards, self.ledger.owner), ShardReader(self.shards)
-        self.notes = self.ledger.recover(self.shards)
-        self.places = Places(folder)
+        self.notes = self.ledger.recover()
+        self.answers = Answers(folder)
         self.moved = asyncio.Event()  # money came back
         self._entries: asyncio.Queue[Entry] = asyncio.Queue()
         self._pen = ThreadPoolExecutor(1, "ledger")
@@ -45,7 +41,7 @@ class Books:
         assert self._writing is not None
         self._writing.cancel()
         self._pen.shutdown()
-        self.places.close()
+        self.answers.close()
         self.ledger.close()
 
     async def reserve(self, ask: Ask, most: int) -> bool:
@@ -102,8 +98,8 @@ class Books:
 
     def raw(self, ask: Ask) -> str | None:
         """The stored answer of a request; None while there is none."""
-        place = self.places.find(ask.key)
-        return None if place is None else self.reader.read(place)["raw"]
+        found = self.answers.find(ask.key)
+        return None if found is None else found["raw"]
 
     async def _enter(self, change: Callable[[], T], row: dict[str, Any] | None = None) -> T:
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -131,11 +127,8 @@ class Books:
 
     def _commit(self, entries: list[Entry]) -> list[Any]:
         rows = [row for _, row, _ in entries if row is not None]
-        places, length = self.writer.append(rows) if rows else ([], 0)
         with self.ledger.transaction():
             results = [change() for change, _, _ in entries]
-            for row, place in zip(rows, places, strict=True):
-                self.ledger.settle(row["id"], row["cost"], place)
-            if places:
-                self.ledger.indexed(places[0].shard, length)
+            if rows:
+                self.ledger.settle(rows)
         return results

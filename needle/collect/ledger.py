@@ -1,35 +1,41 @@
-"""The book of requests and money: SQLite, one row a request, `planned → reserved → sent → done | dead`.
+"""The one file of a collection: requests, money and raw answers in SQLite. A request is `planned → reserved → sent →
+done | dead`.
 
-Before a request is sent, the most that it can cost is reserved; afterwards the true price is settled. Charged and
-reserved sums stand in one row that changes in the same transaction as the request, so that any number of workers, also
-in several processes, can't spend more than the budget together. Where nobody knows whether a request was answered (a
-timeout, a lost connection, a crash), what was reserved for it stays charged.
+Before a request is sent, the most that it can cost is reserved; afterwards the true price is settled, in the same
+transaction that stores the answer. Charged and reserved sums stand in one row that changes with the request, so that
+any number of workers, also in several processes, can't spend more than the budget together. Where nobody knows whether
+a request was answered (a timeout, a lost connection, a crash), what was reserved for it stays charged. A transaction is
+on the disk before anybody is told of it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from needle.collect.shards import Place, cut, tail
+import zstandard
+from cachetools import LRUCache
 
+FILE = "ledger.sqlite"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests(
   id TEXT PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
   reserved INTEGER NOT NULL DEFAULT 0, charged INTEGER NOT NULL DEFAULT 0, owner TEXT, job TEXT, reason TEXT,
-  shard TEXT, offset INTEGER, line INTEGER) WITHOUT ROWID;
+  frame INTEGER, line INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS unsettled ON requests(state, owner) WHERE state IN ('reserved', 'sent');
+CREATE TABLE IF NOT EXISTS frames(id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS money(
   one INTEGER PRIMARY KEY CHECK (one = 1), charged INTEGER NOT NULL, reserved INTEGER NOT NULL);
 INSERT OR IGNORE INTO money VALUES (1, 0, 0);
 CREATE TABLE IF NOT EXISTS events(kind TEXT PRIMARY KEY, count INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS shards(name TEXT PRIMARY KEY, indexed INTEGER NOT NULL);
 """
+Row = Mapping[str, Any]  # what was asked (`id`, `purpose`, …), the answer as it came (`raw`), and its `cost`
 
 
 class Ledger:
@@ -41,10 +47,12 @@ class Ledger:
         (folder / "workers").mkdir(exist_ok=True)
         with self._door():
             self._alive = _lock(folder / "workers" / self.owner)
-        self.base = sqlite3.connect(folder / "ledger.sqlite", timeout=60, isolation_level=None, check_same_thread=False)
+        self.base = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None, check_same_thread=False)
         self.base.execute("PRAGMA journal_mode=WAL")
         self.base.execute("PRAGMA synchronous=FULL")
-        self.base.executescript(SCHEMA)
+        with self._door():
+            self._upgrade()
+            self.base.executescript(SCHEMA)
 
     def close(self) -> None:
         self.base.close()
@@ -68,8 +76,7 @@ class Ledger:
 
     def reserve(self, request: str, purpose: str, most: int, budget: int | None) -> bool:
         """Sets `most` aside for a request; False, and nothing changes, when that would exceed the budget."""
-        charged, reserved = self.base.execute("SELECT charged, reserved FROM money").fetchone()
-        if budget is not None and charged + reserved + most > budget:
+        if budget is not None and sum(self.money()) + most > budget:
             return False
         self.base.execute("UPDATE money SET reserved = reserved + ?", (most,))
         self.base.execute(
@@ -86,18 +93,22 @@ class Ledger:
             "UPDATE requests SET state = 'sent', attempts = attempts + 1, job = ? WHERE id = ?", (job, request)
         )
 
-    def settle(self, request: str, cost: int, place: Place) -> None:
-        """The answer is on the disk at `place`, and this is what it cost."""
-        self.base.execute(
-            "UPDATE money SET charged = charged + ?, reserved = reserved - (SELECT reserved FROM requests WHERE id"
-            " = ?)",
-            (cost, request),
-        )
-        self.base.execute(
-            "UPDATE requests SET state = 'done', charged = charged + ?, reserved = 0, job = NULL, shard = ?, offset ="
-            " ?, line = ? WHERE id = ?",
-            (cost, place.shard, place.offset, place.line, request),
-        )
+    def settle(self, rows: Sequence[Row]) -> None:
+        """Stores answers, together in one frame, and what they cost."""
+        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+        data = zstandard.ZstdCompressor(level=6).compress(text.encode("utf-8", "surrogatepass"))
+        frame = self.base.execute("INSERT INTO frames(data) VALUES (?)", (data,)).lastrowid
+        for line, row in enumerate(rows):
+            self.base.execute(
+                "UPDATE money SET charged = charged + ?,"
+                " reserved = reserved - COALESCE((SELECT reserved FROM requests WHERE id = ?), 0)",
+                (row["cost"], row["id"]),
+            )
+            self.base.execute(
+                "UPDATE requests SET state = 'done', charged = charged + ?, reserved = 0, job = NULL, frame = ?,"
+                " line = ? WHERE id = ?",
+                (row["cost"], frame, line, row["id"]),
+            )
 
     def failed(self, request: str, reason: str, charged: bool, dead: bool) -> None:
         """No answer came. What was reserved is free again, or stays charged where the request may have been paid
@@ -116,12 +127,31 @@ class Ledger:
             (kind, number),
         )
 
-    def indexed(self, shard: str, length: int) -> None:
-        """All of a file's first `length` bytes are in the book."""
-        self.base.execute(
-            "INSERT INTO shards VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET indexed = excluded.indexed",
-            (shard, length),
-        )
+    def recover(self) -> list[str]:
+        """Takes over what processes left behind that are gone; what was found, in sentences.
+
+        Requests that were only reserved are free again; of those that were sent without an answer nobody knows, so they
+        stay charged.
+        """
+        notes: list[str] = []
+        with self._door(), self.transaction():
+            living = self._living()
+            open_ = self.base.execute("SELECT id, state, job, owner FROM requests WHERE state IN ('reserved', 'sent')")
+            for request, state, job, owner in open_.fetchall():
+                if owner in living:
+                    continue
+                if state == "reserved":
+                    self.failed(request, "never sent", charged=False, dead=False)
+                elif job is None:
+                    self.failed(request, "lost", charged=True, dead=False)
+                    self.count("lost")
+                    notes.append(
+                        f"request {request[:8]} was sent and its answer is lost; what it may have cost stays charged"
+                    )
+            for path in (self.folder / "workers").iterdir():
+                if path.name not in living:
+                    path.unlink()
+        return notes
 
     # Reading
 
@@ -149,80 +179,12 @@ class Ledger:
     def in_jobs(self) -> dict[str, list[str]]:
         """The requests that wait for each batch."""
         found: dict[str, list[str]] = {}
-        for job, request in self.base.execute(
-            "SELECT job, id FROM requests WHERE state = 'sent' AND job IS NOT NULL ORDER BY id"
-        ):
+        waiting = self.base.execute("SELECT job, id FROM requests WHERE state = 'sent' AND job IS NOT NULL ORDER BY id")
+        for job, request in waiting:
             found.setdefault(job, []).append(request)
         return found
 
-    # After a crash
-
-    def recover(self, shards: Path) -> list[str]:
-        """Takes over what processes left behind that are gone; what was found, in sentences.
-
-        Torn ends of files are cut. Answers that were stored but not yet in the book are entered. Requests that were
-        only reserved are free again; of those that were sent without an answer nobody knows, so they stay charged.
-        """
-        notes: list[str] = []
-        with self._door(), self.transaction():
-            living = self._living()
-            for path in sorted(shards.glob("*.jsonl.zst")):
-                if path.name.rsplit("-", 1)[0] not in living:
-                    notes += self._reindex(path)
-            notes += self._missing(shards)
-            for request, state, job, owner in self.base.execute(
-                "SELECT id, state, job, owner FROM requests WHERE state IN ('reserved', 'sent')"
-            ).fetchall():
-                if owner in living:
-                    continue
-                if state == "reserved":
-                    self.failed(request, "never sent", charged=False, dead=False)
-                elif job is None:
-                    self.failed(request, "lost", charged=True, dead=False)
-                    self.count("lost")
-                    notes.append(
-                        f"request {request[:8]} was sent and its answer is lost; what it may have cost stays charged"
-                    )
-            for path in (self.folder / "workers").iterdir():
-                if path.name not in living:
-                    path.unlink()
-        return notes
-
-    def _reindex(self, path: Path) -> list[str]:
-        row = self.base.execute("SELECT indexed FROM shards WHERE name = ?", (path.name,)).fetchone()
-        start = row[0] if row else 0
-        if path.stat().st_size <= start:
-            return []
-        found, end = tail(path, start)
-        for place, answer in found:
-            self.base.execute(
-                "INSERT OR IGNORE INTO requests(id, purpose, state) VALUES (?, ?, 'sent')",
-                (answer["id"], answer["purpose"]),
-            )
-            self.settle(answer["id"], answer["cost"], place)
-        self.indexed(path.name, end)
-        gone = cut(path, end)
-        notes = [f"{path.name}: {len(found)} answers entered that were stored and not in the book"] if found else []
-        return notes + ([f"{path.name}: a torn end of {gone} bytes cut"] if gone else [])
-
-    def _missing(self, shards: Path) -> list[str]:
-        """Answers that the book knows and the disk doesn't, because somebody took files away: they will be asked for
-        again."""
-        notes = []
-        for name, length in self.base.execute("SELECT name, indexed FROM shards").fetchall():
-            size = (shards / name).stat().st_size if (shards / name).exists() else 0
-            if size < length:
-                lost = self.base.execute(
-                    "UPDATE requests SET state = 'planned', shard = NULL WHERE state = 'done' AND shard = ? AND offset"
-                    " >= ?",
-                    (name, size),
-                ).rowcount
-                self.indexed(name, size)
-                notes.append(
-                    f"{name}: {length - size} bytes with {lost} or more answers are missing; these will be asked for"
-                    " again"
-                )
-        return notes
+    # Processes
 
     def _living(self) -> set[str]:
         """This process, and those that hold the lock of their name."""
@@ -242,22 +204,59 @@ class Ledger:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def _upgrade(self) -> None:
+        """Takes the answers that versions before 0.2 kept in files of their own (`answers/*.jsonl.zst`) into the
+        ledger; they have been paid for."""
+        columns = {row[1] for row in self.base.execute("PRAGMA table_info(requests)")}
+        if "shard" not in columns:
+            return
+        with self.transaction():
+            self.base.execute("CREATE TABLE frames(id INTEGER PRIMARY KEY, data BLOB NOT NULL)")
+            self.base.execute("ALTER TABLE requests ADD COLUMN frame INTEGER")
+            for (shard,) in self.base.execute("SELECT DISTINCT shard FROM requests WHERE state = 'done'").fetchall():
+                data = (self.folder / "answers" / shard).read_bytes()
+                places = self.base.execute("SELECT DISTINCT offset FROM requests WHERE shard = ?", (shard,)).fetchall()
+                for (offset,) in places:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                    text = frame.decompress(data[offset:])
+                    stored = self.base.execute(
+                        "INSERT INTO frames(data) VALUES (?)", (zstandard.ZstdCompressor(level=6).compress(text),)
+                    ).lastrowid
+                    self.base.execute(
+                        "UPDATE requests SET frame = ? WHERE shard = ? AND offset = ?", (stored, shard, offset)
+                    )
+            for column in ("shard", "offset"):
+                self.base.execute(f"ALTER TABLE requests DROP COLUMN {column}")
 
-class Places:
-    """Where answers lie, for a reader that doesn't wait for whoever writes."""
+
+class Answers:
+    """The stored answers, for a reader that doesn't wait for whoever writes."""
 
     def __init__(self, folder: Path) -> None:
-        self.base = sqlite3.connect(f"file:{folder / 'ledger.sqlite'}?mode=ro", uri=True, timeout=60)
+        self.base = sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True, timeout=60)
+        self._frames: LRUCache[int, list[bytes]] = LRUCache(64)
 
-    def find(self, request: str) -> Place | None:
-        """None while there is no answer."""
-        row = self.base.execute(
-            "SELECT shard, offset, line FROM requests WHERE id = ? AND state = 'done'", (request,)
-        ).fetchone()
-        return Place(*row) if row else None
+    def find(self, request: str) -> dict[str, Any] | None:
+        """What was asked and answered; None while there is no answer."""
+        found = self.base.execute("SELECT frame, line FROM requests WHERE id = ? AND state = 'done'", (request,))
+        place = found.fetchone()
+        return None if place is None else self._read(*place)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Every answer, in the order in which they were stored."""
+        places = self.base.execute("SELECT frame, line FROM requests WHERE state = 'done' ORDER BY frame, line")
+        for place in places.fetchall():
+            yield self._read(*place)
 
     def close(self) -> None:
         self.base.close()
+
+    def _read(self, frame: int, line: int) -> dict[str, Any]:
+        if frame not in self._frames:
+            (data,) = self.base.execute("SELECT data FROM frames WHERE id = ?", (frame,)).fetchone()
+            self._frames[frame] = zstandard.ZstdDecompressor().decompress(data).split(b"\n")
+        row: dict[str, Any] = json.loads(self._frames[frame][line].decode("utf-8", "surrogatepass"))
+        return row
 
 
 def _lock(path: Path) -> IO[str] | None:

@@ -121,7 +121,7 @@ class GeminiBatches:
                 config=types.UploadFileConfig(display_name=label, mime_type="application/jsonl"),
             )
             job = await self.client.batches.create(
-                model=self.service.model, src=str(stored.name), config=types.CreateBatchJobConfig(display_name=label)
+                model=self.teacher.model, src=str(stored.name), config=types.CreateBatchJobConfig(display_name=label)
             )
         except Exception as error:
             raise fault(error) from error

@@ -10,14 +10,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import hydra
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,10 +29,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from needle.cli.say import console, fail, missing_package
-from needle.cli.sweep import Book, Entry, arm_folder
+from needle.cli.sweep import Book, Entry
 from needle.cli.typos import missing_key, renamed
 from needle.config import Settings, settings
 from needle.data.sources import SETS
+from needle.judging.study import arm_folder
 from needle.students.build import FAMILIES
 
 CONFIGS = "pkg://needle_conf"
@@ -50,24 +51,28 @@ def register() -> None:
         store.store(group="data", name=name, node={"kind": "set", "name": name})
 
 
-def launch(command: str, run: Callable[[Settings], float | None]) -> None:
+Command = Callable[[Settings, Sequence[str]], float | None]
+"""A command: it gets its settings, and the words of the command line that said them."""
+
+
+def launch(command: str, run: Command) -> None:
     """Runs a command as a Hydra app, or with -m as a sweep of it. Errors of the user's making end in one line and exit
     code 2."""
     register()
-    problem = misspelt(given_settings())
+    words = given_settings(sys.argv[1:])
+    problem = misspelt(words)
     if problem:
         fail(problem)
     sys.argv[0] = f"needle {command}"
-    hydra_config = _hydra_config(given_settings())
+    hydra_config = _hydra_config(words)
     book = None
     if {"-m", "--multirun"} & set(sys.argv) or str(hydra_config.mode or "").endswith("MULTIRUN"):
-        book = _plan(command, hydra_config)
+        book = _plan(command, words, hydra_config)
         sys.argv.append(f"hydra.sweep.dir='{book.folder}'")
-    heard = _hear_interrupts()
+    interrupts = Interrupts()
     try:
-        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(
-            functools.partial(_body, run, heard)
-        )()
+        body = functools.partial(_body, run, words, interrupts)
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(body)()
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; the same command goes on where it stopped")
         sys.exit(130)
@@ -80,43 +85,48 @@ def launch(command: str, run: Callable[[Settings], float | None]) -> None:
         sys.exit(1)
 
 
-def _hear_interrupts() -> list[int]:
-    """A list that holds something once Ctrl-C was pressed. While Hydra composes, which takes a moment, nothing is
-    raised: it would come out as another error with a traceback."""
-    heard: list[int] = []
+class Interrupts:
+    """Hears Ctrl-C. While Hydra composes, which takes a moment, nothing is raised: it would come out as another error
+    with a traceback. `inside` a run it is raised at once."""
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
-        while frame:
-            if isinstance(frame.f_locals.get("self"), ConfigLoader):
-                return
-            frame = frame.f_back
-        raise KeyboardInterrupt
+    def __init__(self) -> None:
+        self.heard, self.running = False, False
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._hear)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, hear)
-    return heard
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.heard = True
+        if self.running:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Around a run; raises what was heard before it."""
+        self.running = True
+        try:
+            if self.heard:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.running = False
 
 
-def _body(run: Callable[[Settings], float | None], heard: Sequence[int], config: DictConfig) -> float | None:
+def _body(run: Command, words: Sequence[str], interrupts: Interrupts, config: DictConfig) -> float | None:
     """One run. In a sweep an error is written down and the next arm goes on; None is what a sweeper takes for a
     failure."""
-    if heard:
-        raise KeyboardInterrupt
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN:
+    with interrupts.inside():
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN:
+            return _arm(run, config, Book(Path(hydra_config.sweep.dir)), list(hydra_config.overrides.task))
         try:
-            return run(settings(config))
+            return run(settings(config), words)
         except (ValueError, OmegaConfBaseException, FileNotFoundError) as error:
             fail(str(error))
         except ModuleNotFoundError as error:
             fail(missing_package(error))
-    return _arm(run, config, Book(Path(hydra_config.sweep.dir)), list(hydra_config.overrides.task))
 
 
-def _arm(
-    run: Callable[[Settings], float | None], config: DictConfig, book: Book, overrides: Sequence[str]
-) -> float | None:
+def _arm(run: Command, config: DictConfig, book: Book, overrides: Sequence[str]) -> float | None:
     choice = book.choice(overrides)
     entry = Entry(choice, "running", started=time.time())
     book.write(entry)
@@ -132,7 +142,7 @@ def _arm(
                 (word.partition("=")[2] for word in overrides if word.startswith(("arm=", "loss="))), None
             )
         entry.output = str(typed.output or "")
-        result = run(typed)
+        result = run(typed, overrides)
         entry.state, entry.result = "finished", result
         return result
     except (Exception, KeyboardInterrupt) as error:  # an arm's error, whatever it is, is not the other arms'
@@ -155,16 +165,15 @@ def _hydra_config(words: Sequence[str]) -> Any:
     ).hydra
 
 
-def _plan(command: str, hydra_config: Any) -> Book:
+def _plan(command: str, words: Sequence[str], hydra_config: Any) -> Book:
     """The sweep's book, with all arms where the sweeper knows them beforehand."""
-    words = given_settings()
     if "ray" in str(hydra_config.launcher._target_):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     trials = hydra_config.sweeper.get("n_trials")
     grid = [] if trials else sweep_grid(words)
     constant = [
         str(override.input_line)
-        for override in OverridesParser.create().parse_overrides(words)
+        for override in OverridesParser.create().parse_overrides(list(words))
         if not override.is_sweep_override()
     ]
     return Book.plan(Path("outputs/sweeps"), command, words, constant, grid, trials or len(grid))
@@ -192,9 +201,9 @@ def sweep_grid(words: Sequence[str]) -> list[list[str]]:
     return [list(choice) for choice in itertools.product(*values)]
 
 
-def given_settings() -> list[str]:
-    """The settings on the command line, without Hydra's own flags and their values."""
-    return [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+def given_settings(words: Sequence[str]) -> list[str]:
+    """The settings on a command line, without Hydra's own flags and their values."""
+    return [word for word in words if "=" in word and not word.startswith("-")]
 
 
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:

@@ -33,7 +33,7 @@ LABELLED = "Real requests were answered by native function calling and verified.
 TRAFFIC = "The calls of logged requests, verified."
 
 
-def run(config: Settings) -> None:
+def run(config: Settings, words: Sequence[str]) -> None:
     for name in ("httpx", "httpx2", "google_genai", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
     options, service = config.collect, config.service

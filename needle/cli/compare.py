@@ -2,112 +2,72 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from needle.cli.app import compose, given_settings, launch, sweep_grid
+from needle.cli.app import compose, launch, sweep_grid
 from needle.cli.say import console
-from needle.cli.sweep import arm_folder
-from needle.cli.train import trained
-from needle.config import Settings, build_splits, run_folder, settings
-from needle.engine.decode import Engine
-from needle.judging.compare import Arm, Run, build_report, write_report
-from needle.judging.evaluate import judge
-from needle.students.checkpoint import load_checkpoint, student_config
-from needle.text.records import Record
-from needle.training.runidentity import SUMMARY
+from needle.cli.train import train_words
+from needle.config import Settings, build_splits, settings
+from needle.judging.compare import Run, build_report, write_report
+from needle.judging.study import Plan, Study
+from needle.students.checkpoint import student_config
 
-UNTOLD = {
-    "seconds": 0.0,
-    "steps": 0,
-    "training_records": 0,
-    "parameters": 0,
-    "records_per_second": 0.0,
-}  # of a teacher without a training summary
+SEED = "train.seed="
 
 
-def run(config: Settings) -> None:
+def run(config: Settings, words: Sequence[str]) -> None:
     started = time.perf_counter()
-    given = given_settings()
     output = Path(config.output or "outputs/compare")
     records = build_splits(config).test
     if not records:
         raise ValueError("the data has no test records to compare on; set data.test, or data=synthetic")
-    console.rule("[bold]teacher")
-    missing: list[dict[str, str]] = []
-    teacher_words = [*given, *config.compare.teacher, f"output={output / 'teacher'}"]
+    given = [word for word in words if not word.startswith("output=")]
     folder = Path(config.compare.checkpoint or output / "teacher")
-    if config.compare.checkpoint:
-        known = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).is_file() else {}
-        teacher: Run | None = _judged(folder, config, records, 0, "teacher  ", {**UNTOLD, **known, "resumed": "given"})
-    else:
-        teacher = _run(teacher_words, records, 0, "teacher  ", config.compare.train)
-    if teacher is None:
-        missing.append({"arm": "teacher", "reason": "not trained"})
-    arms: dict[tuple[str, int], Arm] = {}
-    grid = sweep_grid([*given, f"sweep={config.compare.sweep}"])
-    for name in _names(sweep_grid([f"sweep={config.compare.sweep}"])) - _names(grid):
-        console.print(
-            f"{name} is given, in place of the values that sweep={config.compare.sweep} has for it", markup=False
-        )
+    teacher = folder if config.compare.checkpoint else Plan("teacher", tuple(config.compare.teacher))
+    arms, seeds = plans(config, given)
+    taught = ["teacher=local", f"teacher.checkpoint={folder}", f"tokenizer.path={folder}"]
+    study = Study(
+        output,
+        {"test": records},
+        partial(train_words, may_train=config.compare.train),
+        arms=arms,
+        seeds=seeds,
+        teacher=teacher,
+        common=given,
+        taught=taught,
+        decoding=config.decoding,
+        max_tokens=config.max_tokens,
+        say=lambda text: console.print(text, markup=False),
+    )
+    results = study.run()
+    found = results.arms["test"]
+    if not found:
+        raise ValueError(f"no arm of {len(arms) * len(seeds)} is trained in {output}: {results.missing[-1]['reason']}")
+    own = settings(compose([*given, *config.compare.teacher]))
+    about = str(folder) if config.compare.checkpoint else _describe(own)
+    plain = [word for word in given if not word.startswith("compare.seeds=")]
     if config.compare.seeds:
-        others = dict.fromkeys(tuple(word for word in choice if not word.startswith("train.seed=")) for choice in grid)
-        grid = [[*choice, f"train.seed={seed}"] for choice in others for seed in config.compare.seeds]
-    for number, choice in enumerate(grid, 1):
-        console.rule(f"[bold]arm {number} of {len(grid)}:[/] {' '.join(choice)}")
-        words = [
-            *given,
-            "teacher=local",
-            f"teacher.checkpoint={folder}",
-            f"tokenizer.path={folder}",
-            *choice,
-            f"output={arm_folder(output, choice)}",
-        ]
-        arm = settings(compose(words))
-        try:
-            done = _run(words, records, arm.train.seed, f"arm {number}/{len(grid)}  ", config.compare.train)
-        except ValueError as error:
-            console.print(f"failed: {error}", style="red", markup=False)
-            missing.append({"arm": " ".join(choice), "reason": str(error)})
-            continue
-        if done is None:
-            missing.append({"arm": " ".join(choice), "reason": "not trained"})
-            continue
-        label, size = arm_label(choice), arm.data.size or done.summary["training_records"]
-        loss = {"alpha": arm.loss.alpha, "beta": arm.loss.beta, "temperature": arm.loss.temperature}
-        arms.setdefault((label, size), Arm(label, loss, size, [])).runs.append(done)
-    if not arms:
-        raise ValueError(f"no arm of {len(grid)} is trained in {output}: {missing[-1]['reason']}")
-    ordered = sorted(arms.values(), key=lambda arm: (arm.data_size, arm.name))
-    plain = [word for word in given if not word.startswith(("output=", "compare.seeds="))]
-    if config.compare.seeds:
-        plain.append(f"train.seed={','.join(map(str, config.compare.seeds))}")
+        plain.append(f"{SEED}{','.join(map(str, config.compare.seeds))}")
     facts = {
         "title": "Distillation against fine-tuning",
-        "subtitle": (
-            f"{_describe(config)}; teacher:"
-            f" {folder if config.compare.checkpoint else _describe(settings(compose(teacher_words)))}; {len(grid)} arms"
-            " under one harness"
-        ),
+        "subtitle": f"{_describe(config)}; teacher: {about}; {len(arms) * len(seeds)} arms under one harness",
         "commands": [
-            f"needle compare {' '.join(given)}",
+            f"needle compare {' '.join(words)}",
             f"needle train -m {' '.join(plain)} sweep={config.compare.sweep} teacher.checkpoint={folder}",
         ],
         "student": asdict(student_config(config.student)),
-        "missing": missing,
+        "missing": results.missing,
     }
-    trained = [*([teacher] if teacher else []), *(run for arm in ordered for run in arm.runs)]
-    reused = sum(run.summary["seconds"] for run in trained if run.summary.get("resumed"))
-    report = build_report(
-        ordered, teacher, records, time.perf_counter() - started + reused, facts, config.compare.samples
-    )
+    reused = sum(run.summary["seconds"] for run in results.runs if run.summary.get("resumed"))
+    seconds = time.perf_counter() - started + reused
+    report = build_report(found, results.teacher.get("test"), records, seconds, facts, config.compare.samples)
     write_report(output, report)
-    _keep_best(trained, output)
+    _keep_best(results.runs, output)
     console.rule("[bold]report")
     console.print((output / "report.md").read_text(encoding="utf-8"), markup=False)
     console.print(
@@ -116,37 +76,27 @@ def run(config: Settings) -> None:
     )
 
 
+def plans(config: Settings, given: Sequence[str]) -> tuple[list[Plan], list[int]]:
+    """The arms and seeds of the sweep that a comparison names, with what is given in place of its own values."""
+    sweep = f"sweep={config.compare.sweep}"
+    grid = sweep_grid([*given, sweep])
+    for name in _names(sweep_grid([sweep])) - _names(grid):
+        console.print(f"{name} is given, in place of the values that {sweep} has for it", markup=False)
+    seeds = list(dict.fromkeys(int(word.removeprefix(SEED)) for choice in grid for word in choice if SEED in word))
+    choices = dict.fromkeys(tuple(word for word in choice if SEED not in word) for choice in grid)
+    sizes = {choice: settings(compose([*given, *choice])).data.size for choice in choices}
+    arms = [Plan(arm_label(choice), choice, sizes[choice]) for choice in choices]
+    return arms, config.compare.seeds or seeds or [config.train.seed]
+
+
 def _names(grid: Sequence[Sequence[str]]) -> set[str]:
     return {word.partition("=")[0] for word in grid[0]}
 
 
 def arm_label(choice: Sequence[str]) -> str:
     """Names an arm by everything that varies besides data size and seed; a loss by its name alone."""
-    varied = [word for word in choice if not word.startswith(("data.size=", "train.seed="))]
+    varied = [word for word in choice if not word.startswith(("data.size=", SEED))]
     return " ".join(word.removeprefix("loss=") for word in varied) or "arm"
-
-
-def _run(words: Sequence[str], records: Sequence[Record], seed: int, name: str, may_train: bool) -> Run | None:
-    """Trains if need be, then judges on the test records; None for an arm that isn't trained and may not be."""
-    config = settings(compose(words))
-    if not may_train and not (run_folder(config) / SUMMARY).exists():
-        console.print(f"{name}isn't trained")
-        return None
-    output, summary = trained(config, words, name)
-    if summary.get("resumed"):
-        console.print(f"{name}was finished already, {summary['seconds']:.0f} s of training")
-    return _judged(output, config, records, seed, name, summary)
-
-
-def _judged(
-    folder: Path, config: Settings, records: Sequence[Record], seed: int, name: str, summary: dict[str, Any]
-) -> Run:
-    start = time.perf_counter()
-    answers, scores = judge(Engine(load_checkpoint(folder), config.decoding), records, config.max_tokens)
-    seconds = time.perf_counter() - start
-    exact = sum(score.exact for score in scores) / len(scores)
-    console.print(f"{name}[bold green]exact call {100 * exact:.1f}%[/] on {len(records)} test records, {seconds:.1f} s")
-    return Run(scores, answers, seed, summary, seconds, folder)
 
 
 def _describe(config: Settings) -> str:

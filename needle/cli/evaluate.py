@@ -3,6 +3,7 @@ output=metrics.json`"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from needle.judging.metrics import METRICS
 from needle.text.files import write_json
 
 
-def run(config: Settings) -> None:
+def run(config: Settings, words: Sequence[str]) -> None:
     engine = build_engine(config)
     if config.data.kind == "bfcl":
         _leaderboard(engine, config)

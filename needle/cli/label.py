@@ -3,6 +3,7 @@ data=snips split=train output=labelled.jsonl.gz`"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from needle.engine.decode import Request
 from needle.text.records import write_jsonl
 
 
-def run(config: Settings) -> None:
+def run(config: Settings, words: Sequence[str]) -> None:
     """Every record with its gold answers as they were and `teacher.answers`; one that couldn't be answered is left out
     and counted."""
     if not config.output:

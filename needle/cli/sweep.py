@@ -119,11 +119,6 @@ class Book:
         return out
 
 
-def arm_folder(root: Path, choice: Sequence[str]) -> Path:
-    """Where an arm trains, below the folder of its comparison."""
-    return root / "arms" / "_".join(word.replace("=", "-").replace("/", "-") for word in choice)
-
-
 def launch_processes(words: Sequence[str], processes: int) -> None:
     """Runs `needle train` with these words in several processes of this machine, and waits.
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 
-from needle.cli.app import launch
+from needle.cli.app import compose, launch
 from needle.cli.say import TrainingProgress, console
 from needle.cli.sweep import launch_processes
-from needle.config import Settings, build_job, run_folder
+from needle.config import Settings, build_job, run_folder, settings
+from needle.judging.study import Trained
 from needle.training.loop import leave_processes, train
 from needle.training.runidentity import SUMMARY
 
@@ -35,9 +35,20 @@ def trained(config: Settings, words: Sequence[str], name: str = "") -> tuple[Pat
     return job.output, summary
 
 
-def run(config: Settings) -> float | None:
+def train_words(words: Sequence[str], name: str = "", may_train: bool = True) -> Trained | None:
+    """What `needle train` with these words comes to, for a `Study`; None for a run that isn't done if it may not be
+    trained."""
+    config = settings(compose(words))
+    if not may_train and not (run_folder(config) / SUMMARY).exists():
+        return None
+    folder, summary = trained(config, words, name)
+    loss = {"alpha": config.loss.alpha, "beta": config.loss.beta, "temperature": config.loss.temperature}
+    return Trained(folder, summary, loss)
+
+
+def run(config: Settings, words: Sequence[str]) -> float | None:
     """Trains, and returns exact call on validation: what a sweeper maximises."""
-    output, summary = trained(config, HydraConfig.get().overrides.task)
+    output, summary = trained(config, words)
     best: float | None = summary["validation_exact_call"]
     known = f", exact call {100 * best:.1f}% on validation at step {summary['best_step']}" if best is not None else ""
     state = (

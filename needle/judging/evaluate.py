@@ -10,7 +10,7 @@ from typing import Any
 
 from needle.engine.decode import MAX_TOKENS, Answer, Engine, Report, Request
 from needle.judging.metrics import Score, score, summarise
-from needle.text.records import Record
+from needle.text.records import Call, Record, read_lines
 
 
 def judge(
@@ -70,3 +70,14 @@ def write_predictions(
                 **({"error": answer.error} if answer.error else {}),
             }
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_predictions(path: Path) -> list[Answer]:
+    """The answers that `write_predictions` wrote, without where values were copied from."""
+    answers = []
+    for _, line in read_lines(path):
+        row = json.loads(line)
+        calls = row["predicted"]
+        said = None if calls is None else tuple(Call(call["name"], call["arguments"]) for call in calls)
+        answers.append(Answer(said, row["confidence"], row["finish"], error=row.get("error", "")))
+    return answers

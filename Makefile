@@ -49,7 +49,7 @@ serve: $(READY)  ## answer POST /tool-call on port 8000 with the released studen
 
 release: $(READY)  ## train the released student in its seven parts, eight hours of a core or two, from the sets in NEEDLE_DATA; goes on where it stopped
 	for part in needle_26m needle_26m_more needle_26m_names needle_26m_invented needle_26m_final needle_26m_pointing needle_26m_annealed; do $(BIN)/needle train experiment=$$part $(ARGS) || exit 1; done
-	$(BIN)/python -m experiments.005_needle_26m.average outputs/needle_26m_final outputs/needle_26m_annealed --output outputs/needle_26m_mean
+	$(BIN)/python -m experiments.e005_needle_26m.average outputs/needle_26m_final outputs/needle_26m_annealed --output outputs/needle_26m_mean
 
 report: $(READY)  ## write the demo's report again from its finished arms
 	$(BIN)/needle compare experiment=demo compare.train=false $(ARGS)

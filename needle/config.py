@@ -26,6 +26,7 @@ from needle.engine.decode import MAX_TOKENS, Engine
 from needle.engine.open import open_engine
 from needle.judging.compare import CompareConfig
 from needle.losses.loss import LossConfig
+from needle.release.recipe import RecipeConfig
 from needle.students.checkpoint import load_checkpoint, student_config
 from needle.students.pretrained import fit_config, words
 from needle.teachers.build import TeacherConfig, build_signals
@@ -56,6 +57,7 @@ class Settings:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     codec: str = "decisions"
     output: str | None = None  # the folder of a run, a report or a collection; evaluate, label: a file
     cache: str = "outputs/cache"

@@ -15,6 +15,7 @@ from needle.cli.say import TrainingProgress, console
 from needle.cli.sweep import launch_processes
 from needle.config import Settings, build_job, run_folder, settings
 from needle.judging.study import Trained
+from needle.release.recipe import run_recipe
 from needle.training.loop import leave_processes, train
 from needle.training.runidentity import SUMMARY
 
@@ -48,6 +49,8 @@ def train_words(words: Sequence[str], name: str = "", may_train: bool = True) ->
 
 def run(config: Settings, words: Sequence[str]) -> float | None:
     """Trains, and returns exact call on validation: what a sweeper maximises."""
+    if config.recipe.parts:
+        return _recipe(config, words)
     output, summary = trained(config, words)
     best: float | None = summary["validation_exact_call"]
     known = f", exact call {100 * best:.1f}% on validation at step {summary['best_step']}" if best is not None else ""
@@ -57,6 +60,17 @@ def run(config: Settings, words: Sequence[str]) -> float | None:
         else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"
     )
     console.print(f"[bold]{output}[/] {state}{known}")
+    return best
+
+
+def _recipe(config: Settings, words: Sequence[str]) -> float | None:
+    """Every part of a recipe, with the given words on top of its own."""
+    given = [word for word in words if not word.startswith("recipe")]
+    for name in ("output", "train.start", "tokenizer.path"):
+        if any(word.startswith(f"{name}=") for word in given):
+            raise ValueError(f"{name} is the recipe's to say, for each of its parts; give recipe.output=DIR")
+    last = run_recipe(config.recipe, train_words, given, lambda text: console.print(text, markup=False))
+    best: float | None = last.summary["validation_exact_call"]
     return best
 
 

@@ -13,6 +13,10 @@ RENAMED = {  # settings, and choices, by the names that they had
     "collect.most_tools": "collect.max_tools",
     "data.augment.most_strangers": "data.augment.max_strangers",
     "arm": "loss",
+    **{
+        f"experiment=needle_26m{part}": "recipe=needle_26m"
+        for part in ("", "_more", "_names", "_invented", "_final", "_pointing", "_annealed")
+    },
     "teacher=gemini": "service=gemini",
     "teacher=openai": "service=openai",
     **{

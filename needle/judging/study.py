@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,11 +35,12 @@ UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "r
 @dataclass(frozen=True)
 class Plan:
     """A model to train: the settings that tell it from the others. `size` is its number of training records, if it
-    isn't all of them."""
+    isn't all of them; `folder` the name of its runs' folders, in place of one made of its settings."""
 
     name: str
     words: tuple[str, ...] = ()
     size: int | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,9 @@ class Study:
 
     def words(self, plan: Plan, seed: int) -> list[str]:
         """The settings of one run."""
-        own = (*plan.words, f"train.seed={seed}")
-        return [*self.common, *self.taught, *own, f"output={arm_folder(self.folder, own)}"]
+        own = f"train.seed={seed}"
+        folder = arm_folder(self.folder, [plan.folder, own] if plan.folder else [*plan.words, own])
+        return [*self.common, *self.taught, *plan.words, own, f"output={folder}"]
 
     def _teach(self, results: Results) -> Trained | None:
         if isinstance(self.teacher, Path):
@@ -174,4 +177,4 @@ class Study:
 
 def arm_folder(root: Path, choice: Sequence[str]) -> Path:
     """Where an arm trains, below the folder of its comparison."""
-    return root / "arms" / "_".join(word.replace("=", "-").replace("/", "-") for word in choice)
+    return root / "arms" / "_".join(re.sub(r"[=/, ]+", "-", word) for word in choice)

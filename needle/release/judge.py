@@ -1,0 +1,322 @@
+"""Judges a student before its release: every test set, changed tools, the time of a call.
+
+python -m needle.release.judge CHECKPOINT --split test --output results.json --predictions DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from needle.data.augment import Pools, add_strangers
+from needle.data.invented.requests import invented
+from needle.data.rename import Strength, rename
+from needle.data.sources import subset
+from needle.engine.decode import Engine
+from needle.engine.open import open_engine, set_precision
+from needle.judging.evaluate import judge, write_predictions
+from needle.judging.metrics import interval, summarise
+from needle.release.ensemble import Ensemble
+from needle.release.latency import latency
+from needle.students.checkpoint import load_checkpoint
+from needle.students.pointer.batch import find_sources
+from needle.text.files import write_json
+from needle.text.formats import read_records
+from needle.text.prompt import render_record
+from needle.text.records import Call, Record
+
+SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
+CHANGED = ("snips", "hwu64")
+JOINT = re.compile(r" and then | and also |, then |; |\. Also, | and ")  # how mixed_calls joins requests
+MADE_UP, UNDRAWN = 2000, 999  # records, and a seed that no part of the recipe trains with
+NOTHING = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
+
+
+def records_of(data: Path, name: str, split: str) -> list[Record]:
+    return list(read_records(data / name / f"{split}.jsonl.gz"))
+
+
+def changes(data: Path) -> dict[str, Callable[[Record], Record]]:
+    """Each changes a record's tools and nothing else: what is asked and what is right stay."""
+    train = [record for name in (*SETS, "seal_tools") for record in records_of(data, name, "train")]
+    pools = Pools(train)
+
+    def renamed(record: Record) -> Record:
+        new = rename(record, 0, 0, replace(NOTHING, other_words=1))
+        names = {tool.name: other.name for tool, other in zip(record.tools, new.tools, strict=True)}
+        answers = tuple(replace(call, name=names[call.name]) for call in record.answers)
+        return replace(
+            record, tools=tuple(replace(tool, name=names[tool.name]) for tool in record.tools), answers=answers
+        )
+
+    def turned(record: Record) -> Record:
+        tools = list(rename(record, 0, 0, replace(NOTHING, shuffle=1)).tools)
+        random.Random(record.id).shuffle(tools)
+        return replace(record, tools=tuple(tools))
+
+    def padded(record: Record) -> Record:
+        source = random.Random(record.id)
+        return add_strangers(record, source.sample(pools.every, 200), 20, pools, source)
+
+    return {
+        "renamed": renamed,
+        "renamed, arguments too": lambda record: rename(record, 0, 0, replace(NOTHING, other_words=1)),
+        "reordered": turned,
+        "described in other words": lambda record: rename(record, 0, 0, replace(NOTHING, synonym=1)),
+        "without descriptions": lambda record: rename(record, 0, 0, replace(NOTHING, bare=1)),
+        "with 20 strangers": padded,
+    }
+
+
+def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
+    """One word for what is wrong with an answer."""
+    if predicted is None:
+        return "no answer"
+    gold, mine = Counter(call.name for call in record.answers), Counter(call.name for call in predicted)
+    if gold != mine:
+        if not record.answers:
+            return "false call"
+        return (
+            "missed call"
+            if not predicted
+            else "number of calls"
+            if sum(gold.values()) != sum(mine.values())
+            else "wrong tool"
+        )
+    expected = Counter((call.name, key) for call in record.answers for key in call.arguments)
+    given = Counter((call.name, key) for call in predicted for key in call.arguments)
+    if expected != given:
+        return (
+            "extra argument"
+            if not expected - given
+            else "missing argument"
+            if not given - expected
+            else "other argument"
+        )
+    values = [str(value) for call in record.answers for value in call.arguments.values()]
+    others = [str(value) for call in predicted for value in call.arguments.values()]
+    pairs = [(a, b) for a, b in zip(sorted(set(values) - set(others)), sorted(set(others) - set(values)), strict=False)]
+    return "longer or shorter value" if pairs and all(a in b or b in a for a, b in pairs) else "other value"
+
+
+def met(records: Sequence[Record], training: Sequence[Record]) -> set[str]:
+    """The ids of records whose request stands, word by word, in a training request: mixed_calls joins requests of other
+    sets."""
+    texts = "".join(f" {_words(record.query)} \n" for record in training)
+    return {record.id for record in records if f" {_words(record.query)} " in texts}
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def pieces(engine: Engine, records: Sequence[Record]) -> dict[str, Any]:
+    """Requests for several calls cut at their joints: exact calls of the pieces, of the requests whose pieces are all
+    right, and of the same requests asked whole."""
+    cut = [(record, JOINT.split(record.query)) for record in records if record.answers]
+    cut = [(record, found) for record, found in cut if len(found) == len(record.answers)]
+    asked = [
+        replace(record, query=text, answers=(call,))
+        for record, found in cut
+        for text, call in zip(found, record.answers, strict=True)
+    ]
+    exact = iter([score.exact for score in judge(engine, asked)[1]])
+    parts = [[next(exact) for _ in found] for _, found in cut]
+    whole = [score.exact for score in judge(engine, [record for record, _ in cut])[1]]
+    shares = {
+        "pieces": [one for own in parts for one in own],
+        "requests": [all(own) for own in parts],
+        "asked whole": whole,
+    }
+    return {
+        "records": len(cut),
+        **{name: interval([(float(one), 1.0) for one in found], 0) for name, found in shares.items()},
+    }
+
+
+def made_up(engine: Engine) -> dict[str, Any]:
+    """Exact calls on made-up requests that training never drew, by the number of calls and, of a single one, of its
+    arguments."""
+    records = invented(MADE_UP, UNDRAWN)
+    scores = judge(engine, records)[1]
+    groups: dict[str, list[bool]] = {}
+    for record, score in zip(records, scores, strict=True):
+        calls = len(record.answers)
+        kind = (
+            f"one call, {min(len(record.answers[0].arguments), 4)} arguments"
+            if calls == 1
+            else "several calls"
+            if calls
+            else "no call"
+        )
+        for group in ("all", kind):
+            groups.setdefault(group, []).append(score.exact)
+    return {
+        group: {"records": len(own), "exact_call": interval([(float(one), 1.0) for one in own], 0)}
+        for group, own in sorted(groups.items())
+    }
+
+
+def elsewhere(engine: Engine, records: Sequence[Record]) -> float:
+    """The share of records with a value whose first token stands earlier in the request, too, so that it doesn't tell
+    where to copy from."""
+    checkpoint, found = engine.checkpoint, 0
+    for record in records:
+        example = render_record(checkpoint.renderer, checkpoint.codec, record)
+        _, aims = find_sources(
+            example.query,
+            example.target,
+            checkpoint.tokenizer.first_tool_label,
+            checkpoint.tokenizer.joined(example.query),
+        )
+        begins = [aim for before, aim in itertools.pairwise([-1, *aims]) if aim >= 0 and aim != before + 1]
+        found += any(example.query.index(example.query[aim]) < aim for aim in begins)
+    return found / len(records)
+
+
+def judge_sets(engine: Engine, data: Path, split: str, most: int | None, predictions: Path | None) -> dict[str, Any]:
+    """Every set: the metrics, the errors by kind, and the figure without requests that training met."""
+    found: dict[str, Any] = {}
+    training = [record for name in (*SETS, "seal_tools", "clinc150") for record in records_of(data, name, "train")]
+    for name in SETS:
+        records = subset(records_of(data, name, split), most, 0)
+        answers, scores = judge(engine, records, batch_size=64)
+        if predictions:
+            write_predictions(predictions / f"{name}.jsonl", records, answers, scores)
+        errors = Counter(
+            kind_of_error(r, a.calls) for r, a, s in zip(records, answers, scores, strict=True) if not s.exact
+        )
+        found[name] = {**summarise(scores), "errors": dict(errors.most_common())}
+        row = found[name]
+        known = met(records, training)
+        others = [
+            (float(score.exact), 1.0) for record, score in zip(records, scores, strict=True) if record.id not in known
+        ]
+        row["met"] = {"records": len(known), "exact_call_of_the_others": interval(others, 0)}
+        print(
+            "   ",
+            f"{len(known)} met in training; of the others"
+            f" {100 * sum(right for right, _ in others) / max(len(others), 1):.1f}",
+        )
+        print(
+            name,
+            f"{100 * row['exact_call']['value']:.1f}",
+            "tool",
+            f"{100 * row['tool_name']['value']:.1f}",
+            "false calls",
+            row["false_call_rate"]["value"],
+            dict(errors.most_common()),
+            flush=True,
+        )
+        for group, members in row["groups"].items():
+            if group in ("seen", "calls"):
+                print(
+                    "   ",
+                    group,
+                    {
+                        member: f"{100 * own['exact_call']['value']:.1f} of {own['records']}"
+                        for member, own in members.items()
+                    },
+                )
+    return found
+
+
+def judge_changes(engine: Engine, data: Path, split: str, most: int | None) -> dict[str, Any]:
+    """The sets of `CHANGED` under each change of their tools, and what it costs, record by record."""
+    found: dict[str, Any] = {}
+    for name in CHANGED:
+        records = subset(records_of(data, name, split), most, 0)
+        plain = [s.exact for s in judge(engine, records)[1]]
+        found[name] = {"as they are": sum(plain) / len(plain)}
+        for change, make in changes(data).items():
+            exact = [s.exact for s in judge(engine, [make(record) for record in records])[1]]
+            lost = interval([(float(b) - float(a), 1.0) for a, b in zip(plain, exact, strict=True)], 0)
+            points = {key: 100 * (value or 0.0) for key, value in lost.items()}
+            found[name][change] = {"exact_call": sum(exact) / len(exact), "difference": lost}
+            print(
+                name,
+                change,
+                f"{100 * sum(exact) / len(exact):.1f}",
+                f"difference {points['value']:.1f} ({points['low']:.1f} to {points['high']:.1f})",
+                flush=True,
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="further checkpoints: the parts but latency and elsewhere judge the mean of all their probabilities",
+    )
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--predictions", type=Path)
+    parser.add_argument("--records", type=int, help="at most so many of each set")
+    parser.add_argument("--parts", default="sets,changes,pieces,made_up,latency", help="also: elsewhere")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--precision", default="auto", help="as `needle evaluate` and, for latency, `needle serve` have it"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    engine = open_engine(arguments.checkpoint, precision=arguments.precision)
+    if arguments.beside:
+        others = [load_checkpoint(folder).student for folder in arguments.beside]
+        for other in others:
+            set_precision(other, arguments.precision)
+        engine.student = Ensemble([engine.student, *others])
+        engine._cache = None
+    out: dict[str, Any] = {"split": arguments.split}
+    if "sets" in arguments.parts:
+        out["sets"] = judge_sets(engine, arguments.data, arguments.split, arguments.records, arguments.predictions)
+    if "changes" in arguments.parts:
+        out["changes"] = judge_changes(engine, arguments.data, arguments.split, arguments.records)
+    if "pieces" in arguments.parts:
+        out["pieces"] = pieces(
+            engine, subset(records_of(arguments.data, "mixed_calls", arguments.split), arguments.records, 0)
+        )
+        print(out["pieces"], flush=True)
+    if "made_up" in arguments.parts:
+        out["made_up"] = made_up(engine)
+        print(
+            {
+                group: f"{100 * row['exact_call']['value']:.1f} of {row['records']}"
+                for group, row in out["made_up"].items()
+            },
+            flush=True,
+        )
+    if "elsewhere" in arguments.parts:
+        asked = {name: records_of(arguments.data, name, arguments.split) for name in SETS} | {
+            "made up": invented(MADE_UP, UNDRAWN)
+        }
+        out["elsewhere"] = {name: elsewhere(engine, records) for name, records in asked.items()}
+        print({name: f"{100 * share:.1f}" for name, share in out["elsewhere"].items()}, flush=True)
+    if "latency" in arguments.parts:
+        engine = open_engine(arguments.checkpoint, precision=arguments.precision, alone=True)
+        out["latency"] = {
+            name: latency(engine, records_of(arguments.data, name, arguments.split), 100)
+            for name in ("snips", "hwu64", "sgd")
+        }
+        print(out["latency"])
+    if arguments.output:
+        write_json(arguments.output, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""How long a call takes, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from needle.data.sources import subset
+from needle.engine.decode import Engine
+from needle.students.pointer.student import PointerStudent
+from needle.text.grammar import Matcher
+from needle.text.records import Record
+
+
+def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, Any]:
+    """Milliseconds of one call with five tools that the engine has met before."""
+    chosen = subset([record for record in records if len(record.tools) == 5 and record.answers], calls, 0)
+    for record in chosen[:20]:
+        engine.answer(record.query, record.tools)
+    whole, tokens = [], []
+    for record in chosen:
+        engine.answer(record.query, record.tools)  # its tools are known from here on
+        started = time.perf_counter()
+        answer = engine.answer(record.query, record.tools)
+        whole.append(1000 * (time.perf_counter() - started))
+        tokens.append(answer.tokens)
+    figures = {
+        "calls": len(whole),
+        "p50": float(np.percentile(whole, 50)),
+        "p95": float(np.percentile(whole, 95)),
+        "tokens_p50": float(np.percentile(tokens, 50)),
+    }
+    return {**figures, "shares": shares(engine, chosen)}
+
+
+def shares(engine: Engine, records: Sequence[Record]) -> dict[str, float]:
+    """What part of the time of these calls each stage takes; `rest` is choosing tokens, moving tensors, Python."""
+    student, spent = engine.student, Counter[str]()
+    assert isinstance(student, PointerStudent)
+    assert engine.grammar is not None
+    stages = {
+        "tokenising": (engine, "_read"),
+        "grammar": (engine.grammar, "matcher"),
+        "allowed tokens": (Matcher, "allowed"),
+        "encoding the request": (student, "encode_requests"),
+        "looking up the tools": (student, "cached_tools"),
+        "pointing keys": (student, "keys"),
+        "decoder": (student, "_advance"),
+        "output layer": (student, "distribution"),
+    }
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                spent[stage] += time.perf_counter() - started  # type: ignore[assignment]
+
+        return call
+
+    with ExitStack() as stack:
+        for stage, (owner, name) in stages.items():
+            stack.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name)), create=True))
+        started = time.perf_counter()
+        for record in records:
+            engine.answer(record.query, record.tools)
+        whole = time.perf_counter() - started
+    return {
+        **{stage: round(spent[stage] / whole, 3) for stage in stages},
+        "rest": round(1 - sum(spent.values()) / whole, 3),
+    }

@@ -1,0 +1,65 @@
+"""Makes a release of a trained checkpoint: bfloat16 weights, config, tokenizer, metrics and the model card.
+
+    python -m needle.release.ship outputs/needle_26m/part_{1,2,3,4,5,6,7} --weights outputs/needle_26m/mean \\
+        --results results.json
+
+The last folder is shipped, or `--weights`; those before it are the runs that it started from, or the metrics.json of
+released weights that it started from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from needle.release.card import card
+from needle.students.checkpoint import load_checkpoint, save_checkpoint
+from needle.text.files import write_json
+
+
+def summaries(run: Path) -> list[dict[str, Any]]:
+    """What training said of a run, or of each part that released weights were trained in."""
+    if run.is_file():
+        parts: list[dict[str, Any]] = json.loads(run.read_text(encoding="utf-8"))["training"]
+        return parts
+    return [json.loads((run / "train.json").read_text(encoding="utf-8"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--results", type=Path, required=True, help="what needle.release.judge wrote")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="ship this checkpoint, made of the runs' (see average.py), in place of the last run's",
+    )
+    parser.add_argument(
+        "--leaderboard",
+        type=Path,
+        default=Path("experiments/e005_needle_26m/bfcl.json"),
+        help="what `needle evaluate data=bfcl category=all` wrote of the same weights",
+    )
+    parser.add_argument("--target", type=Path, default=Path("models/needle-26m"))
+    arguments = parser.parse_args()
+    target = arguments.target
+    results = {
+        "weights": arguments.weights.name if arguments.weights else None,
+        "training": [part for run in arguments.runs for part in summaries(run)],
+        **json.loads(arguments.results.read_text(encoding="utf-8")),
+        "leaderboard": json.loads(arguments.leaderboard.read_text(encoding="utf-8"))["means"],
+    }
+    checkpoint = load_checkpoint(arguments.weights or arguments.runs[-1])
+    checkpoint.student.to(torch.bfloat16)
+    save_checkpoint(target, checkpoint)
+    write_json(target / "metrics.json", results)
+    (target / "README.md").write_text(card(checkpoint, results), encoding="utf-8")
+    print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,8 +22,8 @@ from needle.data.choices import change_members
 from needle.data.encoding import BatchOrder, TokenizerConfig, add_distractors, fit_tokenizer, rename_examples, share
 from needle.data.rename import Strength, rename, synonyms
 from needle.data.sources import DataConfig, load_splits, subset
+from needle.data.speech.values import Values
 from needle.data.synthetic import ASIDE_FRAMES, ORDER_FRAMES, SyntheticConfig, _deal, dealt, generate, unseen_tools
-from needle.data.values import Values
 from needle.text.codecs import build_codec
 from needle.text.formats import read_records
 from needle.text.prompt import Example

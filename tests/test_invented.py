@@ -7,10 +7,11 @@ from collections import Counter
 from datetime import date
 
 from needle.data.augment import AugmentConfig
-from needle.data.invented.draw import clock, spellings, spoken
 from needle.data.invented.requests import invented
 from needle.data.rename import FORM
 from needle.data.sources import DataConfig, load_splits
+from needle.data.speech.numbers import spellings
+from needle.data.speech.times import clock, spoken
 from needle.data.synthetic import SyntheticConfig
 from needle.text.records import Record
 from needle.text.toolschema import call_errors

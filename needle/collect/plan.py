@@ -7,24 +7,23 @@ number alone; the first 500 of a plan are the first 500 of any longer one.
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from needle.collect.catalogue import Declared
-from needle.data.values import Values
+from needle.data.speech.schema import members_for, text_for
+from needle.data.speech.values import Values
 from needle.engine.bm25 import Bm25Retriever
 from needle.text.records import Call, Tool
-from needle.text.toolschema import call_errors
 
 SINGLE, SEVERAL, TWICE, NONE, NEAR_MISS, MISSING = "single", "several", "twice", "none", "near_miss", "missing"
 KINDS = {SINGLE: 0.45, SEVERAL: 0.15, TWICE: 0.1, NONE: 0.08, NEAR_MISS: 0.12, MISSING: 0.1}
 CALLED = (SINGLE, SEVERAL, TWICE)  # the kinds that end in a call
 SPLITS = {"train": 0.84, "validation": 0.08, "test": 0.08}
 UNSEEN = 0.5  # share of test items about unseen tools, where there are any
-NEIGHBOURS, OPTIONAL = 6, 0.4  # hard distractors to choose from; chance that an optional argument is given
+NEIGHBOURS = 6  # hard distractors to choose from
 
 PERSONAS = (
     "a nurse between two patients", "a retired teacher", "a teenager on the sofa", "a busy parent with a crying child",
@@ -54,16 +53,6 @@ NOISES = {
     "all lower case without punctuation, as speech recognition writes it": 0.12,
     "filler words (um, well, you know)": 0.06,
 }
-NAMED = {
-    "email": "email", "phone": "phone", "city": "city", "location": "city", "place": "city", "country": "country",
-        "address": "street", "street": "street", "zip": "zip",
-    "person": "person", "contact": "person", "recipient": "person", "name": "person", "artist": "artist",
-        "song": "song", "playlist": "playlist", "album": "song", "company": "company",
-    "date": "day", "day": "day", "when": "day", "time": "clock", "title": "event", "event": "event", "subject": "event",
-        "product": "product", "item": "grocery", "food": "food",
-    "dish": "food", "file": "filename", "folder": "folder", "path": "folder", "code": "code", "message": "remark",
-        "text": "remark", "task": "chore", "reminder": "chore",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,95 +171,15 @@ class Planner:
         return tuple(offered)
 
     def _call(self, tool: Tool, source: random.Random, left_out: str | None) -> Call:
-        return Call(tool.name, self._object(tool.name, tool.parameters, (), source, left_out))
+        def text(schema: Mapping[str, Any], path: tuple[str, ...], source: random.Random) -> str:
+            return self._text(tool.name, schema, path, source)
 
-    def _object(
-        self,
-        tool: str,
-        schema: Mapping[str, Any],
-        path: tuple[str, ...],
-        source: random.Random,
-        left_out: str | None = None,
-    ) -> dict[str, Any]:
-        required = schema.get("required", [])
-        given = {
-            name: sub
-            for name, sub in schema.get("properties", {}).items()
-            if name != left_out and (name in required or source.random() < OPTIONAL)
-        }
-        return {name: self._value(tool, sub, (*path, name), source) for name, sub in given.items()}
+        return Call(tool.name, members_for(tool.parameters, source, text, left_out=left_out))
 
-    def _value(self, tool: str, schema: Mapping[str, Any], path: tuple[str, ...], source: random.Random) -> Any:
-        kind = schema.get("type")
-        kind = next((one for one in kind if one != "null"), "string") if isinstance(kind, list) else kind
-        if "enum" in schema:
-            return source.choice([value for value in schema["enum"] if value is not None])
-        if "anyOf" in schema:
-            return self._value(tool, next(sub for sub in schema["anyOf"] if sub.get("type") != "null"), path, source)
-        if kind == "boolean":
-            return source.random() < 0.5
-        if kind in ("integer", "number"):
-            return _number(schema, kind, source)
-        if kind == "array":
-            inner = schema.get("items") or {"type": "string"}
-            values = [
-                self._value(tool, inner, path, source)
-                for _ in range(max(schema.get("minItems", 1), source.choice((1, 2, 2, 3))))
-            ][: schema.get("maxItems", 3)]
-            return [value for number, value in enumerate(values) if value not in values[:number]]
-        if kind == "object":
-            return self._object(tool, schema, path, source)
+    def _text(self, tool: str, schema: Mapping[str, Any], path: tuple[str, ...], source: random.Random) -> str:
+        """A value that the teacher has thought of, else words that the argument's name suggests."""
         pool = self.pools.get((tool, ".".join(path)))
-        return source.choice(list(pool)) if pool else self._text(schema, path[-1].lower(), source)
-
-    def _text(self, schema: Mapping[str, Any], name: str, source: random.Random) -> str:
-        """Words that the argument's name suggests; where the schema wants a form of its own, the first usual form that
-        fits."""
-        suggested: str = self.fallback.draw(
-            next((fake for word, fake in NAMED.items() if word in name), "phrase"), "", source
-        )[1]
-        day = f"{source.randint(2026, 2028)}-{source.randint(1, 12):02d}-{source.randint(1, 28):02d}"
-        clock, digits = (
-            f"{source.randint(0, 23):02d}:{source.choice((0, 15, 30, 45)):02d}",
-            str(source.randint(10000, 99999)),
-        )
-        others: list[str] = [
-            self.fallback.draw(kind, "", source)[1] for kind in ("email", "phone", "code", "city", "person")
-        ]
-        forms = (
-            clock,
-            day,
-            f"{day}T{clock}:00",
-            f"{day}T{clock}:00Z",
-            digits,
-            digits[:3].upper(),
-            f"https://example.com/{digits}",
-            str(uuid.UUID(int=source.getrandbits(128))),
-            *others,
-        )
-        wanted = {
-            "date": day,
-            "time": clock,
-            "date-time": f"{day}T{clock}:00",
-            "email": others[0],
-            "uri": forms[6],
-            "uuid": forms[7],
-        }
-        first = wanted.get(str(schema.get("format")), suggested)
-        probe = (Tool("probe", "", {"type": "object", "properties": {"value": schema}}),)
-        return next((form for form in (first, *forms) if not call_errors(Call("probe", {"value": form}), probe)), first)
-
-
-def _number(schema: Mapping[str, Any], kind: str, source: random.Random) -> int | float:
-    low: float = schema.get("minimum", schema.get("exclusiveMinimum", 1))
-    high: float | None = schema.get("maximum", schema.get("exclusiveMaximum"))
-    high = high if high is not None else max(low + 1, 100)
-    step: float | None = schema.get("multipleOf")
-    if step:
-        return source.randrange(0, int((high - low) // step) + 1) * step + (-(-low // step) * step)
-    if kind == "integer":
-        return source.randint(int(low) + ("exclusiveMinimum" in schema), int(high) - ("exclusiveMaximum" in schema))
-    return round(source.uniform(low, high), source.choice((0, 1, 2)))
+        return source.choice(list(pool)) if pool else text_for(schema, path[-1], self.fallback, source)
 
 
 def _weighted(shares: Mapping[str, float], source: random.Random) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from needle.data.rename import Strength, rename
+from needle.data.speech.joints import WRITTEN
 from needle.text.records import Call, Record, Tool
 from needle.text.toolschema import call_errors
 from needle.text.words import WORD
@@ -24,7 +25,6 @@ NO_TOOL = 0.1  # chance that the fitting tools are taken away
 REDRAW = 0.5  # chance that the distractors are drawn anew: those that came with a record are the harder ones
 MOST_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
-JOINTS = ("{} and then {}", "{}; {}", "{}, then {}", "{} and {}", "{}, and also {}", "{}. {}", "{}, {}")
 ORDER = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
 AROUND, STRANGERS = (
     24,
@@ -211,7 +211,7 @@ def join(record: Record, pools: Pools, source: random.Random) -> Record:
                 wanted = {call.name for call in (*record.answers, *other.answers)}
                 known = {tool.name for tool in pools.beside(record)} & {tool.name for tool in pools.beside(other)}
                 tools = {tool.name: tool for tool in (*record.tools, *other.tools) if tool.name in wanted | known}
-                query = source.choice(JOINTS).format(_unended(record), other.query)
+                query = source.choice(WRITTEN).format(_unended(record), other.query)
                 record = replace(
                     record, query=query, answers=(*record.answers, *other.answers), tools=tuple(tools.values())
                 )

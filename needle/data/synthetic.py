@@ -18,7 +18,8 @@ from functools import lru_cache
 from typing import Any
 
 from needle.data.catalogue import Argument, Entry, load_catalogue
-from needle.data.values import Values
+from needle.data.speech.joints import SPOKEN
+from needle.data.speech.values import Values
 from needle.text.records import Call, Record, Tool
 
 Records = tuple[Record, ...]
@@ -60,16 +61,6 @@ ASIDE_FRAMES = (
     "sorry, {}",
     "quick one: {}",
     "right, {}",
-)
-JOINTS = (
-    "{} and {}",
-    "{}, then {}",
-    "{} and then {}",
-    "{}. Also, {}",
-    "{}; {}",
-    "first {}, after that {}",
-    "{}. {}",
-    "{}, and while you're at it {}",
 )
 NEGATIONS = (
     "don't {}",
@@ -260,7 +251,7 @@ class _World:
             parts, calls, chosen = parts[:1], calls[:1], chosen[:1]
         query = parts[0][0]
         for text, _ in parts[1:]:
-            query = source.choice(JOINTS).format(query, text)
+            query = source.choice(SPOKEN).format(query, text)
         return query, calls, chosen
 
     def _negative(self, source: random.Random) -> tuple[str, list[Entry], Entry | None]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from needle.data.values import Drawn, Values
+from needle.data.speech.values import Drawn, Values
 from needle.text.records import Tool
 from needle.text.toolschema import normalise_tool
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from needle.data.invented.draw import Draw, clock, plain, plural, spoken
+from needle.data.invented.draw import Draw, plural
 from needle.data.rename import styled
+from needle.data.speech.numbers import plain
+from needle.data.speech.times import clock, spoken
 
 DATES = (
     ("%Y-%m-%d", "in the format YYYY-MM-DD"),

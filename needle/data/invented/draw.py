@@ -13,31 +13,9 @@ import yaml
 from faker.providers.lorem.en_US import Provider
 
 from needle.data.rename import synonyms
-from needle.data.values import Values
+from needle.data.speech.numbers import plain, spellings
+from needle.data.speech.values import Values
 
-ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZabcdefghkmnpqrstuvwxyz0123456789"
 FORMULAS = (
     "x^2 + 3x - 4",
@@ -83,60 +61,10 @@ def _values() -> Values:
     return Values(held_out=False)
 
 
-def in_words(value: int) -> str:
-    """0 to 100 as people say it."""
-    if value == 100:
-        return "a hundred"
-    return ONES[value] if value < 20 else TENS[value // 10 - 2] + (f" {ONES[value % 10]}" if value % 10 else "")
-
-
-def spellings(value: float) -> tuple[str, ...]:
-    """How people write a number, the plain way first: 25, "twenty five"; 2500000, "2,500,000", "2.5 million"; 1200.5,
-    "1,200.5"; -5, "minus 5"."""
-    plain = [str(value)]
-    if value < 0:
-        plain.append(f"minus {-value}")
-    if value >= 1000:
-        plain.append(f"{value:,}")
-    if isinstance(value, int) and value >= 1000:
-        for unit, word in ((1_000_000, " million"), (1000, "k")):
-            if value >= unit and value * 10 % unit == 0:
-                plain.append(f"{value / unit:g}{word}")
-                break
-    if isinstance(value, int) and 0 <= value <= 100:
-        plain.append(in_words(value))
-    return tuple(plain)
-
-
-def spoken(day: date) -> tuple[str, ...]:
-    """A date as people write it."""
-    th = {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10 if day.day not in (11, 12, 13) else 0, "th")
-    return (
-        f"{day:%B} {day.day}, {day.year}",
-        f"{day:%B} {day.day}{th}, {day.year}",
-        f"{day.day} {day:%B} {day.year}",
-        f"the {day.day}{th} of {day:%B} {day.year}",
-        f"{day:%b} {day.day} {day.year}",
-        f"{day:%Y-%m-%d}",
-    )
-
-
-def clock(hour: int, minute: int) -> tuple[str, ...]:
-    """A time of day as people write it."""
-    twelve, half = (hour - 1) % 12 + 1, "am" if hour < 12 else "pm"
-    short = f"{twelve} {half}" if minute == 0 else f"{twelve}:{minute:02d} {half}"
-    return (f"{hour:02d}:{minute:02d}", short, short.replace(" ", ""), short.upper())
-
-
 def plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
-
-
-def plain(value: float) -> float:
-    """Whole numbers as integers."""
-    return int(value) if value == int(value) else value
 
 
 class Draw:

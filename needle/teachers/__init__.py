@@ -1,0 +1,1 @@
+"""Who teaches: checkpoints, recorded answers, and the cache of what they say."""

@@ -1,0 +1,1 @@
+"""Text and declarations: records, tool schemas, prompt, codecs, grammar. No torch."""

@@ -1,0 +1,1 @@
+"""One training loop for every arm; optimisers, run state, trackers, budgets."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ def steps_within(minutes: float, build: Callable[[], Job], path: Path) -> int:
         job = build()
         short = replace(job.train, steps=WARM + MEASURED, log_every=1, eval_every=10**6, save_every=10**6)
         spent: dict[int, float] = {}
+        shutil.rmtree(path.parent / "trial", ignore_errors=True)
         trial = replace(job, train=short, output=path.parent / "trial", config={**job.config, "train": vars(short)})
 
         def note(values: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""The hosted services: Gemini, and any server that speaks OpenAI's API."""

@@ -1,0 +1,1 @@
+"""Made-up tools and requests about them."""

@@ -1,0 +1,1 @@
+"""How people say things: numbers, times, joints, values for a schema."""

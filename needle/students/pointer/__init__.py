@@ -1,0 +1,1 @@
+"""The pointer student: encoder, copying, decoder, its batch."""

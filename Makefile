@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test collect train compare evaluate serve release report slow mutate tune bench lint types layers check clean
+.PHONY: help demo test collect train compare evaluate serve release report slow mutate tune bench lint types layers
+.PHONY: house parity check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): setup.cfg
-	$(PYTHON) -c 'import sys; sys.exit("Needle needs Python 3.11 or newer; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Needle needs Python 3.11: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
@@ -30,9 +31,9 @@ demo: $(READY)  ## ten minutes: a teacher, distillation against fine-tuning, and
 	$(BIN)/needle compare experiment=demo $(ARGS)
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --cov=needle --cov-report=term:skip-covered $(ARGS)
 
-collect: $(READY)  ## have Gemini write and answer requests: make collect ARGS="collect.tools=my_tools.json collect.budget_usd=5"
+collect: $(READY)  ## have Gemini write and answer requests: ARGS="collect.tools=my_tools.json collect.budget_usd=5"
 	$(BIN)/needle collect service=gemini $(ARGS)
 
 train: $(READY)  ## train one student: make train ARGS="student=llama_tiny data.size=2000"
@@ -47,14 +48,13 @@ evaluate: $(READY)  ## judge the released student or CHECKPOINT=DIR: make evalua
 serve: $(READY)  ## answer POST /tool-call on port 8000 with the released student or CHECKPOINT=DIR
 	$(BIN)/needle serve $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(ARGS)
 
-release: $(READY)  ## train the released student in its seven parts, eight hours of a core or two, from the sets in NEEDLE_DATA; goes on where it stopped
-	for part in needle_26m needle_26m_more needle_26m_names needle_26m_invented needle_26m_final needle_26m_pointing needle_26m_annealed; do $(BIN)/needle train experiment=$$part $(ARGS) || exit 1; done
-	$(BIN)/python -m experiments.e005_needle_26m.average outputs/needle_26m_final outputs/needle_26m_annealed --output outputs/needle_26m_mean
+release: $(READY)  ## train the released student by its recipe, eight hours of a core or two, from the sets in NEEDLE_DATA
+	$(BIN)/needle train recipe=needle_26m $(ARGS)
 
 report: $(READY)  ## write the demo's report again from its finished arms
 	$(BIN)/needle compare experiment=demo compare.train=false $(ARGS)
 
-slow: $(READY)  ## the tests that take minutes: twenty kills of a training run, thirty of a collection
+slow: $(READY)  ## the tests that take long: many kills, whole comparisons, other launchers
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 mutate: $(READY)  ## break the loss seventeen times and see that a test notices each
@@ -75,6 +75,12 @@ types: $(READY)  ## mypy, strict on the whole library
 
 layers: $(READY)  ## import-linter: the floors of the house
 	$(BIN)/lint-imports
+
+house: $(READY)  ## draw the rooms and who imports whom: docs/house.svg
+	$(BIN)/python docs/house.py
+
+parity: $(READY)  ## record answers, weights and collected files, to compare two checkouts: make parity ARGS=before.json
+	$(BIN)/python -m tests.parity record $(ARGS)
 
 check: lint types layers test  ## everything that CI runs
 

@@ -11,7 +11,7 @@ from needle.collect.asks import label_ask, read_requests, read_values, value_ask
 from needle.collect.catalogue import read_catalogue, unseen_families
 from needle.collect.plan import CALLED, KINDS, MISSING, NEAR_MISS, NONE, Planner
 from needle.collect.run import read_requests as read_request_file
-from needle.collect.services.hosted import Answer
+from needle.collect.services.hosted import Reply
 from needle.text.records import DataError, Tool
 from needle.text.toolschema import call_errors
 
@@ -175,7 +175,7 @@ def test_values_come_from_the_teacher_where_it_gave_allowed_ones() -> None:
     ((ask, _, open_),) = value_asks([tool], "m")
     assert list(open_) == ["at", "guests"]
     assert ask.schema is not None
-    said = Answer("stop", text=json.dumps({"at": ["19:30", "half past"], "guests": ["Ann", "Ann", " Bo "], "more": []}))
+    said = Reply("stop", text=json.dumps({"at": ["19:30", "half past"], "guests": ["Ann", "Ann", " Bo "], "more": []}))
     pools = read_values(said, tool, open_)
     assert pools == {("book", "at"): ["19:30"], ("book", "guests"): ["Ann", "Bo"]}
     from needle.collect.catalogue import Declared
@@ -205,7 +205,7 @@ def test_who_labels_never_sees_the_plan() -> None:
     assert item.persona in write_ask([item], "m").text
     assert item.persona not in first.text + first.system
     texts = read_requests(
-        Answer(
+        Reply(
             "stop",
             text='```json\n{"requests": [{"task": 1, "text": " b "}, {"task": 7, "text": "x"}, {"task": 0}]}\n```',
         ),

@@ -16,7 +16,7 @@ from needle.collect.export import export
 from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.pipeline import _Judge, judge_traffic, mark_duplicates
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Planner
-from needle.collect.services.hosted import Answer
+from needle.collect.services.hosted import Reply
 from needle.collect.verify import Case, check_request, verify
 from needle.collect.workers import Workers
 from needle.text.formats import read_records
@@ -90,8 +90,8 @@ LIGHT = Tool("light", "Sets a light", {"type": "object", "properties": {"room": 
 RADIO = Tool("radio", "Plays radio")
 
 
-def said(*calls: dict[str, Any], finish: str = "stop") -> Answer:
-    return Answer(finish, tuple(Call("light", arguments) for arguments in calls))
+def said(*calls: dict[str, Any], finish: str = "stop") -> Reply:
+    return Reply(finish, tuple(Call("light", arguments) for arguments in calls))
 
 
 ASKED = Case("1", "kitchen light to 40", (LIGHT, RADIO))
@@ -105,7 +105,7 @@ ASKED = Case("1", "kitchen light to 40", (LIGHT, RADIO))
         ([said()], "", False),
         ([said({"room": "kitchen", "level": 40}, finish="max_tokens")], "finish", True),
         ([said({"level": 40})], "schema", True),
-        ([Answer("stop", (Call("heater"),))], "unknown_tool", True),
+        ([Reply("stop", (Call("heater"),))], "unknown_tool", True),
         ([said({"room": "attic"})], "ungrounded", True),
         ([said({"room": "kitchen"}), said({"room": "kitchen"}), said()], "", False),
         ([said({"room": "kitchen"}), said(), said({"room": "kitchen", "level": 40})], "no_agreement", False),
@@ -114,7 +114,7 @@ ASKED = Case("1", "kitchen light to 40", (LIGHT, RADIO))
         ([], "not_labelled", False),
     ],
 )
-def test_verdicts_and_their_reasons(answers: list[Answer], reason: str, doubt: bool) -> None:
+def test_verdicts_and_their_reasons(answers: list[Reply], reason: str, doubt: bool) -> None:
     verdict = verify(ASKED, answers)
     assert (verdict.reason, verdict.doubt) == (reason, doubt)
     assert (verdict.record is None) == bool(reason)
@@ -155,7 +155,7 @@ def test_the_plan_has_a_say_too() -> None:
     for answer, reason in (
         (said(arguments), ""),
         (said({**arguments, "level": 77}), "other_values"),
-        (Answer("stop", (Call("radio"),)), "other_tools"),
+        (Reply("stop", (Call("radio"),)), "other_tools"),
         (said(), "not_called"),
         (said(arguments, arguments), "other_tools"),
     ):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from needle.engine.decode import Answer
-from needle.judging.compare import Arm, Run, build_report, holm, interval, paired, verdict, worth, write_report
+from needle.judging.compare import Arm, Run, build_report, holm, paired, seeds_interval, verdict, worth, write_report
 from needle.judging.metrics import Score, score
 from needle.text.records import Call, Record
 from needle.text.toolschema import normalise_tool
@@ -56,7 +56,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for trial in range(60):
         random = np.random.default_rng(trial)
         rates = np.stack([(random.random((3, 80)) < 0.6).astype(float), np.ones((3, 80))], axis=-1)
-        found = interval(rates)
+        found = seeds_interval(rates)
         assert found["low"] is not None
         assert found["high"] is not None
         hits += found["low"] <= 0.6 <= found["high"]
@@ -85,9 +85,9 @@ def test_a_seed_without_a_case_does_not_count() -> None:
     rates = np.zeros((3, 20, 2))
     rates[:2, :, 1] = 1
     rates[0, :, 0] = 1
-    found = interval(rates)
+    found = seeds_interval(rates)
     assert (found["mean"], found["low"], found["high"]) == (0.5, 0.0, 1.0)
-    assert interval(np.zeros((3, 20, 2))) == {"mean": None, "low": None, "high": None}
+    assert seeds_interval(np.zeros((3, 20, 2))) == {"mean": None, "low": None, "high": None}
 
 
 def test_arms_with_other_seeds_cannot_be_paired() -> None:

@@ -50,6 +50,7 @@ def test_two_processes_with_half_the_batch_each_give_the_loss_and_weights_of_one
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_comparison_trains_its_arms_in_as_many_processes_as_its_hardware_says(tmp_path: Path) -> None:
     words = [
         *(word for word in SMALL if not word.startswith("data.synthetic.test=")),

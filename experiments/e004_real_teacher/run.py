@@ -18,7 +18,7 @@ from needle.cli.train import train_words
 from needle.collect.pipeline import judge_traffic
 from needle.data.sources import subset
 from needle.engine.decode import Engine
-from needle.judging.compare import Arm, Run, holm, interval, paired
+from needle.judging.compare import Arm, Run, holm, paired, seeds_interval
 from needle.judging.evaluate import judge
 from needle.judging.study import Plan, Study
 from needle.students.checkpoint import load_checkpoint, released
@@ -88,7 +88,7 @@ def rows_of(kind: str, arms: Mapping[str, Sequence[Arm]]) -> list[dict[str, Any]
     for test, own in arms.items():
         for arm in own:
             row = {"kind": kind, "arm": arm.name, "records": arm.data_size, "seeds": len(arm.runs)}
-            rates = {metric: interval(arm.rates(metric)) for metric in ("exact_call", "tool_name")}
+            rates = {metric: seeds_interval(arm.rates(metric)) for metric in ("exact_call", "tool_name")}
             found.setdefault(arm.name, row)[test] = rates
     return list(found.values())
 

@@ -33,7 +33,7 @@ def main() -> None:
     try:
         importlib.import_module(f"needle.cli.{command}").main()
     except ModuleNotFoundError as error:
-        fail(missing_package(error))
+        fail(missing_package(error, command))
 
 
 if __name__ == "__main__":

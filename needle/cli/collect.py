@@ -38,6 +38,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     options, service = config.collect, config.service
     folder = Path(config.output or "outputs/collected")
+    # Logged traffic needs nobody to ask.
     if options.traffic:
         _take_traffic(options, folder)
         return
@@ -46,6 +47,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
             "to collect data set service=gemini, or service=openai service.base_url=URL for any server that speaks its"
             " API"
         )
+    # What is asked about: the tools, and real requests where there are some.
     sources, findings = read_catalogue(Path(options.tools) if options.tools else None)
     errors = [finding for finding in findings if finding.error]
     _say_some([str(finding) for finding in errors or findings])
@@ -56,6 +58,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
         if options.requests
         else []
     )
+    # What it will cost, said and agreed to before anything is sent.
     price = find_price("google" if service.kind == "gemini" else "openai", str(service.model), options.price)
     collection = Collection(options, sources, str(service.model), price, requests, service.thinking)
     families = f", {len(collection.unseen)} families of them kept unseen for the test" if collection.unseen else ""
@@ -65,6 +68,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
         _say("dry run: nothing was sent")
         return
     _agree(folder, config)
+    # Asking, judging and storing, then everything that a run leaves.
     stopped, known = asyncio.run(collect(collection, lambda: build_service(service, options.concurrency), folder, _say))
     title = f"{Path(options.tools).stem if options.tools else 'built-in catalogue'}: collected calls"
     manifest = finish(
@@ -73,6 +77,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
     _summary(manifest, folder, f"${known['dollars']:.4f}")
     if stopped:
         fail(stopped)
+    # Fewer than were wanted: say why.
     wanted = len(requests) or options.records
     if not requests and manifest["records"] < wanted:
         _say(

@@ -26,10 +26,10 @@ EXTRAS = {  # which extra of setup.cfg brings a package that not every command n
 }
 
 
-def missing_package(error: ModuleNotFoundError) -> str:
-    """One line about a package that isn't installed: the extra that brings it."""
+def missing_package(error: ModuleNotFoundError, command: str = "") -> str:
+    """One line about a package that isn't installed: the extra that brings it, and what else the command needs."""
     package = str(error.name).partition(".")[0]
-    extra = EXTRAS.get(package)
+    extra = "collect" if command == "collect" and package in EXTRAS else EXTRAS.get(package)
     return f"this needs the package {package}: pip install " + (f"'.[{extra}]' in the clone" if extra else package)
 
 

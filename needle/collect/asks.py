@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Item
-from needle.collect.services.hosted import STOP, Answer, Ask
+from needle.collect.services.hosted import STOP, Ask, Reply
 from needle.text.records import Call, Tool
 from needle.text.toolschema import call_errors
 
@@ -100,7 +100,7 @@ def _open_arguments(schema: Mapping[str, Any], path: tuple[str, ...]) -> dict[st
     return found
 
 
-def read_values(answer: Answer, tool: Tool, open_: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], list[Any]]:
+def read_values(answer: Reply, tool: Tool, open_: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], list[Any]]:
     """Allowed values by tool and path; empty where the answer is of no use."""
     found = _json(answer)
     out: dict[tuple[str, str], list[Any]] = {}
@@ -192,7 +192,7 @@ def _named(tool: Tool, argument: str) -> str:
     return f"{argument} ({about})" if about else argument
 
 
-def read_requests(answer: Answer, count: int) -> list[str | None]:
+def read_requests(answer: Reply, count: int) -> list[str | None]:
     """The written requests in order; None where one is missing."""
     found = _json(answer)
     rows = found.get("requests") if isinstance(found, Mapping) else found
@@ -214,7 +214,7 @@ def label_ask(query: str, tools: Sequence[Tool], model: str, sample: int = 0, se
     )
 
 
-def _json(answer: Answer) -> Any:
+def _json(answer: Reply) -> Any:
     if answer.finish != STOP:
         return None
     text = answer.text.strip()

@@ -27,7 +27,7 @@ from needle.text.toolschema import ToolSchemaError, normalise_tool
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 LARGE_ENUM, LONG_NAME = 60, 64
-HELD_OUT, LEAST_FAMILIES = (
+HELD_OUT, MIN_FAMILIES = (
     0.15,
     8,
 )  # share of families kept for tests of unseen tools, of catalogues with at least so many
@@ -92,7 +92,7 @@ def read_catalogue(path: Path | None) -> tuple[list[Declared], list[Finding]]:
 def unseen_families(sources: Sequence[Declared], seed: int) -> frozenset[str]:
     """Families that training never shows; none when there are too few to spare any."""
     families = sorted({source.family for source in sources})
-    if len(families) < LEAST_FAMILIES:
+    if len(families) < MIN_FAMILIES:
         return frozenset()
     return frozenset(random.Random(f"unseen:{seed}").sample(families, max(1, round(HELD_OUT * len(families)))))
 
@@ -102,10 +102,12 @@ def _declarations(path: Path) -> list[tuple[str, Any, str | None]]:
     name = path.name
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    # Files whose lines or functions are declarations by themselves.
     if path.suffix == ".py":
         return [(f"{name}:{function.__name__}", function, None) for function in _module(path)]
     if path.suffix == ".jsonl":
         return [(f"{name}:{number}", _line(path, number, text), None) for number, text in read_lines(path)]
+    # One document: OpenAPI, or an array of tools somewhere inside.
     text = path.read_text(encoding="utf-8")
     try:
         document = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
@@ -118,6 +120,7 @@ def _declarations(path: Path) -> list[tuple[str, Any, str | None]]:
         document = inner.get("tools", inner.get("functions")) if isinstance(inner, Mapping) else None
     if not isinstance(document, list):
         raise DataError(f"{path}: expected an array of tools, or an object with 'tools'")
+    # Gemini's lists of declarations are opened, so that each has a place of its own.
     opened: list[tuple[str, Any]] = []
     for index, item in enumerate(document):
         inside = (
@@ -190,6 +193,7 @@ def _operation(
 ) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     required: list[str] = []
+    # Parameters of the path and of the operation.
     for row in [*(item.get("parameters") or []), *(operation.get("parameters") or [])]:
         parameter = _resolve(document, row)
         if parameter.get("in") not in ("path", "query", "body"):  # headers and cookies are the program's business
@@ -205,6 +209,7 @@ def _operation(
             **({"description": parameter["description"]} if parameter.get("description") else {}),
         }
         required += [parameter["name"]] if parameter.get("required") else []
+    # The body: its members become arguments, anything else is one called `body`.
     body = _resolve(document, operation.get("requestBody") or {})
     content = body.get("content") or {}
     schema = next((part.get("schema") for kind, part in content.items() if "json" in kind or "form" in kind), None)
@@ -216,6 +221,7 @@ def _operation(
         else:
             properties["body"] = opened
             required += ["body"] if body.get("required") else []
+    # A name and what it does.
     name = operation.get("operationId") or f"{method}_{'_'.join(re.findall('[A-Za-z0-9]+', path))}"
     text = " ".join(str(part).strip() for part in (operation.get("summary"), operation.get("description")) if part)
     return {

@@ -88,12 +88,15 @@ def grounded(value: Any, schema: Mapping[str, Any], text: str, language: str = "
 
 def same(one: Any, other: Any, language: str = "en") -> bool:
     """Whether two values mean the same: 5 PM and 17:00, "The Kitchen" and kitchen, 3 and 3.0."""
+    # Objects and lists are the same if what they hold is, in lists in any order.
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key], language) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(any(same(a, b, language) for b in other) for a in one)
+    # True isn't 1, and null is nothing else.
     if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
         return one is other
+    # Texts: the same words, or each says the other.
     if isinstance(one, str) and isinstance(other, str):
         mine, theirs = plain(one), plain(other)
         return (
@@ -101,6 +104,7 @@ def same(one: Any, other: Any, language: str = "en") -> bool:
             or grounded(one, {}, other, language) == Grounded.SAID
             and grounded(other, {}, one, language) == Grounded.SAID
         )
+    # A number and a text that says it.
     if isinstance(one, str) or isinstance(other, str):
         number, text = (other, one) if isinstance(one, str) else (one, other)
         return _number_said(number, str(text), language) == Grounded.SAID
@@ -127,6 +131,7 @@ def _bare(text: str) -> list[str]:
 
 
 def _text_said(value: str, text: str, language: str) -> Grounded:
+    # Word for word, articles aside.
     wanted, present = _bare(value), _words(text)
     if not wanted:
         return Grounded.SAID if value.strip() and value.strip() in text else Grounded.ABSENT
@@ -135,9 +140,11 @@ def _text_said(value: str, text: str, language: str) -> Grounded:
         return Grounded.SAID
     if len(value) >= 5 and plain(value) in plain(text) and not value.isalnum():
         return Grounded.SAID  # an address, a path, a code: it has no words
+    # Long numbers, whatever stands between their digits.
     digits = re.sub(r"\W", "", value)
     if len(digits) >= 5 and digits.isdigit() and digits in re.sub(r"\W", "", text):
         return Grounded.SAID
+    # Dates and times that a schema wants written otherwise than people say them.
     if found := ISO_DATE.fullmatch(value):
         year, month, day = (int(part) for part in found.groups())
         return (
@@ -150,6 +157,7 @@ def _text_said(value: str, text: str, language: str) -> Grounded:
     times = set(_times(value, language)) if re.search(r"\d|noon|midnight", value) else set()
     if times and times & set(_times(text, language)):
         return Grounded.SAID
+    # A number as a text; else its words, wherever they stand.
     if re.fullmatch(r"[-−]?\d+(?:\.\d+)?", value.strip()):
         return _number_said(float(value.replace("−", "-")), text, language)
     return Grounded.IMPLIED if set(wanted) <= set(present) else Grounded.ABSENT

@@ -23,7 +23,7 @@ from needle.collect.dedupe import Print, Seen, fingerprint
 from needle.collect.money import Price
 from needle.collect.plan import SPLITS, Planner
 from needle.collect.send import RunStopped, Sends
-from needle.collect.services.hosted import Answer, Ask
+from needle.collect.services.hosted import Ask, Reply
 from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case, Verdict
 from needle.collect.workers import Workers
@@ -89,7 +89,7 @@ class Collection:
         thinking: str | None = None,
     ) -> None:
         self.config, self.sources, self.model, self.price = config, sources, model, price
-        self.read: Callable[[Ask, str], Answer] = _unread  # the teacher's own, once there is one
+        self.read: Callable[[Ask, str], Reply] = _unread  # the teacher's own, once there is one
         self.requests = list(requests)
         self.unseen = unseen_families(sources, config.seed)
         self.planner = Planner(sources, self.unseen, config.seed, config.languages, config.max_tools)
@@ -251,7 +251,7 @@ class Collection:
         verdicts = [verdict for part in workers.map(_Judge(self.config.agreement), work) for verdict in part]
         return {case.id: verdict for case, verdict in zip(cases, verdicts, strict=True)}
 
-    def _answers(self, case: Case, samples: int, books: Books) -> list[Answer]:
+    def _answers(self, case: Case, samples: int, books: Books) -> list[Reply]:
         found = []
         for sample in range(samples):
             ask = self._label(case, sample)
@@ -292,7 +292,7 @@ class Collection:
         )
 
 
-def _unread(ask: Ask, raw: str) -> Answer:
+def _unread(ask: Ask, raw: str) -> Reply:
     raise AssertionError("answers are read by the teacher that gave them")
 
 
@@ -307,7 +307,7 @@ class Nobody:
 class _Judge:
     agreement: float
 
-    def __call__(self, work: Sequence[tuple[Case, Sequence[Answer]]]) -> list[Verdict]:
+    def __call__(self, work: Sequence[tuple[Case, Sequence[Reply]]]) -> list[Verdict]:
         return [rules.verify(case, answers, self.agreement) for case, answers in work]
 
 
@@ -329,7 +329,7 @@ def judge_traffic(records: Iterable[Record], language: str) -> Iterator[Judged]:
     long."""
     for record in records:
         case = Case(record.id, record.query, record.tools, language)
-        verdict = rules.check_request(case) or rules.verify(case, [Answer("stop", record.answers)])
+        verdict = rules.check_request(case) or rules.verify(case, [Reply("stop", record.answers)])
         if verdict.record:
             verdict = replace(
                 verdict,

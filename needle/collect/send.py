@@ -12,7 +12,7 @@ from needle.collect.books import Books
 from needle.collect.money import Price
 from needle.collect.pace import Draining, Pace, TeacherDown
 from needle.collect.services import hosted
-from needle.collect.services.hosted import Answer, Ask, Fault, HostedTeacher, Job
+from needle.collect.services.hosted import Ask, Fault, HostedTeacher, Job, Reply
 
 ROUNDS = 2  # batches that a request may go in before it is sent by itself
 
@@ -123,7 +123,7 @@ class Sender:
         return True
 
 
-def _oddities(answer: Answer) -> Iterator[str]:
+def _oddities(answer: Reply) -> Iterator[str]:
     if answer.finish != hosted.STOP:
         yield f"finish_{answer.finish}"
     if answer.usage is None:

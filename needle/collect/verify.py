@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Item
-from needle.collect.services.hosted import STOP, Answer
+from needle.collect.services.hosted import STOP, Reply
 from needle.text.records import Call, FieldError, Record, Tool, canonical_json, encodable
 from needle.text.toolschema import call_errors
 
@@ -86,7 +86,7 @@ def check_request(case: Case) -> Verdict | None:
     return None
 
 
-def verify(case: Case, answers: Sequence[Answer], agreement: float = 0.6) -> Verdict:
+def verify(case: Case, answers: Sequence[Reply], agreement: float = 0.6) -> Verdict:
     """Judges the samples of a request together. With one sample, whatever isn't beyond doubt is in doubt."""
     if not answers:
         return Verdict(None, "not_labelled", doubt=False)
@@ -128,7 +128,7 @@ def verify(case: Case, answers: Sequence[Answer], agreement: float = 0.6) -> Ver
     return Verdict(record, doubt=single and item is None and level == Grounded.IMPLIED)
 
 
-def _answer_problem(answer: Answer, tools: tuple[Tool, ...]) -> tuple[str, str] | None:
+def _answer_problem(answer: Reply, tools: tuple[Tool, ...]) -> tuple[str, str] | None:
     if answer.finish != STOP:
         return "finish", answer.finish
     names = {tool.name for tool in tools}

@@ -23,7 +23,7 @@ from needle.text.words import WORD
 SWAP = 0.6  # chance that a value is replaced
 NO_TOOL = 0.1  # chance that the fitting tools are taken away
 REDRAW = 0.5  # chance that the distractors are drawn anew: those that came with a record are the harder ones
-MOST_TOOLS = 8
+MAX_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
 ORDER = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=1)
 AROUND, STRANGERS = (
@@ -237,7 +237,7 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
     fitting = [tool for tool in record.tools if tool.name in wanted]
     others = [tool for tool in record.tools if tool.name not in wanted]
     if source.random() < REDRAW:
-        room = source.randint(0, max(MOST_TOOLS - len(fitting), 0))
+        room = source.randint(0, max(MAX_TOOLS - len(fitting), 0))
         drawn = {
             tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted
         }

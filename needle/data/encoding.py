@@ -20,7 +20,7 @@ from needle.text.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
 POOL = 16  # batches are cut from this many batches' worth of records sorted by length, pieces of a group likewise
 MIX = 0.15  # how far costs may seem to differ from what they are, so that pieces of different groups meet in a batch
 LONG = ("drop", "error")
-WORDS, LEAST_WORD = (
+WORDS, MIN_WORD = (
     40_000,
     6,
 )  # how often an encoder's words are shown to a tokenizer: the first 2,000 times, the last 6
@@ -49,7 +49,7 @@ def fit_tokenizer(
         return TextTokenizer.load(path)
     texts = list(_texts(records))
     for rank, word in enumerate(words):
-        texts += [" " + word] * max(LEAST_WORD, WORDS // (rank + 20))
+        texts += [" " + word] * max(MIN_WORD, WORDS // (rank + 20))
     digest = hashlib.sha256(f"{config.size}{SPLIT}".encode())
     for text in texts:
         digest.update(text.encode() + b"\0")

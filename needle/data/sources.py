@@ -100,6 +100,7 @@ def load_splits(config: DataConfig) -> Splits:
         raise DataError(
             "data=bfcl is a leaderboard's evaluation set, never training data: needle evaluate data=bfcl category=all"
         )
+    # The records: generated, read from files, or both.
     if config.kind == "synthetic":
         train, validation, test = (list(part) for part in _synthetic(config.synthetic))
         skipped: list[str] = []
@@ -112,6 +113,7 @@ def load_splits(config: DataConfig) -> Splits:
         skipped = note.messages
         if config.kind == "mixed":
             train += _synthetic(config.synthetic)[0]
+    # At most so many of a source.
     for name, most in config.limits.items():
         own = [record for record in train if record.source == name]
         if most < 0:
@@ -125,6 +127,7 @@ def load_splits(config: DataConfig) -> Splits:
                 f" {', '.join(sorted({record.source for record in train}))}"
             )
         train = [record for record in train if record.source != name or record.id in kept]
+    # The first so many of a seeded order, and further ones for their requests alone.
     every = subset(train, None if config.size is None else len(train), config.seed)
     train = every[: config.size]
     if config.size and len(train) < config.size:
@@ -140,6 +143,7 @@ def load_splits(config: DataConfig) -> Splits:
                 ),
             ]
         train += further
+    # Changed copies, and requests about made-up tools.
     made_up = invented(
         config.invented, config.seed, list({tool.name: tool for record in train for tool in record.tools}.values())
     )

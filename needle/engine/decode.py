@@ -182,6 +182,7 @@ class Engine:
         words are scored along with it (Stern et al. 2018, arXiv:1811.03115; Saxena 2023, prompt lookup), and kept as
         long as they are what the student chooses. The answer is the same.
         """
+        # Reading the prompts.
         student, device = self.student, next(self.student.parameters()).device
         state = student.start(move(student.collate(examples, self.tokenizer), device), self._cache)
         for row, example in zip(rows, examples, strict=True):
@@ -190,12 +191,14 @@ class Engine:
         active = list(rows)
         fed = [[self.tokenizer.answer] for _ in rows]  # the tokens of each row that the next step reads
         while active:
+            # A step: the scores behind each token that is fed, and where these were copied from.
             open_tool = torch.tensor([[row.open_tool] * len(own) for row, own in zip(active, fed, strict=True)])
             scores = student.step(state, torch.tensor(fed, device=device), open_tool.to(device)).float().cpu()
             sources = student.sources(state)
             for place, said in enumerate(scores.unbind(1)):
                 for number, row in enumerate(active):
                     row.sources.append(sources[number][place] if sources else -1)
+                # One token for each row; a drafted one is kept if it is the one that was chosen.
                 chosen = self._choose(said, active, random)
                 going = [i for i, row in enumerate(active) if not self._advance(row, chosen[i])]
                 unread = len(fed[0]) - place - 1  # drafted tokens behind the one that was chosen
@@ -204,6 +207,7 @@ class Engine:
                 if chosen[0] != fed[0][place + 1] or not state.confirms(chosen[0], place):  # type: ignore[attr-defined]
                     state.cut(unread)  # type: ignore[attr-defined]
                     break
+            # What is finished leaves the batch.
             if 0 < len(going) < len(active):
                 state.select(torch.tensor(going, device=device))
             active = [active[i] for i in going]

@@ -71,7 +71,7 @@ class Arm:
         )
 
 
-def interval(rates: NDArray[np.float64], seed: int = 0) -> dict[str, float | None]:
+def seeds_interval(rates: NDArray[np.float64], seed: int = 0) -> dict[str, float | None]:
     """Mean over seeds of a rate, with a 95% interval over seeds and records. Seeds without a case don't count.
 
     Args:
@@ -236,6 +236,7 @@ def build_report(
     """
     if not arms:
         raise ValueError("no arm is trained and judged yet; there is nothing to report")
+    # Each arm by itself: rates with intervals, by group of records, and what it cost.
     parts = _partition(max(arms, key=lambda arm: arm.data_size).runs[0])
     rows = []
     for arm in arms:
@@ -251,7 +252,7 @@ def build_report(
                 "loss": dict(arm.loss),
                 "data_size": arm.data_size,
                 "seeds": [run.seed for run in arm.runs],
-                "metrics": {metric: interval(arm.rates(metric)) for metric in RATES},
+                "metrics": {metric: seeds_interval(arm.rates(metric)) for metric in RATES},
                 "per_seed": [float(np.mean([score.exact for score in run.scores])) for run in arm.runs],
                 "groups": _groups(arm, parts),
                 "cost": {
@@ -265,9 +266,11 @@ def build_report(
                 },
             }
         )
+    # Arms against each other, on the seeds that both have, corrected for their number.
     shared = [_with_common_seeds(*pair) for pair in _contrasts(arms, contrasts)]
     pairs = [paired(a, b) for a, b in shared]
     pairs = [{**pair, "p_holm": p} for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True)]
+    # How many fine-tuning records an arm is worth needs a curve of fine-tuning at several sizes.
     plain = [arm for arm in arms if arm.name == PLAIN]
     report: dict[str, Any] = {
         "missing": [],
@@ -307,7 +310,7 @@ def _groups(arm: Arm, parts: Partition) -> dict[str, dict[str, dict[str, Any]]]:
     """Exact call on each part of the test records."""
     rates = arm.rates("exact_call")
     return {
-        group: {member: {"records": len(index), **interval(rates[:, index])} for member, index in members.items()}
+        group: {member: {"records": len(index), **seeds_interval(rates[:, index])} for member, index in members.items()}
         for group, members in parts.items()
     }
 
@@ -319,7 +322,7 @@ def _teacher_row(teacher: Run | None, parts: Partition) -> dict[str, Any] | None
         "teacher", {"alpha": 0, "beta": 1, "temperature": 1}, teacher.summary.get("training_records", 0), [teacher]
     )
     return {
-        "metrics": {metric: interval(arm.rates(metric)) for metric in RATES},
+        "metrics": {metric: seeds_interval(arm.rates(metric)) for metric in RATES},
         "groups": _groups(arm, parts),
         "training": dict(teacher.summary),
     }

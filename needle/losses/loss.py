@@ -28,7 +28,7 @@ from needle.text.prompt import IGNORE
 
 LOG_NEVER = -1e4  # stands for the student's -inf where -inf minus -inf would be no number
 TOLERANCE = 2e-2  # of a distribution's mass: a signal stored in 16 bits passes, logits don't
-LEAST_MASS = 1e-6  # a teacher with less than this on tokens that the student can write says nothing
+MIN_MASS = 1e-6  # a teacher with less than this on tokens that the student can write says nothing
 
 
 @dataclass
@@ -381,7 +381,7 @@ def _soft(
         teacher = _at_temperature(stored, torch.where(size > 0, tail, -torch.inf), size, power)
     teacher = teacher.masked_fill(outcomes == -torch.inf, -torch.inf)
     log_mass = teacher.logsumexp(-1, keepdim=True)
-    known = log_mass > math.log(LEAST_MASS)
+    known = log_mass > math.log(MIN_MASS)
     if signal.known is not None:
         known = known & signal.known[rows, None]
     teacher = torch.where(known, teacher - torch.where(known, log_mass, 0.0), -torch.inf)

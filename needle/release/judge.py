@@ -82,6 +82,7 @@ def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
     """One word for what is wrong with an answer."""
     if predicted is None:
         return "no answer"
+    # The wrong functions, or too many or few of them.
     gold, mine = Counter(call.name for call in record.answers), Counter(call.name for call in predicted)
     if gold != mine:
         if not record.answers:
@@ -93,6 +94,7 @@ def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
             if sum(gold.values()) != sum(mine.values())
             else "wrong tool"
         )
+    # The right functions with other arguments.
     expected = Counter((call.name, key) for call in record.answers for key in call.arguments)
     given = Counter((call.name, key) for call in predicted for key in call.arguments)
     if expected != given:
@@ -103,6 +105,7 @@ def kind_of_error(record: Record, predicted: Sequence[Call] | None) -> str:
             if not given - expected
             else "other argument"
         )
+    # The right arguments with other values.
     values = [str(value) for call in record.answers for value in call.arguments.values()]
     others = [str(value) for call in predicted for value in call.arguments.values()]
     pairs = [(a, b) for a, b in zip(sorted(set(values) - set(others)), sorted(set(others) - set(values)), strict=False)]

@@ -6,7 +6,6 @@ when too many requests are waiting already.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from needle import __version__
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.students.base import count_parameters
 from needle.text.prompt import PromptError
-from needle.text.records import Tool
+from needle.text.records import FieldError, Tool, encodable
 from needle.text.toolschema import ToolSchemaError, normalise_tools
 
 
@@ -75,7 +74,10 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     parameters = count_parameters(engine.student)
 
     def read(request: ToolCallRequest) -> tuple[Tool, ...]:
-        _refuse_surrogates(request)
+        try:
+            encodable(request.prompt, "prompt")
+        except FieldError as error:
+            raise ToolSchemaError("/prompt", error.expected) from error
         return normalise_tools(request.available_functions, "/available_functions")
 
     @app.post("/tool-call", response_model=ToolCallResponse)
@@ -147,23 +149,6 @@ def _fault(status: int, faults: list[tuple[list[Any], str]]) -> JSONResponse:
 
 def _clean(text: str) -> str:
     return text[:500].encode("utf-8", "replace").decode("utf-8")
-
-
-def _refuse_surrogates(request: ToolCallRequest) -> None:
-    """JSON can spell half a character (`\\ud800`), which is no text."""
-    try:
-        request.prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ToolSchemaError(
-            "/prompt", f"not Unicode text: an unpaired surrogate at character {error.start}"
-        ) from error
-    for index, function in enumerate(request.available_functions):
-        try:
-            json.dumps(function, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ToolSchemaError(f"/available_functions/{index}", "not Unicode text: an unpaired surrogate") from error
-        except RecursionError as error:
-            raise ToolSchemaError(f"/available_functions/{index}", "nested too deeply") from error
 
 
 class _BodyLimit:

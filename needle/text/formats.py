@@ -154,6 +154,7 @@ def _xlam(row: Mapping[str, Any]) -> Record:
 def _openai(row: Mapping[str, Any]) -> Record:
     """Chat messages: the first assistant message with `tool_calls` (or the older `function_call`) is the gold, or else
     the last one; the user's words before it are the request."""
+    # Messages, one of them the answer, or calls beside them.
     messages = list_field(row, "messages")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -163,6 +164,7 @@ def _openai(row: Mapping[str, Any]) -> Record:
         raise FieldError(
             "messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages"
         )
+    # The answer, and the user's words before it.
     end = next((index for index in said if _calls(messages[index])), said[-1] if said else len(messages))
     words = [
         _content(m.get("content"), f"messages[{i}].content")
@@ -171,6 +173,7 @@ def _openai(row: Mapping[str, Any]) -> Record:
     ]
     if not words:
         raise FieldError("messages", "expected at least one message of role 'user' before the answer")
+    # The calls; text that spells calls is no answer without them.
     calls = (_calls(messages[end]) if said else None) or _calls(row)
     if not isinstance(calls, list):
         raise FieldError("tool_calls", "expected an array")

@@ -26,7 +26,7 @@ from needle.text.toolschema import CACHED_CHARACTERS, per_tool
 
 IGNORE = -100  # a target that counts nowhere
 KINDS = ("syntax", "name", "key", "value")
-MOST_OPENED = 16  # values of an object that is opened, those of the objects in it among them
+MAX_OPENED = 16  # values of an object that is opened, those of the objects in it among them
 
 
 class PromptError(ValueError):
@@ -114,7 +114,7 @@ def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 def opens(schema: Mapping[str, Any]) -> bool:
     """Whether an object is written member by member: if it is closed and has members, and not too many. It may be null:
     then none is named."""
-    return _closed(schema) and _values(schema) <= MOST_OPENED
+    return _closed(schema) and _values(schema) <= MAX_OPENED
 
 
 def _closed(schema: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jsonschema_rs
 from cachetools import LRUCache, cached
 
-from needle.text.records import Call, Tool
+from needle.text.records import Call, FieldError, Tool, encodable
 
 MAX_DEPTH = 24
 MAX_NODES = 5000
@@ -62,15 +62,15 @@ TYPE_NAMES = {
     "none": "null",
     "any": "any",
 }
-LEAST, MOST = (
+MINIMA, MAXIMA = (
     ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"),
     ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"),
 )
-KEPT = {
-    "description": str, "default": object, "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int,
-        float),
-    "exclusiveMaximum": (int, float), "multipleOf": (int, float), "pattern": str, "minLength": int, "maxLength": int,
-    "minItems": int, "maxItems": int, "uniqueItems": bool, "minProperties": int, "maxProperties": int,
+CHECKED = {
+    "description": str, "default": object, "pattern": str, "uniqueItems": bool,
+    "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int, float),
+    "exclusiveMaximum": (int, float), "multipleOf": (int, float),
+    "minLength": int, "maxLength": int, "minItems": int, "maxItems": int, "minProperties": int, "maxProperties": int,
 }  # fmt: skip
 IGNORED = {
     "title", "examples", "example", "format", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated",
@@ -162,6 +162,11 @@ def _read(declaration: Mapping[str, Any], pointer: str) -> Tool:
     if not isinstance(parameters, Mapping):
         raise ToolSchemaError(f"{pointer}/{key}", "expected a JSON Schema object")
     tool = Tool(name, description, _Normaliser(_as_object_schema(parameters), f"{pointer}/{key}").run())
+    if "\\ud" in tool.declared:  # half a character, which JSON can spell, or both halves of one
+        try:
+            encodable(json.dumps(tool.to_json(), ensure_ascii=False), "")
+        except FieldError as error:
+            raise ToolSchemaError(pointer, "expected Unicode text, found an unpaired surrogate") from error
     _check(tool, f"{pointer}/{key}")
     return tool
 
@@ -202,6 +207,7 @@ class _Normaliser:
             return {}
         if not isinstance(node, Mapping):
             raise ToolSchemaError(pointer, f"expected a schema as an object, got {json.dumps(node, default=str)[:40]}")
+        # Bounds, so that a short text can't keep a server busy.
         if pointer.count("/") - self.pointer.count("/") > 2 * MAX_DEPTH or len(refs) > MAX_DEPTH:
             raise ToolSchemaError(pointer[:80] + "…", f"schemas nested deeper than {MAX_DEPTH} levels aren't supported")
         self.nodes += 1  # references to references can multiply a short text into millions of schemas
@@ -211,10 +217,11 @@ class _Normaliser:
             )
         if "$ref" in node:
             return self.schema(*self.opened(node, pointer, refs))
+        # Dialects: what isn't known is refused, what Python and OpenAPI 3.0 write otherwise is rewritten.
         unknown = sorted(
             key
             for key in node
-            if key not in KEPT and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-")
+            if key not in CHECKED and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-")
         )
         if unknown:
             raise ToolSchemaError(f"{pointer}/{unknown[0]}", f"the keyword '{unknown[0]}' isn't supported")
@@ -225,13 +232,15 @@ class _Normaliser:
                 strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
                 if strict and limit in node:
                     node = {**{key: value for key, value in node.items() if key != limit}, bound: node[limit]}
+        # Unions, then lists of allowed values, then types.
         for keyword in ("anyOf", "oneOf", "allOf"):
             if keyword in node:
                 return self.union(node, keyword, pointer, refs)
-        out = self.kept(node, pointer)
+        out = self.checked(node, pointer)
         if "const" in node or "enum" in node:
             return self.enumeration(node, out, pointer, refs)
         types, nullable = self.types(node, pointer)
+        # Several types are a union of schemas with one type each.
         if len(types) > 1:
             branches = [{**node, "type": kind, "nullable": False} for kind in types]
             rest = {key: node[key] for key in ("description", "default", "nullable") if key in node}
@@ -264,9 +273,9 @@ class _Normaliser:
             target = target[part]
         return _merged(target, {key: value for key, value in node.items() if key != "$ref"}), pointer, (*refs, ref)
 
-    def kept(self, node: Mapping[str, Any], pointer: str) -> dict[str, Any]:
+    def checked(self, node: Mapping[str, Any], pointer: str) -> dict[str, Any]:
         out = {}
-        for key, kind in KEPT.items():
+        for key, kind in CHECKED.items():
             if key not in node or (node[key] is None and key != "default"):
                 continue
             value = node[key]
@@ -308,6 +317,7 @@ class _Normaliser:
     def enumeration(
         self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]
     ) -> dict[str, Any]:
+        # The members; a list of members on an array is about its items.
         values = node["enum"] if "enum" in node else [node["const"]]
         if not isinstance(values, list) or not values:
             raise ToolSchemaError(f"{pointer}/enum", "expected an array of at least one allowed value")
@@ -322,6 +332,7 @@ class _Normaliser:
                 pointer,
                 refs,
             )
+        # Members are of the declared type, or the type is dropped.
         if len(types) == 1:
             try:
                 values = [None if value is None else _coerce(value, types[0]) for value in values]
@@ -329,6 +340,7 @@ class _Normaliser:
                 types = ["any"]  # what is listed wins over a type that it hasn't
         if nullable and None not in values:
             values = [*values, None]
+        # Each member once, in the order of the declaration.
         unique = {json.dumps(value, sort_keys=True): value for value in values}
         out["enum"] = list(unique.values())
         if len(types) == 1 and types[0] != "any":
@@ -374,6 +386,7 @@ class _Normaliser:
         branches = node[keyword]
         if not isinstance(branches, list) or not branches:
             raise ToolSchemaError(f"{pointer}/{keyword}", "expected an array of at least one schema")
+        # What stands beside the union holds in each branch; null is a property of the whole.
         rest = {key: value for key, value in node.items() if key in ("description", "default", "nullable", "title")}
         beside = {
             key: value for key, value in node.items() if key not in rest and key not in IGNORED and key != keyword
@@ -392,13 +405,15 @@ class _Normaliser:
             raise ToolSchemaError(
                 f"{pointer}/allOf", "a conjunction of several schemas isn't supported; merge them into one"
             )
+        # One branch is no union.
         if len(solid) == 1:
             branch, place, own = solid[0]
             inner = {**branch, **rest} if isinstance(branch, Mapping) else branch
             if nullable and isinstance(inner, Mapping):
                 inner = {**inner, "nullable": True}
             return self.schema(inner, place, own)
-        out = self.kept(rest, pointer)
+        # Branches that are constants, each with a schema of its own, are an enum.
+        out = self.checked(rest, pointer)
         out["anyOf"] = [self.schema(branch, place, own) for branch, place, own in solid]
         kinds = {json.dumps(branch.get("type")) for branch in out["anyOf"]}
         if len(kinds) == 1 and all(
@@ -452,11 +467,13 @@ def _coerce(value: Any, kind: str) -> Any:
 def _merged(schema: Any, other: Any) -> Any:
     """What holds under both: properties and requirements are joined, of bounds and members the narrower remain, else
     `other` wins."""
+    # A side that allows everything has no say.
     if other is True or not isinstance(schema, Mapping):
         return schema
     if schema == {} or not isinstance(other, Mapping):
         return other
     out = {**schema, **other}
+    # Keywords that both have: joined, the narrower of the two, or the other's.
     for key in schema.keys() & other.keys():
         one, two = schema[key], other[key]
         if key == "properties" and isinstance(one, Mapping) and isinstance(two, Mapping):
@@ -465,8 +482,8 @@ def _merged(schema: Any, other: Any) -> Any:
             out[key] = [*one, *(name for name in two if name not in one)]
         elif key == "enum" and isinstance(one, list) and isinstance(two, list):
             out[key] = [member for member in one if member in two] or two
-        elif key in LEAST + MOST and isinstance(one, int | float) and isinstance(two, int | float):
-            out[key] = max(one, two) if key in LEAST else min(one, two)
+        elif key in MINIMA + MAXIMA and isinstance(one, int | float) and isinstance(two, int | float):
+            out[key] = max(one, two) if key in MINIMA else min(one, two)
     return out
 
 

@@ -21,7 +21,7 @@ from google.auth import exceptions as auth
 from google.genai import errors, types
 
 from needle.collect.services import hosted
-from needle.collect.services.hosted import Answer, Ask, Batches, Fault, Job, Usage, read_body, sent_names
+from needle.collect.services.hosted import Ask, Batches, Fault, Job, Reply, Usage, read_body, sent_names
 from needle.text.records import Call
 
 VERSION = "v1beta"
@@ -95,7 +95,7 @@ class Gemini:
         body = http.body if http is not None else None
         return body if isinstance(body, str) else ""
 
-    def read(self, ask: Ask, raw: str) -> Answer:
+    def read(self, ask: Ask, raw: str) -> Reply:
         return read_answer(raw, sent_names(ask.tools, NAME))
 
     async def close(self) -> None:
@@ -227,19 +227,21 @@ def sent_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def read_answer(raw: str, names: Mapping[str, str]) -> Answer:
+def read_answer(raw: str, names: Mapping[str, str]) -> Reply:
     """Reads a body in either spelling (finishReason, finish_reason). `names` are the tools' names by the names they
     were sent under."""
     body = read_body(raw)
     if body is None:
-        return Answer(hosted.UNREADABLE, text=raw[:500])
+        return Reply(hosted.UNREADABLE, text=raw[:500])
+    # What is billed is told even where there is no answer.
     usage, model = _usage(_get(body, "usageMetadata")), str(_get(body, "modelVersion") or "")
     blocked = _get(_get(body, "promptFeedback"), "blockReason")
     candidates = _get(body, "candidates")
     if blocked:
-        return Answer(hosted.BLOCKED, text=str(blocked), usage=usage, model=model)
+        return Reply(hosted.BLOCKED, text=str(blocked), usage=usage, model=model)
     if not isinstance(candidates, list) or not candidates or not isinstance(candidates[0], Mapping):
-        return Answer(hosted.NO_CANDIDATE, usage=usage, model=model)
+        return Reply(hosted.NO_CANDIDATE, usage=usage, model=model)
+    # Only the first candidate is asked for; thoughts are no part of what it says.
     first = candidates[0]
     finish = str(_get(first, "finishReason") or "finish_reason_missing").lower()
     parts = _get(_get(first, "content"), "parts")
@@ -249,22 +251,22 @@ def read_answer(raw: str, names: Mapping[str, str]) -> Answer:
         else []
     )
     text = "".join(part["text"] for part in spoken if isinstance(part.get("text"), str))
+    # The calls, under the names that the tools really have.
     calls = []
     for part in spoken:
         call = _get(part, "functionCall")
         if isinstance(call, Mapping):
             arguments = call.get("args") or {}
             if not isinstance(call.get("name"), str) or not isinstance(arguments, Mapping):
-                return Answer("malformed_function_call", text=json.dumps(call)[:500], usage=usage, model=model)
+                return Reply("malformed_function_call", text=json.dumps(call)[:500], usage=usage, model=model)
             calls.append(Call(names.get(call["name"], call["name"]), _whole(arguments)))
+    # It says that it has stopped, and yet there is nothing to take.
     if finish == hosted.STOP and not calls and not text:
         finish = hosted.EMPTY
     if finish == hosted.STOP and any(_merged(call.name, names) for call in calls):
         finish = "merged_calls"
     logprob = _get(first, "avgLogprobs")
-    return Answer(
-        finish, tuple(calls), text, usage, model, float(logprob) if isinstance(logprob, int | float) else None
-    )
+    return Reply(finish, tuple(calls), text, usage, model, float(logprob) if isinstance(logprob, int | float) else None)
 
 
 def _whole(value: Any) -> Any:

@@ -67,7 +67,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What one raw answer says. `finish` other than `stop` is why there is nothing in it."""
 
     finish: str
@@ -152,6 +152,6 @@ class HostedTeacher(Protocol):
 
     async def ask(self, ask: Ask) -> str: ...
 
-    def read(self, ask: Ask, raw: str) -> Answer: ...
+    def read(self, ask: Ask, raw: str) -> Reply: ...
 
     async def close(self) -> None: ...

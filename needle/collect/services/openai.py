@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from needle.collect.services import hosted
-from needle.collect.services.hosted import Answer, Ask, Batches, Fault, Usage, read_body, sent_names
+from needle.collect.services.hosted import Ask, Batches, Fault, Reply, Usage, read_body, sent_names
 from needle.text.records import Call
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -53,7 +53,7 @@ class OpenAI:
         except (aiohttp.ClientError, OSError) as error:
             raise Fault(hosted.CONNECTION, f"{type(error).__name__}: {error}"[:300]) from error
 
-    def read(self, ask: Ask, raw: str) -> Answer:
+    def read(self, ask: Ask, raw: str) -> Reply:
         return read_completion(raw, sent_names(ask.tools, NAME))
 
     async def close(self) -> None:
@@ -84,11 +84,12 @@ def chat_body(ask: Ask) -> dict[str, Any]:
     return body
 
 
-def read_completion(raw: str, names: Mapping[str, str]) -> Answer:
+def read_completion(raw: str, names: Mapping[str, str]) -> Reply:
     """Reads a chat completion; arguments that several calls were merged into are taken apart again."""
     body = read_body(raw)
     if body is None:
-        return Answer(hosted.UNREADABLE, text=raw[:500])
+        return Reply(hosted.UNREADABLE, text=raw[:500])
+    # What is billed is told even where there is no answer.
     counts, model = body.get("usage"), str(body.get("model") or "")
     usage = None
     if isinstance(counts, Mapping) and isinstance(counts.get("prompt_tokens"), int):
@@ -97,24 +98,27 @@ def read_completion(raw: str, names: Mapping[str, str]) -> Answer:
             int(counts.get("completion_tokens") or 0),
             int((counts.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         )
+    # Only the first choice is asked for.
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     message = first.get("message")
     if not isinstance(message, Mapping):
-        return Answer(hosted.NO_CANDIDATE, usage=usage, model=model)
+        return Reply(hosted.NO_CANDIDATE, usage=usage, model=model)
     said = str(first.get("finish_reason") or "stop")
     finish, text = FINISHES.get(said, said), message.get("content") or ""
+    # The calls; one that can't be read spoils the answer.
     calls: list[Call] = []
     for row in message.get("tool_calls") or []:
         found = _calls(row, names)
         if found is None:
-            return Answer("malformed_function_call", text=json.dumps(row)[:500], usage=usage, model=model)
+            return Reply("malformed_function_call", text=json.dumps(row)[:500], usage=usage, model=model)
         calls += found
+    # It says that it has stopped, and yet there is nothing to take.
     if message.get("refusal"):
         finish = "safety"
     if finish == hosted.STOP and not calls and not text:
         finish = hosted.EMPTY
-    return Answer(finish, tuple(calls), text if isinstance(text, str) else "", usage, model)
+    return Reply(finish, tuple(calls), text if isinstance(text, str) else "", usage, model)
 
 
 def _calls(row: Any, names: Mapping[str, str]) -> list[Call] | None:

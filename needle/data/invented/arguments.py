@@ -74,7 +74,7 @@ class Arguments(Draw):
     def part(self) -> Part:
         makers: dict[Callable[[], Part], int] = {
             self.measure: 17, self.count: 13, self.share: 7, self.symbols: 6, self.year: 3, self.text: 24,
-                self.route: 3, self.about: 6, self.date: 5, self.time: 4, self.kept: 8,
+                self.route: 3, self.about: 6, self.date: 5, self.time: 4, self.option: 8,
             self.code: 5, self.flag: 5, self.numbers: 4, self.texts: 4, self.group: 3,
         }  # fmt: skip
         return self.source.choices(list(makers), list(makers.values()))[0]()
@@ -337,9 +337,9 @@ class Arguments(Draw):
             found = [f"{word} {self.noun()}" if self.chance(0.5) else word for word in found]
         return list(dict.fromkeys(found))
 
-    def kept(self) -> Part:
+    def option(self) -> Part:
         """One of a few words."""
-        word = self.one(self.words["kept"]) if self.chance(0.7) else self.noun()
+        word = self.one(self.words["options"]) if self.chance(0.7) else self.noun()
         words = f"{self.noun()} {word}" if self.chance(0.4) else word
         shape = self.one(SHAPES)
         return self.chosen(
@@ -435,7 +435,7 @@ class Arguments(Draw):
         word = self.one(self.words["groups"])
         inner: list[Part] = []
         for make in self.source.choices(
-            (self.measure, self.count, self.about, self.kept, self.date), k=self.one((2, 2, 3))
+            (self.measure, self.count, self.about, self.option, self.date), k=self.one((2, 2, 3))
         ):
             part = make()
             if not any(set(part.schemas) & set(other.schemas) for other in inner):

@@ -132,11 +132,13 @@ def _number(words: str, schema: Mapping[str, Any], draw: Draw) -> Drawn:
 
 
 def _text(words: str, about: str, draw: Draw) -> Callable[[], Drawn] | None:
+    # A form that the description asks for: known dates, or nothing.
     for form, code in DATE_FORMS.items():
         if form in about.lower():
             return lambda: _date(code, draw)
     if re.search("yyyy|format|hh:|iso", about, re.IGNORECASE):
         return None
+    # Examples in the description are values that fit.
     examples = [
         text.strip(" '\"")
         for found in EXAMPLES.findall(about)
@@ -145,6 +147,7 @@ def _text(words: str, about: str, draw: Draw) -> Callable[[], Drawn] | None:
     examples = [text for text in examples if text and "," not in text and not PLACEHOLDER.search(text)]
     if examples and draw.chance(0.6):
         return lambda: _quoted(draw.one(examples), draw)
+    # What the name is about: a date, a time, a span, any name.
     head = _head(words)
     if head in ("date", "day", "birthday", "deadline"):
         return lambda: _quoted(draw.one(spoken(draw.day())), draw)
@@ -158,6 +161,7 @@ def _text(words: str, about: str, draw: Draw) -> Callable[[], Drawn] | None:
         return lambda: _quoted(
             draw.value(draw.one(("person", "title", "product", "company", "topic", "topic"))).title(), draw
         )
+    # A kind of words, or a topic; not where only a special form will do.
     kind = (
         draw.words["kind_of"].get(words)
         or draw.words["kind_of"].get(head)

@@ -93,6 +93,7 @@ class _Maker:
         self.one, self.chance = self.draw.one, self.draw.chance
 
     def record(self, id: str) -> Record:
+        # One wish, the same tool several times, or two wishes.
         kind = self.draw.source.random()
         wishes = [self.wish()]
         if kind < SAME:
@@ -104,6 +105,7 @@ class _Maker:
             queries, calls = [text for text, _ in asked], [call for _, call in asked]
         if len({wish.tool.name for wish in wishes}) < len(wishes):
             return self.record(id)
+        # Now and then no call is right: missing tool, missing value, taken back, about a tool.
         query = self.finished(self.joined(queries))
         offered, refused = [wish.tool for wish in wishes], None
         draw = self.draw.source.random()
@@ -123,6 +125,7 @@ class _Maker:
                 ),
                 [],
             )
+        # Other tools beside them, more than half of which look alike.
         names = {wish.tool.name for wish in wishes}
         for _ in range(max(self.one(OTHERS), not offered)):
             other = self.beside(self.one(wishes)) if self.chance(0.6) else self.wish().tool
@@ -156,17 +159,20 @@ class _Maker:
     def repeated(self, wish: Wish) -> tuple[list[str], list[Call]]:
         """The same tool again: for several values in a row, in whole requests, or by the other values alone; a value
         may hold for all of them."""
+        # Several values in a row, where an argument can be said so.
         first = self.values(wish)
         held = {name for one in first for name in one.values}
         rows = [part for part in wish.parts if part.each and held & set(part.schemas)]
         if rows and self.chance(ROW):
             return self.in_a_row(wish, self.one(rows), first)
+        # Else again and again: some values hold for all, the others are drawn anew.
         queries, calls = [self.sentence(wish, first)], [self.call(wish, first)]
         shared = [one for one in first if self.chance(0.25)]
         kept = {name for one in shared for name in one.values}
         fresh = [part for part in wish.parts if held & set(part.schemas) and not kept & set(part.schemas)]
         for _ in range(self.one((1, 1, 1, 2, 3)) if fresh else 0):
             said = [part.say() for part in fresh]
+            # A whole sentence, or only what differs.
             if self.chance(0.4):
                 queries.append(self.sentence(wish, [*said, *shared]))
             else:

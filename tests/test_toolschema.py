@@ -332,6 +332,35 @@ def test_references_that_multiply_are_an_error_and_not_a_hang() -> None:
     assert time.perf_counter() - start < 10
 
 
+def of_steps(*steps: float) -> dict[str, Any]:
+    kinds = [{"type": "number", "multipleOf": step} for step in steps]
+    return {"name": "t", "parameters": {"type": "object", "properties": {"n": {"anyOf": kinds}}}}
+
+
+@pytest.mark.parametrize("steps", [[5], [0.05, 0.25], [1_000_000], [1e20], [60, 3600]])
+def test_steps_with_few_remainders_are_kept(steps: list[float]) -> None:
+    kept = normalise_tool(of_steps(*steps)).parameters["properties"]["n"]
+    assert [branch["multipleOf"] for branch in kept.get("anyOf", [kept])] == steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([412_191], "at most 10,000"),
+        ([99_999_999], "at most 10,000"),  # more than 12 GB as a grammar
+        ([997, 991], "at most 10,000"),
+        ([0], "above 0"),
+        ([-3], "above 0"),
+        ([float("inf")], "above 0"),
+        ([float("nan")], "above 0"),
+    ],
+)
+def test_steps_that_would_fill_the_memory_are_an_error(steps: list[float], message: str) -> None:
+    with pytest.raises(ToolSchemaError, match=message) as error:
+        normalise_tool(of_steps(*steps))
+    assert error.value.pointer.endswith(f"/properties/n/anyOf/{len(steps) - 1}/multipleOf")
+
+
 @pytest.mark.parametrize(
     ("tools", "message"),
     [

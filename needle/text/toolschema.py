@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from needle.text.records import Call, FieldError, Tool, encodable
 
 MAX_DEPTH = 24
 MAX_NODES = 5000
+MAX_REMAINDERS = 10_000  # of the steps of a tool's numbers
 MAX_TEXT = 200_000  # characters of a tool's parameters as JSON, references opened
 CACHED_CHARACTERS = 20_000_000  # of the tools of which something is kept
 V = TypeVar("V")
@@ -191,6 +193,7 @@ class _Normaliser:
         self.root = root
         self.pointer = pointer
         self.nodes = 0
+        self.remainders = 1  # the least common multiple of the steps so far
 
     def run(self) -> dict[str, Any]:
         schema = self.schema(self.root, self.pointer, ())
@@ -290,7 +293,26 @@ class _Normaliser:
                     f"{pointer}/{key}", f"expected {getattr(kind, '__name__', 'a number')}, got {value!r}"
                 )
             out[key] = value
+        if "multipleOf" in out:
+            self.multiple(out["multipleOf"], f"{pointer}/multipleOf")
         return out
+
+    def multiple(self, step: float, pointer: str) -> None:
+        """Refuses steps for which a grammar would need a state for each remainder: gigabytes, and minutes to build.
+        Several steps of a tool may stand in one union, where their remainders multiply; powers of ten are cheap."""
+        exact = Decimal(str(step))
+        if not exact.is_finite() or exact <= 0:
+            raise ToolSchemaError(pointer, f"expected a number above 0, got {step}")
+        digits = "".join(map(str, exact.as_tuple().digits)).rstrip("0")
+        if digits == "1":
+            return
+        self.remainders = math.lcm(self.remainders, int(step) if step == int(step) else int(digits))
+        if self.remainders > MAX_REMAINDERS:
+            raise ToolSchemaError(
+                pointer,
+                f"multiples of {step} are too many cases for a grammar; powers of ten are supported, and other steps "
+                f"whose least common multiple in a tool is at most {MAX_REMAINDERS:,}",
+            )
 
     def types(self, node: Mapping[str, Any], pointer: str) -> tuple[list[str], bool]:
         raw = node.get("type")

@@ -82,7 +82,7 @@ house: $(READY)  ## draw the rooms and who imports whom: docs/house.svg
 parity: $(READY)  ## record answers, weights and collected files, to compare two checkouts: make parity ARGS=before.json
 	$(BIN)/python -m tests.parity record $(ARGS)
 
-check: lint types layers test  ## everything that CI runs
+check: lint types layers test  ## before a commit; CI runs the slow tests as well
 
 clean:  ## remove outputs and caches, keep .venv
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

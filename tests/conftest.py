@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,8 @@ from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer
 
 os.environ.setdefault("WANDB_MODE", "offline")
+hypothesis.settings.register_profile("repeatable", derandomize=True)  # the same examples in each run
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(int(os.environ.get("NEEDLE_TEST_THREADS", "1")))
 REAL = Path(os.environ.get("NEEDLE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TINY = {

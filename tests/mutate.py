@@ -32,14 +32,14 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [  # trap's test, what is brok
         "weights = weights / torch.where(count > 0, count, 1.0) / keep.float().mean()"),
     ("trap_06", "targets aren't shifted", BATCH, "(tokenizer.answer, *example.target[:-1])", "example.target"),
     ("trap_07", "padding is a target like any other", BATCH,
-        "targets = _pad([example.target for example in examples], width, IGNORE)",
-        "targets = _pad([example.target for example in examples], width, tokenizer.pad)"),
+        "targets=pad([example.target for example in examples], width, IGNORE)",
+        "targets=pad([example.target for example in examples], width, tokenizer.pad)"),
     ("trap_08", "stored log-probabilities go through softmax as if they were probabilities", LOSS,
         "stored = signal.log_probs[rows].float()", "stored = signal.log_probs[rows].float().exp().log_softmax(-1)"),
     ("trap_09", "the student is renormalised over the top k", LOSS,
         "if signal.entropy is not None:\n            tail =", "if signal.tail is not None:\n            tail ="),
-    ("trap_10", "the loss runs in the logits' own precision", LOSS, "_positions(logits[rows].float(),",
-        "_positions(logits[rows],"),
+    ("trap_10", "the loss runs in the logits' own precision", LOSS,
+        "logits[rows].float(), targets[rows], rows", "logits[rows], targets[rows], rows"),
     ("trap_11", "label smoothing spreads over impossible tokens too", LOSS, "possible = log_q > -torch.inf",
         "possible = torch.ones_like(log_q, dtype=torch.bool)"),
     ("trap_12", "a short last chunk is forgotten", LOSS,
@@ -55,8 +55,7 @@ MUTATIONS: list[tuple[str, str, str, str, str]] = [  # trap's test, what is brok
     ("trap_15", "alpha and beta are one weight", LOSS, "total = config.alpha * soft + config.beta * hard",
         "total = config.alpha * soft + (1 - config.alpha) * hard * 0.99"),
     ("trap_16", "a signal is found by the request alone", CACHE,
-        "content = json.dumps([example.query, [tool.key for tool in example.tools], example.target,",
-        "content = json.dumps([example.query, example.target,"),
+        "            [tool.key for tool in example.tools],\n", ""),
     ("trap_17", "an empty batch divides by zero", LOSS, "weights = weights / torch.where(count > 0, count, 1.0)",
         "weights = weights / count"),
 ]  # fmt: skip
@@ -75,7 +74,7 @@ def main() -> None:
                 sys.exit(f"{trap}: {file} no longer holds {right!r} exactly once; bring the mutation up to date")
             (copy / file).write_text(source.replace(right, wrong), encoding="utf-8")
             ran = subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-x", "-k", trap, "tests/test_traps.py"],
+                [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", "-k", trap, "tests/test_traps.py"],
                 cwd=copy,
                 capture_output=True,
                 text=True,

@@ -204,8 +204,8 @@ class Engine:
                 unread = len(fed[0]) - place - 1  # drafted tokens behind the one that was chosen
                 if not going or not unread:
                     break
-                if chosen[0] != fed[0][place + 1] or not state.confirms(chosen[0], place):  # type: ignore[attr-defined]
-                    state.cut(unread)  # type: ignore[attr-defined]
+                if chosen[0] != fed[0][place + 1] or not state.confirms(chosen[0], place):
+                    state.cut(unread)
                     break
             # What is finished leaves the batch.
             if 0 < len(going) < len(active):

@@ -16,7 +16,7 @@ from needle.text.prompt import Example
 
 
 @dataclass
-class EnsembleState:
+class EnsembleState(State):
     states: list[State]
 
     def select(self, rows: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,11 +126,20 @@ class Student(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} doesn't rank tools")
 
 
-class State(Protocol):
-    """What a student keeps between steps of one batch."""
+class State:
+    """What a student keeps between steps of one batch. `confirms` and `cut` are asked only of one that drafts."""
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows of the batch."""
+        raise NotImplementedError
+
+    def confirms(self, token: int, step: int) -> bool:
+        """Whether a drafted `token` that was chosen after the last tokens' `step` means what the draft meant."""
+        raise NotImplementedError
+
+    def cut(self, count: int) -> None:
+        """Forgets the last `count` tokens of those that came together."""
+        raise NotImplementedError
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -20,6 +20,7 @@ from needle.students.base import (
     Dropout,
     RMSNorm,
     Rope,
+    State,
     Student,
     SwiGLU,
     Trace,
@@ -63,7 +64,7 @@ class LlamaConfig:
 
 
 @dataclass
-class CausalState:
+class CausalState(State):
     """Keys and values of each layer, [B, G, S, d], and which positions hold a token."""
 
     batch: Batch

@@ -23,6 +23,7 @@ from needle.students.base import (
     Dropout,
     RMSNorm,
     Rope,
+    State,
     Student,
     SwiGLU,
     Trace,
@@ -52,7 +53,7 @@ class SanConfig:
 
 
 @dataclass
-class SanState:
+class SanState(State):
     """Keys and values of the prompt and of the answer so far, [B, G, S, d] in each layer."""
 
     batch: Batch

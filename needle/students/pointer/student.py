@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from needle.students.base import (
     Dropout,
     Rope,
+    State,
     SwiGLU,
     Trace,
     at_positions,
@@ -64,7 +65,7 @@ class Memory:
 
 
 @dataclass
-class PointerState:
+class PointerState(State):
     memory: Memory
     keys: Keys
     cross: list[Cross]
@@ -74,7 +75,6 @@ class PointerState:
     position: int = 0
 
     def cut(self, count: int) -> None:
-        """Forgets the last `count` tokens of those that came together."""
         if count:
             self.position -= count
             self.pointed, self.sources = self.pointed[:, :-count], self.sources[:, :-count]

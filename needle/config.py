@@ -1,6 +1,7 @@
 """The typed tree of settings, and plain functions that build from it what the library needs.
 
-Every component owns its dataclass; this module alone joins them. Nothing below it sees Hydra or OmegaConf.
+Every component owns its dataclass; this module joins those of training, judging and collecting. Nothing below it sees
+Hydra or OmegaConf.
 """
 
 from __future__ import annotations

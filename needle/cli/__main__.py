@@ -1,4 +1,4 @@
-"""`needle <command>`: hands over to one of the Hydra apps."""
+"""`needle <command>`: hands over to the command's own module."""
 
 from __future__ import annotations
 

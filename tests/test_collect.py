@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from aiohttp import web
 
 from needle.collect.books import Books
@@ -475,7 +476,7 @@ def _killed(folder: Path, url: str, kills: int, records: int, budget: float) -> 
     while True:
         stored = (
             Counter(name_of(row["text"], [tool["name"] for tool in row["tools"]]) for row in Answers(folder))
-            if (folder / "answers").exists()
+            if (folder / "ledger.sqlite").exists()
             else Counter[str]()
         )
         asked = _account(url, 0)["requests"]
@@ -488,7 +489,7 @@ def _killed(folder: Path, url: str, kills: int, records: int, budget: float) -> 
             before = asked
             while _account(url, 0)["requests"] == before and process.poll() is None:
                 time.sleep(0.02)  # it reads, recovers, begins
-            deadline = time.monotonic() + source.uniform(0.05, 1.2)
+            deadline = time.monotonic() + source.uniform(0.05, 0.7)
             while time.monotonic() < deadline and process.poll() is None:
                 assert _account(url, 0)["bill"] <= budget * DOLLAR
                 time.sleep(0.05)
@@ -509,9 +510,11 @@ def _killed(folder: Path, url: str, kills: int, records: int, budget: float) -> 
     with sqlite3.connect(folder / "ledger.sqlite") as ledger:
         book = {row[0] for row in ledger.execute("SELECT id FROM requests WHERE state = 'done'")}
         charged, reserved = ledger.execute("SELECT charged, reserved FROM money").fetchone()
+        frames = [zstandard.decompress(data) for (data,) in ledger.execute("SELECT data FROM frames")]
     disk = [row["id"] for row in Answers(folder)]
     assert len(disk) == len(set(disk)), "no answer was paid for twice"
     assert set(disk) == book, "requests and answers agree"
+    assert sorted(disk) == sorted(json.loads(line)["id"] for frame in frames for line in frame.splitlines())
     assert reserved == 0
     assert _account(url, 0)["bill"] <= charged <= budget * DOLLAR
     assert json.loads((folder / "manifest.json").read_text())["records"] >= records

@@ -2,7 +2,7 @@
 
     python -m experiments.bench_collect.bench --output experiments/bench_collect/results.json
 
-`send` sends the same labelling request under different numbers, 200 in flight, with ledger, shards and budget as in a
+`send` sends the same labelling request under different numbers, 200 in flight, with ledger and budget as in a
 real run; each size in a process of its own, so that its peak memory is its own. `run` is a whole `needle collect` of so
 many records.
 """

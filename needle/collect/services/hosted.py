@@ -48,7 +48,7 @@ class Ask:
 
     @cached_property
     def key(self) -> str:
-        """The request's name in ledger, shards and batches: equal requests have equal keys."""
+        """The request's name in ledger and batches: equal requests have equal keys."""
         return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:32]
 
     @cached_property

@@ -126,20 +126,20 @@ class Student(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} doesn't rank tools")
 
 
-class State:
-    """What a student keeps between steps of one batch. `confirms` and `cut` are asked only of one that drafts."""
+class State(ABC):
+    """What a student keeps between steps of one batch. One whose student drafts also has `confirms` and `cut`."""
 
+    @abstractmethod
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows of the batch."""
-        raise NotImplementedError
 
     def confirms(self, token: int, step: int) -> bool:
         """Whether a drafted `token` that was chosen after the last tokens' `step` means what the draft meant."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is of a student that doesn't draft")
 
     def cut(self, count: int) -> None:
         """Forgets the last `count` tokens of those that came together."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is of a student that doesn't draft")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, causal: bool = False) -> Tensor:

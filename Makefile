@@ -85,4 +85,4 @@ parity: $(READY)  ## record answers, weights and collected files, to compare two
 check: lint types layers test  ## before a commit; CI runs the slow tests as well
 
 clean:  ## remove outputs and caches, keep .venv
-	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -102,7 +102,7 @@ def test_every_sweep_composes_and_gives_a_grid(name: str) -> None:
             "loss.alpha=much",
             "Error merging override loss.alpha=much: Value 'much' of type 'str' could not be converted to Float",
         ),
-        ("a b", "expected group=choice or key=value"),
+        ("a b", "can't read the setting a b"),
         ("most_tools=3", "'most_tools' is called 'max_tools' now"),
         ("data.augment.most_strangers=3", "is called 'data.augment.max_strangers' now"),
         ("arm=distill", "'arm' is called 'loss' now"),
@@ -153,6 +153,8 @@ def test_good_settings_pass(words: list[str]) -> None:
         (["serve", "nonsense"], "can't read 'nonsense'; expected settings of the form key=value"),
         (["train", "data=set", "data.name=none"], "there is no set in"),
         (["train", "data=set"], "data=set needs data.name"),
+        (["train", "output=runs/a(b)"], "quote it: 'output=\"runs/a(b)\"'"),
+        (["train", "data.synthetic.domains=music,weather"], "'data.synthetic.domains=\"music,weather\"'"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path: Path, words: list[str], message: str) -> None:

@@ -66,7 +66,11 @@ def launch(command: str, run: Command) -> None:
     sys.argv[0] = f"needle {command}"
     hydra_config = _hydra_config(words)
     book = None
-    if {"-m", "--multirun"} & set(sys.argv) or str(hydra_config.mode or "").endswith("MULTIRUN"):
+    many = bool({"-m", "--multirun"} & set(sys.argv)) or str(hydra_config.mode or "").endswith("MULTIRUN")
+    problem = None if many else _sweeps(words)
+    if problem:
+        fail(problem)
+    if many:
         book = _plan(command, words, hydra_config)
         sys.argv.append(f"hydra.sweep.dir='{book.folder}'")
     interrupts = Interrupts()
@@ -218,16 +222,37 @@ def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
         GlobalHydra.instance().hydra = hydra_state
 
 
+def _unreadable(word: str, why: str) -> str:
+    """A sentence about a setting that isn't in Hydra's grammar, with the quotes that would make it so."""
+    key, _, value = word.partition("=")
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f"can't read the setting {word}: {why}; for a text with such signs, quote it: '{key}=\"{quoted}\"'"
+
+
+def _sweeps(words: Sequence[str]) -> str | None:
+    """A sentence about a setting with several values outside a sweep."""
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        if override.is_sweep_override():
+            key, _, value = str(override.input_line).partition("=")
+            return (
+                f"'{override.input_line}' are several values: quote them where they are one text, '{key}=\"{value}\"',"
+                f" write '{key}=[{value}]' for a list, or add -m to run them all"
+            )
+    return None
+
+
 def misspelt(words: Sequence[str]) -> str | None:
     """A sentence about the first override whose key doesn't exist, with the nearest that does; None when all are
     fine."""
     old = next((problem for word in words if (problem := renamed(word))), None)
     if old:
         return old
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        return f"can't read the settings: {str(error).splitlines()[0]} (expected group=choice or key=value)"
+    overrides = []
+    for word in words:
+        try:
+            overrides += OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            return _unreadable(word, str(error).splitlines()[0])
     try:
         config = compose([_single(o) for o in overrides if _is_group(o)])
     except HydraException as error:

@@ -15,7 +15,12 @@ def run(config: Settings, words: Sequence[str]) -> None:
     if not config.tracker.entity:
         raise ValueError("give tracker.entity, the W&B user or team that the project belongs to")
     workspace = build_workspace(config.tracker.project, config.tracker.entity)
-    workspace.save()
+    from wandb.errors import Error  # the extra is there: the workspace needs it
+
+    try:
+        workspace.save()
+    except Error as error:
+        raise ValueError(f"W&B doesn't take the workspace: {error}") from error
     console.print(f"[bold]{workspace.url}[/]")
 
 

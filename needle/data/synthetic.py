@@ -240,11 +240,11 @@ class _World:
         if kind < 0.65:
             chosen = [source.choice(self.entries)]
         elif kind < 0.83:
-            chosen = source.sample(self.entries, 2)
+            chosen = source.sample(self.entries, min(2, len(self.entries)))
         elif kind < 0.94:
             chosen = [source.choice(self.entries)] * 2
         else:
-            chosen = source.sample(self.entries, 3)
+            chosen = source.sample(self.entries, min(3, len(self.entries)))
         parts = [self._request(entry, source, framed=len(chosen) == 1) for entry in chosen]
         calls = [call for _, call in parts]
         if len({call.key for call in calls}) < len(calls):  # the same call said twice would be one wish

@@ -10,15 +10,16 @@ answer.calls[0].arguments, answer.confidence
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from needle.engine.decode import MAX_TOKENS, Answer, Request
 from needle.engine.open import open_engine
+from needle.text.declarations import read_tools
 from needle.text.declare import declared
-from needle.text.records import Tool
-from needle.text.toolschema import normalise_tools
 
 
 class Needle:
@@ -41,7 +42,16 @@ class Needle:
         checkpoint = self.engine.checkpoint
         return f"Needle({str(checkpoint.folder)!r}, {checkpoint.config.family})"
 
-    def call(self, request: str, tools: Sequence[Any], max_tokens: int = MAX_TOKENS) -> Answer:
+    def call(
+        self,
+        request: str,
+        tools: Sequence[Any],
+        max_tokens: int = MAX_TOKENS,
+        *,
+        strict: bool = False,
+        now: datetime | None = None,
+        omit: bool = False,
+    ) -> Answer:
         """The calls that a request asks for.
 
         Args:
@@ -49,32 +59,44 @@ class Needle:
             tools: dictionaries in any dialect (OpenAI, Anthropic, MCP, Gemini, bare JSON Schema), typed Python
                 functions, pydantic models, or all of these together.
             max_tokens: the most tokens of the answer; beyond it there is no answer.
+            strict: a tool that can't be used is an error. Otherwise it is left out and stands in `skipped`.
+            now: the moment against which dates such as "tomorrow" are read.
+            omit: leave an optional argument out if what was said doesn't fit it; it stands in `left_out`. Otherwise
+                there is no answer then.
 
         Returns:
             `calls`, each with `name`, `arguments` and `sources`: where in the request a value was copied from. None are
-            right when no tool fits; `calls` is None when there is no answer, and `finish` says why. `confidence` is 0
-            to 1.
+            right when no tool fits; `calls` is None when there is no answer, `finish` says which way and `error` why.
+            `confidence` is 0 to 1.
 
         Raises:
-            ToolSchemaError: a tool that can't be read. PromptError: the request or a tool is too long.
+            ToolSchemaError: no tool can be used, or with `strict` one of them. PromptError: the request is too long.
         """
-        read = read_tools(tools)
+        asked = _request(request, tools, strict, now, omit)
         with self._turn:
-            return self.engine.answer(request, read, max_tokens)
+            return self.engine.answer_one(asked, max_tokens)
 
     def call_many(
-        self, requests: Sequence[str], tools: Sequence[Any], max_tokens: int = MAX_TOKENS, batch_size: int = 64
+        self,
+        requests: Sequence[str],
+        tools: Sequence[Any],
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = 64,
+        *,
+        strict: bool = False,
+        now: datetime | None = None,
+        omit: bool = False,
     ) -> list[Answer]:
         """Answers to many requests for the same tools, in their order, several times faster than one by one.
 
         A request that can't be read gets finish `refused`, and the rest go on.
         """
-        read = read_tools(tools)
-        asked = [Request(request, read, str(number)) for number, request in enumerate(requests)]
+        shared = _request("", tools, strict, now, omit)
+        asked = [replace(shared, query=request, id=str(number)) for number, request in enumerate(requests)]
         with self._turn:
             return self.engine.answer_all(asked, max_tokens, batch_size)
 
 
-def read_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
-    """Raises `ToolSchemaError`, whose pointer begins with the number of the tool."""
-    return normalise_tools([declared(tool, f"/{index}") for index, tool in enumerate(tools)])
+def _request(query: str, tools: Sequence[Any], strict: bool, now: datetime | None, omit: bool) -> Request:
+    read = read_tools(list(tools), strict=strict, declare=declared)
+    return Request(query, read.tools, strict=strict, now=now, omit=omit, skipped=read.skipped, places=read.places)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from needle.collect.services.build import ServiceConfig
 from needle.collect.settings import CollectConfig
+from needle.data.check import problems
 from needle.data.encoding import Encoded, TokenizerConfig, data_fingerprint, encode_records, fit_tokenizer
 from needle.data.invented.requests import SOURCE as INVENTED
 from needle.data.sources import SPLITS, DataConfig, Splits, load_splits, read_files, subset
@@ -32,7 +33,7 @@ from needle.students.checkpoint import load_checkpoint, student_config
 from needle.students.pretrained import fit_config, words
 from needle.teachers.build import TeacherConfig, build_signals
 from needle.teachers.signals import SignalCache
-from needle.text.codecs import build_codec
+from needle.text.codecs import build_codec, current_codec
 from needle.text.formats import Skipped
 from needle.text.prompt import Renderer
 from needle.text.records import DataError, Record
@@ -59,7 +60,7 @@ class Settings:
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    codec: str = "decisions"
+    codec: str = "decisions"  # or json; decisions-1 as students before 0.2 have it
     output: str | None = None  # the folder of a run, a report or a collection; evaluate, label: a file
     cache: str = "outputs/cache"
     checkpoint: str | None = None  # evaluate, label: a folder; the released student when there is none
@@ -147,11 +148,17 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     )
     for message in splits.skipped[:10]:
         progress(f"skipped: {message}")
+    for reason, count in splits.reasons.most_common():
+        progress(f"left out {count:,} times: {reason}")
+    files = {split: config.data.files(split) for split in SPLITS}
+    for problem in problems({split: getattr(splits, split) for split in SPLITS}, files):
+        progress(f"look: {problem}")
     train, weights = build_targets(config, splits.train)
     student = fit_config(student_config(config.student))
     with main_process_first(config.hardware):
         tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache), words(student))
-    renderer, codec = Renderer(tokenizer), build_codec(config.codec, tokenizer)
+    codec_name = current_codec(config.codec)
+    renderer, codec = Renderer(tokenizer), build_codec(codec_name, tokenizer)
     max_length = min(config.data.max_length, getattr(student, "max_length", config.data.max_length))
     data = encode_records(train, renderer, codec, max_length, config.data.on_long, weights)
     for message in data.dropped[:5]:
@@ -160,7 +167,7 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
         progress(f"dropped {len(data.dropped)} training records in all (data.on_long=error stops instead)")
     if not data.examples:
         raise DataError("no training records are left; check data.train, data.size and data.max_length")
-    signals = build_signals(config.teacher, config.loss, tokenizer, config.codec, Path(config.cache))
+    signals = build_signals(config.teacher, config.loss, tokenizer, codec_name, Path(config.cache))
     if isinstance(signals, SignalCache):
         with main_process_first(config.hardware):
             fill_cache(config, signals, data, progress)
@@ -176,7 +183,7 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     return Job(
         student=student,
         tokenizer=tokenizer,
-        codec=config.codec,
+        codec=codec_name,
         loss=config.loss,
         optim=config.optim,
         train=config.train,

@@ -6,13 +6,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
 
 from needle import Needle
-from needle.api import read_tools
+from needle.text.declarations import read_tools
+from needle.text.declare import declared
 from needle.text.records import Call
 from needle.text.toolschema import ToolSchemaError
 
@@ -77,7 +78,8 @@ def test_sources_are_characters_of_the_request_as_it_was_given(
 def test_a_function_a_model_and_every_dialect_declare_tools_alike() -> None:
     wrapped = {"type": "function", "function": {**WEATHER, "name": "wrapped"}}
     mcp = {"name": "mcp", "inputSchema": WEATHER["parameters"]}
-    tools = {tool.name: tool for tool in read_tools([WEATHER, wrapped, mcp, play_music, SetAlarm])}
+    found = read_tools([WEATHER, wrapped, mcp, play_music, SetAlarm], declare=declared)
+    tools = {tool.name: tool for tool in found.tools}
     assert list(tools) == ["get_weather", "wrapped", "mcp", "play_music", "SetAlarm"]
     assert tools["play_music"].description == "Play songs of an artist."
     assert tools["play_music"].parameters["required"] == ["artist"]
@@ -93,8 +95,39 @@ def test_a_typed_function_is_called_by_name(needle: Needle) -> None:
 
 
 def test_what_is_no_tool_is_refused_with_its_place(needle: Needle) -> None:
+    answer = needle.call("weather in Paris", [3, WEATHER])
+    assert [(tool.index, tool.reason) for tool in answer.skipped] == [(0, "/0: expected a tool as an object, got int")]
+    assert [call.arguments for call in answer.calls or ()] == [{"city": "Paris"}]
     with pytest.raises(ToolSchemaError, match="/1: expected a tool as an object, got int"):
-        needle.call("x", [WEATHER, 3])
+        needle.call("x", [WEATHER, 3], strict=True)
+
+
+def said_about(needle: Needle, request: str, schema: dict[str, Any], **options: Any) -> Any:
+    minutes = {"type": "integer", "description": "minutes", **schema}
+    schema = {"type": "object", "properties": {"minutes": minutes}}
+    timer = {"name": "set_timer", "description": "Set a timer", "parameters": schema}
+    return needle.call(request, [timer], **options)
+
+
+@pytest.mark.parametrize(
+    ("request_", "schema"),
+    [
+        ("set a timer for 180 minutes", {"maximum": 100}),
+        ("set a timer for 5 minutes", {"minimum": 10}),
+        ("set a timer for 2.5 minutes", {}),
+        ("set a timer for 7 minutes", {"enum": [1, 2, 3]}),
+        ("set a timer for 7 minutes", {"multipleOf": 5}),
+    ],
+)
+def test_a_value_that_does_not_fit_is_said_and_never_made_to(
+    needle: Needle, request_: str, schema: dict[str, Any]
+) -> None:
+    answer = said_about(needle, request_, schema)
+    assert (answer.finish, answer.calls) == ("invalid", None)
+    assert answer.error.startswith("/minutes: ")
+    left = said_about(needle, request_, schema, omit=True)
+    assert [(call.name, call.arguments) for call in left.calls] == [("set_timer", {})]
+    assert left.left_out == (answer.error,)
 
 
 def test_many_requests_are_answered_in_their_order_and_one_that_is_too_long_alone_is_refused(needle: Needle) -> None:

@@ -12,8 +12,8 @@ import pytest
 from needle.engine.decode import Answer
 from needle.judging.compare import Arm, Run, build_report, holm, paired, seeds_interval, verdict, worth, write_report
 from needle.judging.metrics import Score, score
+from needle.text.declarations import normalise_tool
 from needle.text.records import Call, Record
-from needle.text.toolschema import normalise_tool
 
 TOOL = normalise_tool({"name": "a", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}})
 RECORDS = [Record(str(i), f"say <b>{i}</b>", (TOOL,), (Call("a", {"x": str(i)}),), "s") for i in range(60)]

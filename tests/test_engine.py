@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 
 from needle.cli.say import AnsweringProgress
 from needle.engine.decode import Answer, Engine, Request, _Row
+from needle.engine.fit import shortened
 from needle.engine.open import set_precision
 from needle.judging.evaluate import evaluate, judge
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint
 from needle.students.pointer.batch import PointerBatch
+from needle.text.declarations import normalise_tool
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.prompt import Example, PromptError
 from needle.text.records import Call, Record, Tool
 from needle.text.tokenizer import TextTokenizer
-from needle.text.toolschema import ToolSchemaError, call_errors, normalise_tool
+from needle.text.toolschema import ToolSchemaError
+from needle.text.validity import call_errors
 from tests.conftest import TINY
 
 
@@ -317,24 +321,59 @@ def test_of_many_tools_none_of_which_can_be_read_one_is_named(tokenizer: TextTok
         engine.answer("send 5", wide)
 
 
-def test_the_fault_of_a_schema_is_found_among_all_tools(
+def test_a_tool_that_no_grammar_holds_is_left_out_and_the_fault_found_among_all_tools(
     tokenizer: TextTokenizer, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(random_checkpoint(tokenizer), max_tools=1)
-    bad = Tool(
-        "bad",
-        "",
-        {
-            "type": "object",
-            "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}},
-            "required": ["a"],
-            "additionalProperties": False,
-        },
-    )
-    monkeypatch.setattr(engine.retriever, "rank", lambda query, tools: [len(tools) - 1])
+    engine = Engine(random_checkpoint(tokenizer), max_tools=2)
+    assert engine.grammar
+    whole = engine.grammar.matcher
+
+    def matcher(tools: Sequence[Tool]) -> Any:
+        for index, tool in enumerate(tools):
+            if tool.name == "bad":
+                raise ToolSchemaError(f"/{index}/parameters", "the schema of 'bad' can't be held by a grammar")
+        return whole(tools)
+
+    monkeypatch.setattr(engine.grammar, "matcher", matcher)
+    monkeypatch.setattr(engine.retriever, "rank", lambda query, tools: [len(tools) - 1, 0])
+    tools = (*records[0].tools[:1], *records[1].tools[:1], Tool("bad"))
+    answer = engine.answer("x", tools, max_tokens=3)
+    assert [(tool.index, tool.name) for tool in answer.skipped] == [(2, "bad")]
     with pytest.raises(ToolSchemaError, match="'bad'") as error:
-        engine.answer("x", [*records[0].tools[:1], *records[1].tools[:1], bad])
+        engine.answer_one(Request("x", tools, strict=True))
     assert error.value.pointer == "/2/parameters"
+    with pytest.raises(ToolSchemaError, match="'bad'"):
+        engine.answer("x", [Tool("bad")])
+
+
+@pytest.mark.parametrize(
+    ("sentences", "how"),
+    [
+        (400, "described in 300 of 400 sentences"),
+        (3000, "described in 281 of 3000 sentences"),
+    ],
+)
+def test_a_description_that_is_too_long_is_cut_at_a_sentence(sentences: int, how: str) -> None:
+    tool = Tool("t", "It does something useful. " * sentences)
+    found = shortened(tool, lambda tool: len(tool.description) < 8000)
+    assert found
+    assert found[1] == how
+    assert found[0].description.endswith("useful.")
+
+
+def test_descriptions_of_arguments_go_before_the_tool() -> None:
+    long = "What it is. " + "And more of it. " * 100
+    inner = {"type": "object", "properties": {"name": {"type": "string", "description": long}}}
+    properties = {"a": {"type": "string", "description": long}, "b": {"type": "array", "items": inner}}
+    tool = Tool("t", "Does it. " * 50, {"type": "object", "properties": properties})
+    brief = shortened(tool, lambda tool: len(tool.declared) < 500)
+    assert brief
+    assert brief[0].parameters["properties"]["a"]["description"] == "What it is."
+    assert brief[0].parameters["properties"]["b"]["items"]["properties"]["name"]["description"] == "What it is."
+    bare = shortened(tool, lambda tool: len(tool.declared) < 260)
+    assert bare
+    assert "What" not in bare[0].declared
+    assert shortened(tool, lambda tool: False) is None
 
 
 def test_encoded_tools_are_kept_up_to_a_number_of_bytes(

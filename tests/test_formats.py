@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from needle.text.formats import Skipped, read_records
@@ -46,6 +48,62 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+USES = [
+    {"type": "text", "text": "Sure."},
+    {"type": "tool_use", "id": "1", "name": "get_weather", "input": {"city": "Paris"}},
+]
+PARTS = [{"functionCall": {"name": "get_weather", "args": {"city": "Paris"}}}]
+CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+ASKED = {"role": "user", "content": "weather in Paris"}
+SHAPES |= {
+    "anthropic": {
+        "system": "help",
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "weather in Paris"}]},
+            {"role": "assistant", "content": USES},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "sunny"}]},
+            {"role": "assistant", "content": "It is sunny."},
+        ],
+        "tools": [{"name": "get_weather", "input_schema": TOOL["parameters"]}],
+    },
+    "responses": {
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "weather in Paris"}]}],
+        "output": [
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": '{"city": "Paris"}'},
+        ],
+        "tools": [{"type": "function", **TOOL}],
+    },
+    "gemini": {
+        "contents": [
+            {"role": "user", "parts": [{"text": "weather in Paris"}]},
+            {"role": "model", "parts": PARTS},
+            {"role": "user", "parts": [{"functionResponse": {"name": "get_weather", "response": {"sky": "clear"}}}]},
+            {"role": "model", "parts": [{"text": "Clear."}]},
+        ],
+        "tools": [{"functionDeclarations": [TOOL]}],
+    },
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "weather in Paris"},
+            {"from": "function_call", "value": json.dumps(ANSWER)},
+            {"from": "observation", "value": "sunny"},
+            {"from": "gpt", "value": "Sunny."},
+        ],
+        "tools": json.dumps([TOOL]),
+    },
+}
+HERMES = {
+    "conversations": [
+        {"from": "system", "value": f"You may call functions. <tools>\n{json.dumps(TOOL)}\n</tools>"},
+        {"from": "human", "value": "weather in Paris"},
+        {"from": "gpt", "value": CALL_TEXT},
+        {"from": "tool", "value": "<tool_response>sunny</tool_response>"},
+        {"from": "gpt", "value": "Sunny."},
+    ]
+}
+
+
 def save(path: Path, *rows: Any) -> Path:
     path.write_text(
         "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
@@ -61,6 +119,112 @@ def test_every_shape_reads_the_same(tmp_path: Path, shape: str, format: str) -> 
     assert record.query == "weather in Paris"
     assert record.answers == (Call("get_weather", {"city": "Paris"}),)
     assert [tool.name for tool in record.tools] == ["get_weather"]
+
+
+VARIANTS: dict[str, Any] = {
+    "hermes": HERMES,
+    "messages as JSON text": {**SHAPES["openai"], "messages": json.dumps(SHAPES["openai"]["messages"])},
+    "tools as JSON text": {**SHAPES["openai"], "tools": json.dumps(SHAPES["openai"]["tools"])},
+    "calls in the text": {**SHAPES["openai"], "messages": [ASKED, {"role": "assistant", "content": CALL_TEXT}]},
+    "parameters for arguments": {**OURS, "answers": [{"name": "get_weather", "parameters": {"city": "Paris"}}]},
+    "args for arguments": {**OURS, "answers": [{"name": "get_weather", "args": {"city": "Paris"}}]},
+    "null for what wasn't given": {
+        **OURS,
+        "answers": [{"name": "get_weather", "arguments": {"city": "Paris", "days": None}}],
+    },
+    "keys that a table filled with null": {
+        **OURS,
+        "messages": None,
+        "contents": None,
+        "conversations": None,
+        "input": None,
+    },
+    "input as a text": {**SHAPES["responses"], "input": "weather in Paris"},
+}
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_every_variant_reads_the_same(tmp_path: Path, name: str) -> None:
+    (record,) = read_records(save(tmp_path / "data.jsonl", VARIANTS[name]))
+    assert record.query == "weather in Paris"
+    assert record.answers == (Call("get_weather", {"city": "Paris"}),)
+    assert [tool.name for tool in record.tools] == ["get_weather"]
+
+
+def test_a_whole_number_written_with_a_point_is_a_whole_number(tmp_path: Path) -> None:
+    answer = {"name": "get_weather", "arguments": {"city": "Paris", "days": 5.0}}
+    (record,) = read_records(save(tmp_path / "data.jsonl", {**OURS, "answers": [answer]}))
+    assert json.dumps(record.answers[0].arguments["days"]) == "5"
+
+
+def test_a_conversation_gives_a_record_for_each_request_with_what_was_said_before(tmp_path: Path) -> None:
+    def called(city: str, **more: Any) -> dict[str, Any]:
+        call = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+        return {"role": "assistant", "content": None, "tool_calls": [{"function": call}], **more}
+
+    result, words = {"role": "tool", "content": "sunny"}, {"role": "assistant", "content": "Sunny."}
+    follow = {"role": "user", "content": "and in Rome?"}
+    messages = [ASKED, called("Paris"), result, words, follow, called("Rome"), result, words, ASKED, words, follow]
+    path = save(tmp_path / "data.jsonl", {**SHAPES["openai"], "messages": messages, "id": "c"})
+    records = list(read_records(path))
+    assert [(record.id, record.query, len(record.answers)) for record in records] == [
+        ("c", "weather in Paris", 1),
+        ("c-2", "and in Rome?", 1),
+        ("c-3", "weather in Paris\nand in Rome?", 0),
+    ]
+    assert [turn["request"] for turn in records[1].meta["history"]] == ["weather in Paris"]
+    left_out: Counter[str] = Counter()
+    weighed = {**SHAPES["openai"], "messages": [ASKED, called("Paris", weight=0), result, follow, called("Rome")]}
+    (record,) = read_records(save(tmp_path / "w.jsonl", weighed), left_out=left_out)
+    assert record.query == "and in Rome?"
+    assert left_out == {"an answer of weight 0, not to be learned": 1}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "input_audio", "input_audio": {"data": ""}},
+        {"type": "image", "source": {}},
+        {"type": "document", "source": {}},
+    ],
+)
+def test_a_request_that_is_more_than_words_is_a_bad_line(tmp_path: Path, part: dict[str, Any]) -> None:
+    shape = SHAPES["openai"]
+    user = {"role": "user", "content": [{"type": "text", "text": "the weather here"}, part]}
+    path = save(tmp_path / "data.jsonl", shape, {**shape, "messages": [user, *shape["messages"][2:]]})
+    with pytest.raises(DataError, match="which no words can replace"):
+        list(read_records(path))
+    note = Skipped()
+    assert len(list(read_records(path, skipped=note))) == 1
+    assert len(note.messages) == 1
+
+
+def test_marks_line_ends_and_members_of_gzip_are_no_content(tmp_path: Path) -> None:
+    line = json.dumps(OURS)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n{line}\r\n".encode())
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(f"{line}\n".encode()) + gzip.compress(line.encode()))
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([OURS, OURS]).encode())
+    for name in ("a.jsonl", "b.jsonl.gz", "c.json"):
+        assert len(list(read_records(tmp_path / name))) == 2
+
+
+def test_tables_read_as_lines_do(tmp_path: Path) -> None:
+    rows = [SHAPES["xlam"] | {"id": str(number)} for number in range(3)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [record.id for record in read_records(tmp_path / "a.parquet")] == ["0", "1", "2"]
+    (tmp_path / "b.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match="not readable as .parquet"):
+        list(read_records(tmp_path / "b.parquet"))
+
+
+def test_a_tool_that_can_not_be_read_costs_only_itself_and_is_counted(tmp_path: Path) -> None:
+    left_out: Counter[str] = Counter()
+    path = save(tmp_path / "data.jsonl", {**OURS, "tools": [{"type": "web_search"}, TOOL]})
+    (record,) = read_records(path, left_out=left_out)
+    assert [tool.name for tool in record.tools] == ["get_weather"]
+    assert left_out.total() == 1
+    assert "declares no function" in next(iter(left_out))
 
 
 USER, AGAIN = {"role": "user", "content": "weather in Paris"}, {"role": "user", "content": "weather in Rome"}
@@ -118,7 +282,7 @@ def test_what_is_said_of_a_tools_result_is_no_record(tmp_path: Path) -> None:
     assert len(note.messages) == 1
 
 
-def test_older_function_calls_are_read_and_calls_in_the_text_refused(tmp_path: Path) -> None:
+def test_older_function_calls_are_read_and_broken_calls_in_the_text_refused(tmp_path: Path) -> None:
     older = {
         "messages": [
             USER,
@@ -138,6 +302,9 @@ def test_older_function_calls_are_read_and_calls_in_the_text_refused(tmp_path: P
     }
     with pytest.raises(DataError, match="written into the text"):
         list(read_records(save(tmp_path / "b.jsonl", text)))
+    broken = {**text, "messages": [USER, {"role": "assistant", "content": "<tool_call>the weather</tool_call>"}]}
+    with pytest.raises(DataError, match="a call that is written into the text"):
+        list(read_records(save(tmp_path / "c.jsonl", broken)))
 
 
 def test_an_array_that_is_no_unicode_text_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from needle.data.speech.numbers import spellings
 from needle.data.speech.times import clock, spoken
 from needle.data.synthetic import SyntheticConfig
 from needle.text.records import Record
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 
 def test_made_up_requests_are_valid_and_say_every_value() -> None:

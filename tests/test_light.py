@@ -69,7 +69,7 @@ import needle
 import needle.cli.plain, needle.cli.say
 for path in sorted(pathlib.Path(needle.__file__).parent.joinpath("text").glob("*.py")):
     importlib.import_module(f"needle.text.{{path.stem}}")
-from needle.text.toolschema import normalise_tool
+from needle.text.declarations import normalise_tool
 from needle.text.declare import declared
 def wake(minutes: int) -> None:
     "Wake me."

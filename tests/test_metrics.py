@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from needle.judging.metrics import score, summarise
+from needle.text.declarations import normalise_tool
 from needle.text.records import Call, Record
-from needle.text.toolschema import normalise_tool
 
 TOOLS = tuple(
     normalise_tool(

@@ -12,9 +12,9 @@ import torch
 from needle.engine.decode import Engine
 from needle.release.card import card
 from needle.students.checkpoint import WEIGHTS, load_checkpoint, released
+from needle.text.declarations import normalise_tools
 from needle.text.formats import read_records
 from needle.text.records import Tool
-from needle.text.toolschema import normalise_tools
 
 WEATHER = {
     "name": "get_weather",

@@ -85,28 +85,29 @@ def function(**schema: Any) -> dict[str, Any]:
         ({"prompt": "", "available_functions": []}, 422, "/prompt", "at least 1"),
         ({**ARTICLE, "max_tokens": 0}, 422, "/max_tokens", "greater than or equal"),
         ({"prompt": "x", "available_functions": [{}]}, 422, "/available_functions/0/name", "expected the tool's name"),
-        ({"prompt": "x", "available_functions": ["f"]}, 422, "/available_functions/0", "valid dictionary"),
+        ({"prompt": "x", "available_functions": ["f"]}, 422, "/available_functions/0", "expected a tool as an object"),
         (function(type="strin"), 422, "/available_functions/0/parameters/properties/a/type", "unknown type"),
         (function(type="string", pattern="("), 422, "/available_functions/0/parameters/properties/a/pattern", "regex"),
-        (
-            function(type="string", pattern="(?=x)y"),
-            422,
-            "/available_functions/0/parameters/properties/a/pattern",
-            "regex",
-        ),
         (
             function(**{"$ref": "http://example.com/x"}),
             422,
             "/available_functions/0/parameters/properties/a/$ref",
             "inside the schema",
         ),
-        (function(**{"not": {}}), 422, "/available_functions/0/parameters/properties/a/not", "isn't supported"),
         (
-            {"prompt": "x", "available_functions": [{"name": "f"}, {"name": "f"}]},
+            {"prompt": "x", "strict": True, "available_functions": [{"name": "f"}, {"name": "f", "description": "g"}]},
             422,
             "/available_functions/1/name",
             "declared twice",
         ),
+        (
+            {"prompt": "x", "strict": True, "available_functions": [{"name": "f"}, {"type": "web_search"}]},
+            422,
+            "/available_functions/1/name",
+            "declares no function",
+        ),
+        ({**ARTICLE, "now": "soon"}, 422, "/now", "valid datetime"),
+        ({**ARTICLE, "unfit": "guess"}, 422, "/unfit", "'invalid' or 'omit'"),
         ({"prompt": "word " * 3000, "available_functions": []}, 413, "/", "tokens long"),
         ({"prompt": "x", "available_functions": [{"name": f"f{i}"} for i in range(200)]}, 413, "/", "at most 128"),
         ({"prompt": "x" * 300_000, "available_functions": []}, 413, "/", "longer than 200,000 bytes"),
@@ -120,6 +121,34 @@ def test_bad_input_names_the_path_of_the_fault(
     detail = response.json()["detail"][0]
     assert message in detail["msg"]
     assert detail["path"] == path
+
+
+def test_a_tool_that_can_not_be_used_is_left_out_and_named(client: TestClient) -> None:
+    long = {"name": "long", "description": "", "parameters": {"type": "object", "properties": {"x" * 9000: {}}}}
+    wordy = {"name": "wordy", "description": "It does something. " * 1500}
+    body = {**ARTICLE, "available_functions": [{"type": "web_search"}, *ARTICLE["available_functions"], long, wordy]}
+    answer = client.post("/tool-call", json=body).json()
+    assert [(tool["index"], tool["name"]) for tool in answer["skipped"]] == [(0, "web_search"), (2, "long")]
+    assert [(tool["index"], tool["name"]) for tool in answer["shortened"]] == [(3, "wordy")]
+    assert "at most are read" in answer["skipped"][1]["reason"]
+    assert "of 1500 sentences" in answer["shortened"][0]["reason"]
+    strict = client.post("/tool-call", json={**body, "strict": True})
+    assert (strict.status_code, strict.json()["detail"][0]["path"]) == (422, "/available_functions/0/name")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": ""}])
+def test_a_body_is_json_whatever_a_client_calls_it(client: TestClient, headers: dict[str, str]) -> None:
+    response = client.post("/tool-call", content=json.dumps(ARTICLE), headers=headers)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/tool-call", 405), ("POST", "/tool-cal", 404)])
+def test_every_refusal_has_one_shape(client: TestClient, method: str, path: str, status: int) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    (detail,) = response.json()["detail"]
+    assert detail.keys() == {"loc", "path", "msg"}
+    assert f"{method} {path}" in detail["msg"]
 
 
 @pytest.mark.parametrize(

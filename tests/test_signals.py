@@ -14,10 +14,10 @@ from needle.students.pointer.batch import PointerBatch
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.teachers.signals import SignalCache
 from needle.text.codecs import build_codec
+from needle.text.declarations import normalise_tools
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer
-from needle.text.toolschema import normalise_tools
 from needle.training.loop import TrainConfig, train
 from tests.test_train import job, trained
 

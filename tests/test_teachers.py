@@ -25,10 +25,10 @@ from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, Token
 from needle.teachers.replay import ValueSignals
 from needle.teachers.signals import OnlineSignals, SignalCache
 from needle.text.codecs import build_codec
+from needle.text.declarations import normalise_tools
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Call, DataError, Record, write_jsonl
 from needle.text.tokenizer import TextTokenizer
-from needle.text.toolschema import normalise_tools
 from needle.training.loop import TrainConfig, train
 from needle.training.runidentity import RunError
 from needle.training.tracking import read_metrics

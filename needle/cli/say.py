@@ -15,10 +15,10 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
 
 
 EXTRAS = {  # which extra of setup.cfg brings a package that not every command needs
-    **dict.fromkeys(("faker",), "data"),
+    **dict.fromkeys(("faker", "pyarrow"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     **dict.fromkeys(
-        ("aiohttp", "aiolimiter", "genai_prices", "zstandard", "datasketch", "dateparser", "text_to_num", "pyarrow"),
+        ("aiohttp", "aiolimiter", "genai_prices", "zstandard", "datasketch", "text_to_num"),
         "collect",
     ),
     "wandb_workspaces": "wandb",

@@ -14,7 +14,7 @@ from typing import Any
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Item
 from needle.collect.services.hosted import STOP, Ask, Reply
 from needle.text.records import Call, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 PROMPT = 1
 BATCH = 10  # requests that one answer writes

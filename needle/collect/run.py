@@ -25,9 +25,9 @@ from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case
 from needle.collect.workers import Workers
 from needle.engine.bm25 import Bm25Retriever
+from needle.text.declarations import normalise_tools
 from needle.text.formats import Skipped, read_records
 from needle.text.records import DataError, Tool, parse_line, read_lines, text_field
-from needle.text.toolschema import normalise_tools
 
 Say = Callable[[str], None]
 EVERY = 5.0  # seconds between lines of progress

@@ -14,7 +14,7 @@ from needle.collect.grounding import Grounded, grounded, same
 from needle.collect.plan import MISSING, NEAR_MISS, NONE, Item
 from needle.collect.services.hosted import STOP, Reply
 from needle.text.records import Call, FieldError, Record, Tool, canonical_json, encodable
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 LONGEST = 2000  # characters of a request
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from needle.data.rename import Strength, rename
 from needle.data.speech.joints import WRITTEN
 from needle.text.records import Call, Record, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 from needle.text.words import WORD
 
 SWAP = 0.6  # chance that a value is replaced

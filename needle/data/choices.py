@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from needle.data.rename import synonyms
 from needle.text.records import Call, Record, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 SHARE = 0.3  # of enums
 

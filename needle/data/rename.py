@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from needle.text.records import Call, Record, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 from needle.text.words import WORD
 
 SYLLABLES = re.findall("..", "babebodadedifafogagokakekilalelomamimonanenopapeporarerisasesotatetovavevizazo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,6 +93,7 @@ class Splits:
     validation: list[Record]
     test: list[Record]
     skipped: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -101,6 +103,7 @@ def load_splits(config: DataConfig) -> Splits:
             "data=bfcl is a leaderboard's evaluation set, never training data: needle evaluate data=bfcl category=all"
         )
     # The records: generated, read from files, or both.
+    note = Skipped()
     if config.kind == "synthetic":
         train, validation, test = (list(part) for part in _synthetic(config.synthetic))
         skipped: list[str] = []
@@ -108,7 +111,6 @@ def load_splits(config: DataConfig) -> Splits:
         paths = {split: config.files(split) for split in SPLITS}
         if not paths["train"]:
             raise DataError("data=jsonl needs data.train, a list of files to train on (and data.validation, data.test)")
-        note = Skipped()
         train, validation, test = (read_files(paths[split], config, note) for split in SPLITS)
         skipped = note.messages
         if config.kind == "mixed":
@@ -120,13 +122,13 @@ def load_splits(config: DataConfig) -> Splits:
             raise DataError(
                 f"data.limits.{name} is {most}; expected how many training records of this source to keep, 0 or more"
             )
-        kept = {record.id for record in subset(own, most, config.seed)}
+        kept = {id(record) for record in subset(own, most, config.seed)}  # names may come twice
         if not own:
             raise DataError(
                 f"data.limits.{name}: no training record is of this source; there are"
                 f" {', '.join(sorted({record.source for record in train}))}"
             )
-        train = [record for record in train if record.source != name or record.id in kept]
+        train = [record for record in train if record.source != name or id(record) in kept]
     # The first so many of a seeded order, and further ones for their requests alone.
     every = subset(train, None if config.size is None else len(train), config.seed)
     train = every[: config.size]
@@ -150,7 +152,8 @@ def load_splits(config: DataConfig) -> Splits:
     if config.augment.copies:
         train = expand(train, config.augment, config.seed)
     train += made_up
-    return Splits(train, subset(validation, config.validation_size, 0), subset(test, config.test_size, 0), skipped)
+    validation, test = subset(validation, config.validation_size, 0), subset(test, config.test_size, 0)
+    return Splits(train, validation, test, skipped, note.reasons)
 
 
 def _unlabelled(records: list[Record], wanted: int) -> list[Record]:
@@ -171,9 +174,11 @@ def _synthetic(config: SyntheticConfig) -> tuple[tuple[Record, ...], tuple[Recor
 
 
 def read_files(paths: Sequence[str], config: DataConfig, skipped: Skipped | None = None) -> list[Record]:
-    """All records of the files, in order; several sets may be joined."""
+    """All records of the files, in order; several sets may be joined. Bad lines stop the run, or are noted under
+    `on_error=skip`; what is left out of good ones is noted either way."""
     note = skipped if config.on_error == "skip" else None
-    return [record for path in paths for record in read_records(Path(path).expanduser(), config.format, note)]
+    reasons = skipped.reasons if skipped else None
+    return [record for path in paths for record in read_records(Path(path).expanduser(), config.format, note, reasons)]
 
 
 def subset(records: list[Record], size: int | None, seed: int) -> list[Record]:

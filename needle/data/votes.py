@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from needle.text.records import Call, DataError, FieldError, Record, call_from_json, canonical_json
-from needle.text.toolschema import call_errors
+from needle.text.calls import read_call
+from needle.text.records import Call, DataError, FieldError, Record, canonical_json
+from needle.text.validity import call_errors
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def votes(record: Record) -> list[Vote]:
             count = row.get("count", 1)
             if isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count < math.inf:
                 raise FieldError(f"{where}.count", f"expected a positive number, got {count!r}")
-            answer = tuple(call_from_json(call, f"{where}.calls[{i}]") for i, call in enumerate(row.get("calls", [])))
+            answer = tuple(read_call(call, f"{where}.calls[{i}]") for i, call in enumerate(row.get("calls", [])))
             if any(call_errors(call, record.tools) for call in answer):
                 continue
             key = canonical_json(sorted(call.key for call in answer))

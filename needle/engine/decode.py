@@ -8,24 +8,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from torch import Tensor
 
+from needle.engine.fit import shortened
 from needle.engine.retrieve import build_retriever
 from needle.engine.spans import copied_spans
 from needle.students.batch import move
 from needle.students.checkpoint import Checkpoint
 from needle.text.codecs import DecodeError
+from needle.text.declarations import SkippedTool
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.prompt import Example, PromptError
 from needle.text.records import Call, Tool
-from needle.text.toolschema import ToolSchemaError, call_errors
+from needle.text.toolschema import ToolSchemaError
+from needle.text.validity import call_errors
 
 DECODINGS = ("constrained", "free")
 MAX_TOKENS = 150
+SHORTENED = 256  # tools that were too long, and what was made of them
 MAX_DRAFT = 4  # tokens of a value that are proposed at once
 
 Report = Callable[[int, int], None]
@@ -33,9 +39,26 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Request:
+    """What somebody said, and the tools to answer it with.
+
+    A tool that can't be used, being too long or too large for a grammar, is left out; with `strict` it is an error.
+    `skipped` are those that were left out before, and `places` says where the others stood among the declarations.
+    `now` is the moment against which "tomorrow" is read. With `omit`, an optional argument whose words don't fit is
+    left out; without it there is no answer.
+    """
+
     query: str
     tools: tuple[Tool, ...]
     id: str = ""
+    strict: bool = False
+    now: datetime | None = None
+    omit: bool = False
+    skipped: tuple[SkippedTool, ...] = ()
+    places: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", tuple(range(len(self.tools))))
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,8 @@ class Answer:
     or the request couldn't be read (`refused`, the reason in `error`).
 
     `confidence` is the product of the student's own probabilities of the tokens that it was free to choose and of those
-    that end a value, 0 to 1. It isn't calibrated.
+    that end a value, 0 to 1. It isn't calibrated. `skipped` are tools that were left out, `shortened` those whose
+    descriptions were cut, `left_out` the optional arguments whose words didn't fit, each with the reason.
     """
 
     calls: tuple[Call, ...] | None
@@ -52,6 +76,9 @@ class Answer:
     finish: str
     tokens: int = 0
     error: str = ""
+    skipped: tuple[SkippedTool, ...] = ()
+    shortened: tuple[SkippedTool, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass
@@ -61,6 +88,7 @@ class _Row:
     index: int
     request: Request
     matcher: Matcher | None
+    shortened: tuple[SkippedTool, ...] = ()
     limit: int = 0  # of tokens
     tokens: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)  # where each token, <answer> first, was copied from
@@ -93,11 +121,16 @@ class Engine:
         self.max_tools = max_tools
         self.retriever = build_retriever(self.student, self.renderer)
         self._cache = self.student.new_cache()
+        self._short: LRUCache[Tool, tuple[Tool, str] | None] = LRUCache(SHORTENED)
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
-        """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` for tools that no grammar
-        can hold."""
-        row, example = self._prepare(0, Request(query, tuple(tools)))
+        """One answer. Raises as `answer_one` does."""
+        return self.answer_one(Request(query, tuple(tools)), max_tokens)
+
+    def answer_one(self, request: Request, max_tokens: int = MAX_TOKENS) -> Answer:
+        """One answer. Raises `PromptError` for a request that is too long, `ToolSchemaError` if none of its tools can
+        be used, or not all if it is strict."""
+        row, example = self._prepare(0, request)
         return self._decode([row], [example], max_tokens)[0]
 
     def answer_all(
@@ -131,16 +164,43 @@ class Engine:
         return [answer for answer in answers if answer is not None]
 
     def _prepare(self, index: int, request: Request) -> tuple[_Row, Example]:
+        request, shortened = self._usable(request)
         shown = self._choose_tools(request)
         example = self._read(shown)
-        try:
-            matcher = self.grammar.matcher(shown.tools) if self.grammar else None
-        except ToolSchemaError as error:
-            place, _, rest = error.pointer.removeprefix("/").partition("/")
-            if not place.isdigit():
-                raise
-            raise ToolSchemaError(f"/{request.tools.index(shown.tools[int(place)])}/{rest}", error.message) from error
-        return _Row(index, shown, matcher), example
+        while True:
+            try:
+                matcher = self.grammar.matcher(shown.tools) if self.grammar else None
+                return _Row(index, shown, matcher, shortened), example
+            except ToolSchemaError as error:
+                place, _, rest = error.pointer.removeprefix("/").partition("/")
+                if not place.isdigit():
+                    raise
+                where = f"/{shown.places[int(place)]}/{rest}"
+                shown = _without(shown, int(place), ToolSchemaError(where, error.message))
+                example = self._read(shown)
+
+    def _usable(self, request: Request) -> tuple[Request, tuple[SkippedTool, ...]]:
+        """The request with the tools that the student can read, their descriptions cut where they are too long."""
+        shortened: list[SkippedTool] = []
+        if self.max_tools and len(request.tools) > self.max_tools:
+            return request, ()  # it chooses among those that can be read
+        for number in reversed(range(len(request.tools))):
+            tool, place = request.tools[number], request.places[number]
+            if self._readable(tool):
+                continue
+            try:
+                long = len(self.renderer.tool(tool).ids)
+                found = None if request.strict else self._shortened(tool)
+                why = f"{long} tokens long, {self.checkpoint.max_length - 1} at most are read"
+            except PromptError as error:
+                found, why = None, str(error)
+            if found is None:
+                request = _without(request, number, ToolSchemaError(f"/{place}", why))
+            else:
+                tools = (*request.tools[:number], found[0], *request.tools[number + 1 :])
+                request = replace(request, tools=tools)
+                shortened.append(SkippedTool(place, tool.name, f"{why}; {found[1]}"))
+        return request, tuple(reversed(shortened))
 
     def _choose_tools(self, request: Request) -> Request:
         """The request with its best tools, in the order in which they were declared. Tools that are too long to be read
@@ -152,7 +212,17 @@ class Engine:
         if not readable:
             return request  # which says why
         ranked = self.retriever.rank(request.query, [request.tools[index] for index in readable])[: self.max_tools]
-        return replace(request, tools=tuple(request.tools[readable[place]] for place in sorted(ranked)))
+        chosen = [readable[place] for place in sorted(ranked)]
+        return replace(
+            request,
+            tools=tuple(request.tools[index] for index in chosen),
+            places=tuple(request.places[index] for index in chosen),
+        )
+
+    def _shortened(self, tool: Tool) -> tuple[Tool, str] | None:
+        if tool not in self._short:
+            self._short[tool] = shortened(tool, self._readable)
+        return self._short[tool]
 
     def _readable(self, tool: Tool) -> bool:
         try:
@@ -256,11 +326,11 @@ class Engine:
             except GrammarError as error:
                 row.error = str(error)
         if row.error:
-            row.answer = Answer(None, 0.0, "invalid", len(row.tokens), row.error)
+            row.answer = self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), row.error))
         elif token == self.tokenizer.eos:
             row.answer = self._finish(row)
         elif len(row.tokens) >= row.limit:
-            row.answer = Answer(None, 0.0, "length", len(row.tokens))
+            row.answer = self._answered(row, Answer(None, 0.0, "length", len(row.tokens)))
         else:
             row.tokens.append(token)
             if self.tokenizer.is_tool_label(token):
@@ -268,14 +338,45 @@ class Engine:
         return row.answer is not None
 
     def _finish(self, row: _Row) -> Answer:
+        request = row.request
+        left_out: list[str] | None = [] if request.omit else None
         try:
-            calls = self.codec.decode(row.tokens, row.request.tools)
+            calls = self.codec.decode(row.tokens, request.tools, request.now, left_out)
+            if self.grammar:
+                calls = [_valid(call, request.tools, left_out) for call in calls]
         except DecodeError as error:
-            return Answer(None, 0.0, "invalid", len(row.tokens), str(error))
-        if self.grammar:
-            errors = [error for call in calls for error in call_errors(call, row.request.tools)]
-            if errors:
-                return Answer(None, 0.0, "invalid", len(row.tokens), errors[0])
-        spans = copied_spans(row.tokens, row.sources[1:], row.request.query, row.request.tools, self.tokenizer)
+            return self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), str(error)))
+        spans = copied_spans(row.tokens, row.sources[1:], request.query, request.tools, self.tokenizer)
         calls = [replace(call, sources=own) for call, own in zip(calls, spans, strict=False)] if spans else calls
-        return Answer(tuple(calls), math.exp(row.log_prob), "stop", len(row.tokens))
+        answer = Answer(tuple(calls), math.exp(row.log_prob), "stop", len(row.tokens), left_out=tuple(left_out or ()))
+        return self._answered(row, answer)
+
+    def _answered(self, row: _Row, answer: Answer) -> Answer:
+        if not row.request.skipped and not row.shortened:
+            return answer
+        return replace(answer, skipped=row.request.skipped, shortened=row.shortened)
+
+
+def _without(request: Request, number: int, error: ToolSchemaError) -> Request:
+    """The request without one of its tools; raises the error if it is strict or nothing remains."""
+    if request.strict or len(request.tools) == 1:
+        raise error
+    gone = SkippedTool(request.places[number], request.tools[number].name, error.message)
+    return replace(
+        request,
+        tools=request.tools[:number] + request.tools[number + 1 :],
+        places=request.places[:number] + request.places[number + 1 :],
+        skipped=tuple(sorted((*request.skipped, gone), key=lambda one: one.index)),
+    )
+
+
+def _valid(call: Call, tools: Sequence[Tool], left_out: list[str] | None) -> Call:
+    """The call, without the optional arguments that don't fit if those may be left out. Raises `DecodeError`."""
+    while errors := call_errors(call, tuple(tools)):
+        name = errors[0].partition(":")[0].split("/")[1]
+        tool = next(tool for tool in tools if tool.name == call.name)
+        if left_out is None or name not in call.arguments or name in tool.parameters.get("required", ()):
+            raise DecodeError(errors[0])
+        left_out.append(errors[0])
+        call = Call(call.name, {key: value for key, value in call.arguments.items() if key != name})
+    return call

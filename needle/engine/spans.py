@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from needle.text.prompt import leaves
+from needle.text.leaves import leaves
 from needle.text.records import Spans, Tool
 from needle.text.tokenizer import TextTokenizer
 
@@ -38,6 +38,5 @@ def copied_spans(
             arguments = [leaf.name for leaf in leaves(tools[token - tokenizer.first_tool_label])]
             calls.append({})
         elif tokenizer.is_argument_label(token):
-            places = []
-            calls[-1][arguments[token - tokenizer.first_argument_label]] = places
+            places = calls[-1].setdefault(arguments[token - tokenizer.first_argument_label], [])
     return [{name: tuple(found) for name, found in call.items() if found} for call in calls]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.text.records import Call, Record, canonical_json
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 RESAMPLES = 1000
 

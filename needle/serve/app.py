@@ -6,8 +6,10 @@ when too many requests are waiting already.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import anyio
 from anyio.to_thread import run_sync
@@ -15,14 +17,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from needle import __version__
-from needle.engine.decode import MAX_TOKENS, Engine
+from needle.engine.decode import MAX_TOKENS, Answer, Engine
+from needle.engine.decode import Request as Asked
 from needle.students.base import count_parameters
+from needle.text.declarations import read_tools
 from needle.text.prompt import PromptError
-from needle.text.records import FieldError, Tool, encodable
-from needle.text.toolschema import ToolSchemaError, normalise_tools
+from needle.text.records import FieldError, encodable
+from needle.text.toolschema import ToolSchemaError
 
 
 @dataclass
@@ -39,8 +44,16 @@ class ToolCallRequest(BaseModel):
     """The article's request. `available_functions` may come in any dialect that the tool normaliser reads."""
 
     prompt: str = Field(min_length=1, description="what the user wants")
-    available_functions: list[dict[str, Any]] = Field(
+    available_functions: list[Any] = Field(
         description="name, description and parameters (JSON Schema) of each function"
+    )
+    strict: bool = Field(
+        default=False, description="refuse a function that can't be used; otherwise it is left out and named in skipped"
+    )
+    now: datetime | None = Field(default=None, description="the moment against which 'tomorrow' is read, ISO 8601")
+    unfit: Literal["invalid", "omit"] = Field(
+        default="invalid",
+        description="what to do with an optional argument whose words don't fit: no answer, or leave the argument out",
     )
     max_tokens: int = Field(
         default=MAX_TOKENS,
@@ -55,14 +68,27 @@ class FunctionCall(BaseModel):
     arguments: dict[str, Any]
 
 
+class SkippedFunction(BaseModel):
+    """A function by its place in `available_functions`, and what is wrong with it."""
+
+    index: int
+    name: str
+    reason: str
+
+
 class ToolCallResponse(BaseModel):
-    """`function_name` and `parameters` are those of the first call; null when no function fits."""
+    """`function_name` and `parameters` are those of the first call; null when no function fits. The fields behind
+    `finish` are there when they have something to say."""
 
     function_name: str | None
     parameters: dict[str, Any] | None
     confidence: float
     calls: list[FunctionCall]
     finish: str
+    error: str = ""
+    skipped: list[SkippedFunction] = []
+    shortened: list[SkippedFunction] = []
+    left_out: list[str] = []
 
 
 def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -73,25 +99,34 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     inside = 0  # requests that are read, waiting or being answered
     parameters = count_parameters(engine.student)
 
-    def read(request: ToolCallRequest) -> tuple[Tool, ...]:
+    def read(request: ToolCallRequest) -> Asked:
         try:
             encodable(request.prompt, "prompt")
         except FieldError as error:
             raise ToolSchemaError("/prompt", error.expected) from error
-        return normalise_tools(request.available_functions, "/available_functions")
+        found = read_tools(request.available_functions, "/available_functions", request.strict)
+        return Asked(
+            request.prompt,
+            found.tools,
+            strict=request.strict,
+            now=request.now,
+            omit=request.unfit == "omit",
+            skipped=found.skipped,
+            places=found.places,
+        )
 
-    @app.post("/tool-call", response_model=ToolCallResponse)
+    @app.post("/tool-call", response_model=ToolCallResponse, response_model_exclude_unset=True)
     async def tool_call(request: ToolCallRequest, http: Request) -> ToolCallResponse | Response:
         nonlocal inside
         if inside > config.max_waiting:
             return _fault(503, [(["body"], f"{config.max_waiting} requests are waiting already; try again")])
         inside += 1
         try:
-            tools = await run_sync(read, request)
+            asked = await run_sync(read, request)
             async with turn:
                 if await http.is_disconnected():
                     return Response(status_code=499)  # nobody hears it
-                answer = await run_sync(engine.answer, request.prompt, tools, request.max_tokens)
+                answer = await run_sync(engine.answer_one, asked, request.max_tokens)
         finally:
             inside -= 1
         calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in answer.calls or ()]
@@ -102,6 +137,7 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
             confidence=round(answer.confidence, 6),
             calls=calls,
             finish=answer.finish,
+            **_notes(answer),
         )
 
     @app.get("/health")
@@ -127,11 +163,26 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
             place = ["available_functions", *place]
         return _fault(422, [(["body", *place], error.message)])
 
+    @app.exception_handler(HTTPException)
+    async def other(http: Request, error: HTTPException) -> JSONResponse:
+        return _fault(error.status_code, [(["path"], f"{http.method} {http.url.path}: {error.detail}")])
+
     @app.exception_handler(PromptError)
     async def too_long(_: Request, error: PromptError) -> JSONResponse:
         return _fault(413, [(["body"], str(error))])
 
     return app
+
+
+def _notes(answer: Answer) -> dict[str, Any]:
+    """What was left out of a request and of its answer, and why there is none; without what has nothing to say."""
+    found = {
+        "error": _clean(answer.error),
+        "skipped": [tool.to_json() for tool in answer.skipped],
+        "shortened": [tool.to_json() for tool in answer.shortened],
+        "left_out": list(answer.left_out),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _fault(status: int, faults: list[tuple[list[Any], str]]) -> JSONResponse:
@@ -149,6 +200,12 @@ def _fault(status: int, faults: list[tuple[list[Any], str]]) -> JSONResponse:
 
 def _clean(text: str) -> str:
     return text[:500].encode("utf-8", "replace").decode("utf-8")
+
+
+def _as_json(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """A body is JSON, also where a client says nothing or, as curl does by itself, that it is a form."""
+    others = [(name, value) for name, value in headers if name.lower() != b"content-type"]
+    return [*others, (b"content-type", b"application/json")]
 
 
 class _BodyLimit:
@@ -173,6 +230,7 @@ class _BodyLimit:
                 return
             if not message.get("more_body"):
                 break
+        scope = {**scope, "headers": _as_json(scope["headers"])}
         sent = False
 
         async def replay() -> Message:

@@ -20,6 +20,7 @@ from needle.students.base import Trace
 from needle.students.batch import Batch, move
 from needle.students.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
 from needle.teachers.replay import Stored, ValueSignals
+from needle.text.codecs import VERSIONS
 from needle.text.prompt import Example, render_record
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer
@@ -50,8 +51,9 @@ class LocalTeacher:
                 " text with teacher.rung=value or teacher.rung=span"
             )
         if codec != self.codec_name:
+            setting = next((name for name, stored in VERSIONS.items() if stored == self.codec_name), self.codec_name)
             raise ValueError(
-                f"the teacher writes the codec '{self.codec_name}', {who} '{codec}'; set codec={self.codec_name}, or"
+                f"the teacher writes the codec '{self.codec_name}', {who} '{codec}'; set codec={setting}, or"
                 " teacher.rung=value"
             )
 
@@ -178,7 +180,7 @@ class ByteSpans:
     bytes_per_token = 8
 
     def __init__(self, teacher: LocalTeacher, tokenizer: TextTokenizer, codec: str) -> None:
-        if codec != "decisions" or teacher.codec_name != "decisions":
+        if not (codec.startswith("decisions") and teacher.codec_name.startswith("decisions")):
             raise ValueError(
                 f"teacher.rung=span needs codec=decisions on both sides; the student writes '{codec}', the teacher"
                 f" '{teacher.codec_name}'"

@@ -34,7 +34,8 @@ def declared_function(function: Callable[..., Any], where: str) -> dict[str, Any
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (hints.get(name, str), Field(default, description=about.get(name) or None))
+            said = str if default in (..., None) else type(default)  # without a hint, a default tells
+            fields[name] = (hints.get(name, said), Field(default, description=about.get(name) or None))
         schema = create_model(function.__name__, **fields).model_json_schema()
     except (PydanticUserError, NameError, TypeError, ValueError) as error:
         raise _says_nothing(where, error) from error

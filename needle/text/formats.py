@@ -1,4 +1,5 @@
-"""Readers for the shapes that tool-calling data comes in: ours, xLAM, OpenAI chat and its logged traffic, BFCL.
+"""Readers for the files that tool-calling data comes in: ours, xLAM, chat and its logged traffic, Anthropic, Responses,
+Gemini, ShareGPT and Hermes, BFCL; JSON lines, an array, Parquet.
 
 `read_records(path)` detects the shape of each file from its first line. A line that can't be read stops the run
 with file, line, field and what was expected, or is counted and listed when the caller asks to skip.
@@ -7,48 +8,65 @@ with file, line, field and what was expected, or is counted and listed when the 
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from needle.text.calls import fitted, read_call
+from needle.text.dialects import Note, chat, conversation, declared_tools, from_text, gemini, responses, turns
 from needle.text.records import (
     Call,
     DataError,
     FieldError,
     Record,
-    call_from_json,
     encodable,
     list_field,
     parse_line,
     read_lines,
     text_field,
 )
-from needle.text.toolschema import ToolSchemaError, call_errors, normalise_tools
+from needle.text.toolschema import ToolSchemaError
+from needle.text.validity import call_errors
 
-FORMATS = ("auto", "needle", "xlam", "openai", "traffic", "bfcl")
+FORMATS = ("auto", "needle", "xlam", "openai", "anthropic", "responses", "gemini", "sharegpt", "traffic", "bfcl")
+ARROW = (".parquet", ".arrow", ".feather")
 
 
 @dataclass
 class Skipped:
-    """The lines that were left out under `on_error="skip"`, as messages."""
+    """What was left out of files: under `on_error="skip"` the bad lines, as `messages`; and parts of good ones, by
+    reason."""
 
     messages: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
-def read_records(path: Path | str, format: str = "auto", skipped: Skipped | None = None) -> Iterator[Record]:
-    """Streams the records of a .jsonl, .json (one array) or .gz file.
+def read_records(
+    path: Path | str, format: str = "auto", skipped: Skipped | None = None, left_out: Counter[str] | None = None
+) -> Iterator[Record]:
+    """Streams the records of a .jsonl, .json (one array), .parquet or .gz file. A line may hold several: one for each
+    request of a conversation.
+
+    Args:
+        format: one of `FORMATS`; auto detects it from each file's first line.
+        skipped: where bad lines are noted; without it they stop the run.
+        left_out: counts by reason what was left out of good lines: a tool that can't be read, an answer of weight 0.
 
     Raises:
-        DataError: a bad line, with file, line number, field and what was expected. With `skipped` given, a line
-            that parses as JSON but isn't a good record is noted there instead.
+        DataError: a bad line, with file, line number, field and what was expected.
     """
     if format not in FORMATS:
         raise ValueError(f"data.format is '{format}'; expected one of {', '.join(FORMATS)}")
     path = Path(path)
-    reader: Callable[[Mapping[str, Any]], Record] | None = None
+    reader: Reader | None = None
     truths = _possible_answers(path)
+    reasons = left_out if left_out is not None else skipped.reasons if skipped else Counter[str]()
+
+    def note(reason: str) -> None:
+        reasons[reason] += 1
+
     for number, raw in _rows(path):
         try:
             row = parse_line(raw) if isinstance(raw, str) else raw
@@ -58,38 +76,50 @@ def read_records(path: Path | str, format: str = "auto", skipped: Skipped | None
                 reader = READERS[detect_format(row) if format == "auto" else format]
             if str(row.get("id")) in truths:
                 row = {**row, "ground_truth": truths[str(row["id"])]}
-            record = reader({"id": f"{path.name}-{number}", **row})
-            _check(record)
+            if row.get("id") is None:
+                row = {**row, "id": f"{path.name}-{number}"}
+            records = [_checked(record) for record in reader(row, note)]
         except (FieldError, ToolSchemaError) as error:
             message = f"{path}, line {number}: {error}"
             if skipped is None:
                 raise DataError(message + " (data.on_error=skip leaves such lines out and lists them)") from error
             skipped.messages.append(message)
             continue
-        yield record
+        yield from records
 
 
 def detect_format(row: Mapping[str, Any]) -> str:
     """Names the shape of one line; raises `FieldError` when it is none of them."""
-    if "messages" in row:
-        return "openai"
-    if "request" in row and "response" in row:
+    has = {key for key, value in row.items() if value is not None}
+    if {"request", "response"} <= has:
         return "traffic"
-    if "question" in row and "function" in row:
+    if {"question", "function"} <= has:
         return "bfcl"
-    if "query" in row and (isinstance(row.get("tools"), str) or isinstance(row.get("answers"), str)):
+    if "messages" in has:
+        return "openai"
+    if "contents" in has:
+        return "gemini"
+    if has & {"conversations", "conversation"}:
+        return "sharegpt"
+    if "query" in has and (isinstance(row.get("tools"), str) or isinstance(row.get("answers"), str)):
         return "xlam"
-    if "query" in row and "tools" in row:
+    if {"query", "tools"} <= has:
         return "needle"
+    if "input" in has and has & {"output", "tools"}:
+        return "responses"
     raise FieldError(
         "(line)",
-        "expected query, tools and answers (needle, xlam), messages (openai), request and response (traffic), or"
-        f" question and function (bfcl); found {', '.join(map(str, row)) or 'no field'}",
+        "expected query, tools and answers (needle, xlam), messages (openai, anthropic), input and output (responses),"
+        " contents (gemini), conversations (sharegpt), request and response (traffic), or question and function"
+        f" (bfcl); found {', '.join(map(str, row)) or 'no field'}",
     )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, line of text), or (number, value) for a file that is one array."""
+    """(number, line of text), or (number, value) for a file that is one array or a table."""
+    if path.suffix in ARROW:
+        yield from enumerate(_table(path), 1)
+        return
     if path.suffix == ".json" and path.is_file():
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -102,6 +132,26 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
                 raise DataError(f"{path}: expected an array of objects, but {error}") from error
             return
     yield from read_lines(path)
+
+
+def _table(path: Path) -> Iterator[Any]:
+    """The rows of a Parquet or Arrow file, as the hub exports them."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        import pyarrow
+        import pyarrow.feather
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise DataError(f"{path}: reading {path.suffix} needs the package pyarrow: pip install '.[data]'") from error
+    try:
+        if path.suffix == ".parquet":
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+        else:
+            yield from pyarrow.feather.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not readable as {path.suffix}: {error}") from error
 
 
 def _possible_answers(path: Path) -> dict[str, Any]:
@@ -117,78 +167,73 @@ def _possible_answers(path: Path) -> dict[str, Any]:
         raise DataError(f"{beside}: expected lines with id and ground_truth, but {error}") from error
 
 
-def _check(record: Record) -> None:
+def _checked(record: Record) -> Record:
+    """The record, its calls in the words of their tools. Raises `FieldError` for a call that no tool accepts."""
     encodable(json.dumps(record.to_json(), ensure_ascii=False), "(line)")
-    for index, call in enumerate(record.answers):
+    answers = tuple(fitted(call, record.tools) for call in record.answers)
+    for index, call in enumerate(answers):
         errors = call_errors(call, record.tools)
         if errors:
             raise FieldError(f"answers[{index}]", f"a call that its tool accepts; {errors[0]}")
+    return replace(record, answers=answers)
 
 
-def record_from_json(row: Mapping[str, Any]) -> Record:
+def record_from_json(row: Mapping[str, Any], note: Note = lambda reason: None) -> Record:
     """A record in the project's own shape. Raises `FieldError` or `ToolSchemaError`."""
     teacher, meta = row.get("teacher"), row.get("meta") or {}
+    list_field(row, "tools")
     return Record(
         id=str(row["id"]),
         query=text_field(row, "query"),
-        tools=normalise_tools(list_field(row, "tools"), "tools"),
-        answers=tuple(call_from_json(value, f"answers[{i}]") for i, value in enumerate(list_field(row, "answers"))),
+        tools=declared_tools(row, note),
+        answers=tuple(read_call(value, f"answers[{i}]") for i, value in enumerate(list_field(row, "answers"))),
         source=str(row.get("source", "")),
         teacher=teacher if isinstance(teacher, Mapping) else None,
         meta=meta if isinstance(meta, Mapping) else {},
     )
 
 
-def _xlam(row: Mapping[str, Any]) -> Record:
+def _needle(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
+    yield record_from_json(row, note)
+
+
+def _xlam(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
     """`tools` and `answers` are JSON written as strings."""
-    opened = dict(row)
-    for name in ("tools", "answers"):
-        if isinstance(row.get(name), str):
-            try:
-                opened[name] = json.loads(row[name])
-            except ValueError as error:
-                raise FieldError(name, f"expected JSON inside the string, but {error}") from error
-    return record_from_json({"source": "xlam", **opened})
+    opened = {name: from_text(row[name], name) for name in ("tools", "answers") if isinstance(row.get(name), str)}
+    yield record_from_json({"source": "xlam", **row, **opened}, note)
 
 
-def _openai(row: Mapping[str, Any]) -> Record:
-    """Chat messages: the first assistant message with `tool_calls` (or the older `function_call`) is the gold, or else
-    the last one; the user's words before it are the request."""
-    # Messages, one of them the answer, or calls beside them.
-    messages = list_field(row, "messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise FieldError(f"messages[{index}]", "expected an object with a role")
-    said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not said and "tool_calls" not in row:
+def _openai(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
+    """Chat messages: what was said, and the calls that answered it, in the messages or beside them."""
+    messages = chat(row)
+    said = [message for message in messages if message["role"] == "assistant"]
+    beside = row.get("tool_calls")
+    if not said and beside is None:
         raise FieldError(
             "messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages"
         )
-    # The answer, and the user's words before it.
-    end = next((index for index in said if _calls(messages[index])), said[-1] if said else len(messages))
-    words = [
-        _content(m.get("content"), f"messages[{i}].content")
-        for i, m in enumerate(messages[:end])
-        if m["role"] == "user"
-    ]
-    if not words:
+    if beside is not None and not any(message.get("tool_calls") or message.get("function_call") for message in said):
+        messages = [*(m for m in messages if m["role"] != "assistant"), {"role": "assistant", "tool_calls": beside}]
+        if not beside:
+            messages[-1] = {"role": "assistant", "content": ""}
+    if not any(message["role"] == "user" for message in messages):
         raise FieldError("messages", "expected at least one message of role 'user' before the answer")
-    # The calls; text that spells calls is no answer without them.
-    calls = (_calls(messages[end]) if said else None) or _calls(row)
-    if not isinstance(calls, list):
-        raise FieldError("tool_calls", "expected an array")
-    if not calls and said and re.search("<tool_call>|<function", str(messages[end].get("content"))):
-        raise FieldError(f"messages[{end}]", "expected tool_calls; calls that are written into the text aren't read")
-    return Record(
-        id=str(row["id"]),
-        query="\n".join(words),
-        tools=normalise_tools(row.get("tools") or row.get("functions") or [], "tools"),
-        answers=tuple(_openai_call(call, f"tool_calls[{i}]") for i, call in enumerate(calls)),
-        source=str(row.get("source", "openai")),
-    )
+    yield from turns(messages, row, "openai", note)
 
 
-def _traffic(row: Mapping[str, Any]) -> Record:
+def _responses(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
+    yield from turns(responses(row), row, "openai", note)
+
+
+def _gemini(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
+    yield from turns(gemini(row), row, "gemini", note)
+
+
+def _sharegpt(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
+    yield from turns(conversation(row), row, "sharegpt", note)
+
+
+def _traffic(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
     """A logged exchange with a chat completions endpoint: what went in under `request`, what came out under `response`.
 
     What was asked before a tool was used has had its answer: the request is what the user said since.
@@ -205,7 +250,7 @@ def _traffic(row: Mapping[str, Any]) -> Record:
         (
             index
             for index, m in enumerate(messages)
-            if isinstance(m, Mapping) and (m.get("role") in ("tool", "function") or _calls(m))
+            if _has_calls(m) or (isinstance(m, Mapping) and m.get("role") in ("tool", "function"))
         ),
         default=-1,
     )
@@ -216,45 +261,15 @@ def _traffic(row: Mapping[str, Any]) -> Record:
             "expected words of a user behind the last result of a tool; what is said of a result answers no request of"
             " its own",
         )
-    return _openai(
-        {"source": "traffic", **request, "id": row["id"], "messages": [*said, {**message, "role": "assistant"}]}
-    )
+    whole = {"source": "traffic", **request, "id": row["id"], "messages": [*said, {**message, "role": "assistant"}]}
+    yield from _openai(whole, note)
 
 
-def _calls(message: Mapping[str, Any]) -> Any:
-    """The calls of a message; an older `function_call` is one of them."""
-    older = message.get("function_call")
-    return message.get("tool_calls") or ([{"function": older}] if isinstance(older, Mapping) else [])
+def _has_calls(message: Any) -> bool:
+    return isinstance(message, Mapping) and bool(message.get("tool_calls") or message.get("function_call"))
 
 
-def _content(value: Any, where: str) -> str:
-    if isinstance(value, list):  # parts: {"type": "text", "text": ...}
-        value = (
-            "".join(
-                part["text"] if isinstance(part, Mapping) and isinstance(part.get("text"), str) else ""
-                for part in value
-            )
-            or None
-        )
-    if not isinstance(value, str):
-        raise FieldError(where, "expected a string or an array of text parts")
-    return value
-
-
-def _openai_call(value: Any, where: str) -> Call:
-    function = value.get("function") if isinstance(value, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise FieldError(f"{where}.function", "expected an object with name and arguments")
-    arguments = function.get("arguments", "{}")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError as error:
-            raise FieldError(f"{where}.function.arguments", f"expected JSON inside the string, but {error}") from error
-    return call_from_json({"name": function.get("name"), "arguments": arguments}, f"{where}.function")
-
-
-def _bfcl(row: Mapping[str, Any]) -> Record:
+def _bfcl(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
     """Single-turn categories. Of each argument's allowed values the first is taken; `""` means "may be omitted"."""
     turns = list_field(row, "question")
     if turns and isinstance(turns[0], list):
@@ -285,10 +300,10 @@ def _bfcl(row: Mapping[str, Any]) -> Record:
             Call(name, {key: _first_allowed(allowed) for key, allowed in arguments.items() if not _omittable(allowed)})
         )
     functions = row["function"] if isinstance(row["function"], list) else [row["function"]]
-    return Record(
+    yield Record(
         str(row["id"]),
         "\n".join(words),
-        normalise_tools(functions, "function"),
+        declared_tools({"tools": functions}, note, "function"),
         tuple(answers),
         str(row.get("source", "bfcl")),
     )
@@ -307,10 +322,15 @@ def _first_allowed(allowed: Any) -> Any:
     return value
 
 
-READERS: dict[str, Callable[[Mapping[str, Any]], Record]] = {
-    "needle": record_from_json,
+Reader = Callable[[Mapping[str, Any], Note], Iterator[Record]]
+READERS: dict[str, Reader] = {
+    "needle": _needle,
     "xlam": _xlam,
     "openai": _openai,
+    "anthropic": _openai,
+    "responses": _responses,
+    "gemini": _gemini,
+    "sharegpt": _sharegpt,
     "traffic": _traffic,
     "bfcl": _bfcl,
 }

@@ -1,8 +1,8 @@
 """What a constrained answer may be: llguidance grammars for the declared tools, in either codec.
 
-A grammar allows exactly the answers that the codec could have written for calls which the tools accept, so that a
-student under it always answers with declared tools and schema-valid arguments. What llguidance can't express
-(a pattern together with a length, say) is checked again on the finished answer by the engine.
+A grammar allows what the codec could have written: declared tools, their arguments, members of their enums, values of
+the right shape. Whether what was said is within bounds, fits a pattern or is a whole number, the engine checks on the
+finished answer: under a grammar a student would cut or stretch it until it fits.
 """
 
 from __future__ import annotations
@@ -17,9 +17,23 @@ from cachetools import LRUCache
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from needle.text.codecs import dump, nullable, value_form
-from needle.text.numbers import BOUNDS, ENDLESS, decimal_comma, is_number, with_commas
-from needle.text.prompt import by_name, leaves, opens
+from needle.text.codecs import dump
+from needle.text.leaves import (
+    ENTRY,
+    ITEM,
+    Path,
+    branch_of,
+    by_name,
+    form_of,
+    item_schema,
+    leaves,
+    nullable,
+    numbers,
+    solid_type,
+    value_schema,
+)
+from needle.text.numbers import DECIMAL_COMMA, PLAIN, THOUSANDS
+from needle.text.readings import FORMS
 from needle.text.records import Tool
 from needle.text.tokenizer import TextTokenizer, argument_label, tool_label
 from needle.text.toolschema import ToolSchemaError
@@ -29,13 +43,9 @@ READY = 128  # sets of tools whose matcher is kept, to be copied for each answer
 MANY = 50  # enum members beyond which they are one terminal: a parser's row holds 2,000 items
 ANY = r"(.|\n)*"
 SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}/]")
-UNCHECKED = {
-    "description",
-    "default",
-    "uniqueItems",
-    "minProperties",
-    "maxProperties",
-}  # the last three are checked on the finished answer
+SHAPE = ("type", "enum", "properties", "required", "additionalProperties", "prefixItems", "items", "anyOf")
+SCALARS = ("text", "number", "literal")
+TEXT = f"/ ?({ANY})/"
 
 
 class GrammarError(RuntimeError):
@@ -110,7 +120,7 @@ def grammar_text(codec: str, tools: Sequence[Tool]) -> str:
     if codec == "json":
         _json_rules(rules, tools)
     else:
-        _decision_rules(rules, tools)
+        _decision_rules(rules, tools, spoken=codec == "decisions-2")
     return rules.text()
 
 
@@ -145,63 +155,126 @@ def _json_rules(rules: _Rules, tools: Sequence[Tool]) -> None:
     rules.lines.append(f'start: "[]" | "[" {call} ("," {call})* "]"')
 
 
-def _decision_rules(rules: _Rules, tools: Sequence[Tool]) -> None:
+def _decision_rules(rules: _Rules, tools: Sequence[Tool], spoken: bool) -> None:
     if not tools:
         rules.lines.append('start: ""')
         return
     calls = []
     for index, tool in enumerate(tools):
-        position = {leaf.path: number for number, leaf in enumerate(leaves(tool))}
-        body = _object(rules, tool.parameters, (), position)
+        body = _Decisions(rules, tool, spoken).arguments()
         calls.append(rules.add(f"<{tool_label(index)[1:-1]}> {body}".strip()))
     rules.lines.append(f"start: ({' | '.join(calls)})*")
 
 
-def _object(
-    rules: _Rules, schema: Mapping[str, Any], path: tuple[str, ...], position: Mapping[tuple[str, ...], int]
-) -> str:
-    parts = []
-    for name, sub in by_name(schema):
-        here = (*path, name)
-        if opens(sub):
-            part = f"({_object(rules, sub, here, position)})"
+class _Decisions:
+    """The rules of one tool's arguments, form by form as `needle.text.leaves` has them."""
+
+    def __init__(self, rules: _Rules, tool: Tool, spoken: bool) -> None:
+        self.rules, self.tool, self.spoken = rules, tool, spoken
+        self.leaves, self.numbers = leaves(tool), numbers(tool)
+
+    def arguments(self) -> str:
+        schema = self.tool.parameters
+        if () in self.numbers:
+            return self.at(schema, (), False)
+        body = self.members(schema, ())
+        # Only what is made of several values may need to be spelled as a whole.
+        plain = all(len(leaf.path) == 1 and leaf.form in (*SCALARS, "list") for leaf in self.leaves)
+        return body if plain else f"(({body}) | {self.spelled({'type': 'object'})})"
+
+    def members(self, schema: Mapping[str, Any], path: Path) -> str:
+        required = schema.get("required", ())
+        return " ".join(self.at(sub, (*path, name), name in required) for name, sub in by_name(schema))
+
+    def at(self, schema: Mapping[str, Any], path: Path, required: bool) -> str:
+        number = self.numbers.get(path)
+        if number is None:  # an object
+            body = f"({self.members(schema, path)})"
+            return body if required and not nullable(schema) else body + "?"
+        form = self.leaves[number].form
+        label = f"<{argument_label(number)[1:-1]}>"
+        if form in SCALARS:
+            return f"({label} {self.value(schema)})" + "?" * (not required)
+        options = [f"{label} {self.spelled(schema if form == 'json' else {})}"]
+        if nullable(schema):
+            options.append(f"{label} <null>")
+        if form == "list":
+            options = [f"{label} {self.list(schema)}", *options[1:]]
+        elif form == "items":
+            options.append(f"({label} {self.item(schema['items'], path)})+")
+        elif form == "entries":
+            options.append(f"({label} {self.rules.add(TEXT, terminal=True)} {self.entry(schema, path)})+")
+        elif form == "any":
+            options.append(f"{label} {self.value(schema)}")
+            listed = branch_of(schema, "list") or ({} if "anyOf" not in schema else None)
+            if listed is not None:
+                options.append(f"{label} ({self.list(listed)})")
+            items, members = branch_of(schema, "items"), branch_of(schema, "object")
+            if items is not None:
+                options.append(f"({label} {self.item(items['items'], path)})+")
+            if members is not None:
+                options.append(f"({self.members(members, path)})")
+        return f"({' | '.join(options)})" + "?" * (not required)
+
+    def item(self, schema: Mapping[str, Any], path: Path) -> str:
+        return f"({self.members(schema, (*path, ITEM))})" if form_of(schema) == "object" else self.list(schema)
+
+    def entry(self, schema: Mapping[str, Any], path: Path) -> str:
+        own = value_schema(schema)
+        form = form_of(own)
+        spelled = self.spelled({})
+        if form == "object":
+            return f"({spelled} | ({self.members(own, (*path, ENTRY))}))"
+        if form == "list":
+            return f"({spelled} | {self.list(own)})"
+        return spelled if form in ("items", "entries") else f"({spelled} | <item> {self.scalar(own)})"
+
+    def list(self, schema: Mapping[str, Any]) -> str:
+        places = [item_schema(schema, index) for index in range(len(schema.get("prefixItems", ())))]
+        rest = schema.get("items", {})
+        tail = "" if rest is False else f"(<item> {self.scalar(rest)})*"
+        for own in reversed(places):
+            tail = f"(<item> {self.scalar(own)} {tail})?"
+        return tail or '""'
+
+    def scalar(self, schema: Mapping[str, Any]) -> str:
+        """A value in a list or a map; what is made of several is spelled there."""
+        if form_of(schema) in SCALARS:
+            return self.value(schema, listed=True)
+        own = [self.value(schema, listed=True)] if form_of(schema) == "any" else []
+        null = ["<null>"] if nullable(schema) else []
+        return f"({' | '.join([self.spelled({}), *own, *null])})"
+
+    def spelled(self, schema: Mapping[str, Any]) -> str:
+        return f"<arg> {SPACE} {self.rules.add(_embedded(schema))}"
+
+    def value(self, schema: Mapping[str, Any], listed: bool = False) -> str:
+        if schema.get("enum") == [None]:
+            return "<null>"
+        body = self.solid(schema, listed)
+        if self.spoken and schema.get("format") in FORMS and "enum" not in schema:
+            body = f"({body} | {self.spelled({})})"
+        return f"({body} | <null>)" if form_of(schema) != "any" and nullable(schema) else body
+
+    def solid(self, schema: Mapping[str, Any], listed: bool) -> str:
+        form = form_of(schema)
+        values = [value for value in schema.get("enum", ()) if value is not None]
+        if form == "number" and not self.spoken:
+            forms = [PLAIN] if listed else [PLAIN, THOUSANDS, DECIMAL_COMMA]
+            return self.rules.add(f"/ ?({'|'.join(forms)})/", terminal=True)
+        if form == "literal" and solid_type(schema) == "boolean" and not values:
+            values = [False, True]
+        if form == "literal" and solid_type(schema) == "null":
+            values = [None]
+        if form == "literal":
+            members = [dump(value) for value in values] or ["{}"]
+        elif values and form == "text":
+            members = values
         else:
-            part = f"(<{argument_label(position[here])[1:-1]}> {_value(rules, sub)})"
-        needed = name in schema.get("required", ()) and not (opens(sub) and nullable(sub))
-        parts.append(part if needed else part + "?")
-    return " ".join(parts)
-
-
-def _value(rules: _Rules, schema: Mapping[str, Any], listed: bool = False) -> str:
-    if schema.get("enum") == [None]:
-        return "<null>"
-    body = _solid_value(rules, schema, listed)
-    return f"({body} | <null>)" if nullable(schema) else body
-
-
-def _solid_value(rules: _Rules, schema: Mapping[str, Any], listed: bool) -> str:
-    form = value_form(schema)
-    if form == "list":
-        item = f"(<item> {_value(rules, schema['items'], listed=True)})"
-        low, high = schema.get("minItems", 0), schema.get("maxItems")
-        if high == 0:
-            return '""'
-        return f"{item}{{{low},{'' if high is None else high}}}"
-    if is_number(schema):
-        return _number(rules, schema, listed)
-    if form == "json":
-        solid = {**schema, "type": schema["type"][0]} if isinstance(schema.get("type"), list) else dict(schema)
-        if None in solid.get("enum", []) and nullable(schema):
-            solid["enum"] = [value for value in solid["enum"] if value is not None]
-        return f"{SPACE} {rules.add(_embedded(solid))}"
-    if "enum" in schema:
-        members = [value for value in schema["enum"] if value is not None]
+            return self.rules.add(TEXT, terminal=True)
         if len(members) > MANY:
-            return rules.add(
-                f"/{'|'.join(_before(member, ' ?') + _exactly(member) for member in members)}/", terminal=True
-            )
-        return f"({' | '.join(_before(member, SPACE) + ' ' + _literal(member) for member in members)})"
-    return rules.add(_string_terminal(schema), terminal=True)
+            return self.rules.add(f"/{'|'.join(_before(one, ' ?') + _exactly(one) for one in members)}/", terminal=True)
+        return f"({' | '.join(_before(one, SPACE) + ' ' + _literal(one) for one in members)})"
 
 
 def _before(member: str, space: str) -> str:
@@ -209,80 +282,9 @@ def _before(member: str, space: str) -> str:
     return space.removesuffix("?") if member.startswith(" ") else space
 
 
-def _number(rules: _Rules, schema: Mapping[str, Any], listed: bool) -> str:
-    """As `needle.text.numbers` has it; in a list, whose commas part the items, without commas."""
-    kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
-    commas = [] if listed else [form for form in (with_commas(schema), decimal_comma(schema)) if form]
-    if BOUNDS & set(schema):
-        plain = rules.add(_embedded({**schema, "type": kind}))
-        return f"{SPACE} ({' | '.join([plain, *(rules.add(f'/{form}/', terminal=True) for form in commas)])})"
-    plain = "-?[0-9]+" if kind == "integer" else r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|-?\.[0-9]+"
-    return rules.add(f"/ ?({'|'.join([plain, *commas])})/", terminal=True)
-
-
-def _string_terminal(schema: Mapping[str, Any]) -> str:
-    """One space before the value isn't part of it: neither a length nor a pattern is about it."""
-    low, high = schema.get("minLength", 0), schema.get("maxLength")
-    if "pattern" in schema:
-        body = _escaped("|".join(_anchored(part) for part in _alternatives(_ascii(schema["pattern"]))))
-        return f"/ ({body})/ | (/{body}/ & /([^ ]{ANY})?/)"
-    if not low and high is None:
-        return f"/ ?({ANY})/"
-    most = "" if high is None else high
-    if high == 0:
-        return "/ ?/"
-    first = f"[^ ](.|\\n){{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
-    return f"/ (.|\\n){{{low},{most}}}|{first if low else f'({first})?'}/"
-
-
-def _anchored(pattern: str) -> str:
-    """What a whole text is if the pattern is found in it; `^` and `$` are understood at its ends."""
-    open_start, open_end = not pattern.startswith("^"), not pattern.endswith("$") or pattern.endswith("\\$")
-    core = pattern[0 if open_start else 1 : None if open_end else -1]
-    return open_start * ANY + f"({core})" + open_end * ANY
-
-
-def _alternatives(pattern: str) -> list[str]:
-    """The parts of a pattern between its outermost `|`."""
-    parts, start, depth, inside = [], 0, 0, False
-    for found in re.finditer(r"\\.|[][()|]", pattern, re.DOTALL):
-        char = found[0]
-        if inside or char in "[]":
-            inside = char != "]" if inside else char == "["
-        elif char == "|" and not depth:
-            parts.append(pattern[start : found.start()])
-            start = found.end()
-        else:
-            depth += (char == "(") - (char == ")")
-    return [*parts, pattern[start:]]
-
-
-def _ascii(pattern: str) -> str:
-    """`\\d` and `\\w` as the validator reads them, which knows no other digits and letters than ASCII's."""
-    out, inside, position = "", False, 0
-    while position < len(pattern):
-        char = pattern[position]
-        pair = pattern[position : position + 2]
-        if pair in ("\\d", "\\w"):
-            members = "0-9" if pair == "\\d" else "A-Za-z0-9_"
-            out += members if inside else f"[{members}]"
-        elif char == "\\":
-            out += pair
-        else:
-            inside = (inside or char == "[") and char != "]"
-            out += char
-        position += 2 if char == "\\" else 1
-    return out
-
-
 def _exactly(text: str) -> str:
     """A regular expression, between slashes, for this text alone."""
     return SPECIAL.sub(r"\\\g<0>", text).replace("\n", r"\n").replace("\r", r"\r").replace("\x7f", r"\x7f")
-
-
-def _escaped(body: str) -> str:
-    """A regular expression between slashes."""
-    return re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", body)
 
 
 def _embedded(schema: Mapping[str, Any]) -> str:
@@ -293,14 +295,11 @@ def _embedded(schema: Mapping[str, Any]) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """Drops the words that have no say in what is valid, so that equal shapes share one rule."""
-    if isinstance(schema, Mapping):
-        return {
-            key: _closed_member(key, value)
-            for key, value in schema.items()
-            if key not in UNCHECKED and not (key in BOUNDS and abs(value) >= ENDLESS)
-        }
-    return schema
+    """What has a say in how an answer is built. Bounds, lengths and patterns have none: under a grammar they would cut
+    or stretch what was said until it fits, so they are checked on the finished answer, as whole numbers are."""
+    if not isinstance(schema, Mapping):
+        return schema
+    return {key: _closed_member(key, value) for key, value in schema.items() if key in SHAPE}
 
 
 def _closed_member(key: str, value: Any) -> Any:
@@ -308,6 +307,9 @@ def _closed_member(key: str, value: Any) -> Any:
         return {name: _closed(sub) for name, sub in value.items()}
     if key in ("anyOf", "prefixItems"):
         return [_closed(sub) for sub in value]
+    if key == "type":
+        kinds = ["number" if kind == "integer" else kind for kind in (value if isinstance(value, list) else [value])]
+        return kinds if len(kinds) > 1 else kinds[0]
     return _closed(value) if key in ("items", "additionalProperties") else value
 
 

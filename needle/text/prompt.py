@@ -4,8 +4,8 @@ A tool is rendered by itself, whatever stands beside it:
 
     <tool> name: description <arg> name* type: description = member | member <arg> …
 
-`*` marks a required argument. An argument that is a closed object of up to 16 values is written out member by member
-(`address.street`), so that every `<arg>` marks one value. Values begin with a space, as words in a request do.
+`*` marks a required argument. An object is written out member by member (`address.street`), so that every `<arg>` marks
+one value (`needle.text.leaves`). Values begin with a space, as words in a request do.
 """
 
 from __future__ import annotations
@@ -15,35 +15,23 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from threading import Lock
 from typing import Any
 
 from cachetools import LRUCache
 
+from needle.text.leaves import by_name, leaves
 from needle.text.records import Call, Record, Tool
 from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
-from needle.text.toolschema import CACHED_CHARACTERS, per_tool
+from needle.text.validity import CACHED_CHARACTERS
 
 IGNORE = -100  # a target that counts nowhere
 KINDS = ("syntax", "name", "key", "value")
-MAX_OPENED = 16  # values of an object that is opened, those of the objects in it among them
 
 
 class PromptError(ValueError):
     """A record that can't be rendered: too many tools or arguments, or too long."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One argument with a value of its own. `path` leads to it from the call's arguments."""
-
-    path: tuple[str, ...]
-    schema: Mapping[str, Any]
-    required: bool
-
-    @property
-    def name(self) -> str:
-        return ".".join(self.path)
 
 
 @dataclass(frozen=True)
@@ -88,49 +76,8 @@ class Example:
         return self.prompt_length + len(self.target)
 
 
-@per_tool
-def leaves(tool: Tool) -> tuple[Leaf, ...]:
-    """The arguments of a tool by name, closed objects opened: declared in any order, a tool reads the same."""
-    return tuple(_walk(tool.parameters, ()))
-
-
-def _walk(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Leaf]:
-    found: list[Leaf] = []
-    for name, sub in by_name(schema):
-        required = name in schema.get("required", ())
-        if opens(sub):
-            inner = _walk(sub, (*path, name))
-            found += inner
-        else:
-            found.append(Leaf((*path, name), sub, required))
-    return found
-
-
-def by_name(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The properties of an object by name."""
-    return sorted(schema.get("properties", {}).items())
-
-
-def opens(schema: Mapping[str, Any]) -> bool:
-    """Whether an object is written member by member: if it is closed and has members, and not too many. It may be null:
-    then none is named."""
-    return _closed(schema) and _values(schema) <= MAX_OPENED
-
-
-def _closed(schema: Mapping[str, Any]) -> bool:
-    return (
-        schema.get("type") in ("object", ["object", "null"])
-        and schema.get("additionalProperties") is False
-        and bool(schema.get("properties"))
-    )
-
-
-def _values(schema: Mapping[str, Any]) -> int:
-    return sum(_values(sub) for sub in schema["properties"].values()) if _closed(schema) else 1
-
-
 def type_word(schema: Mapping[str, Any]) -> str:
-    """A short word for the type; none for a plain string, the commonest."""
+    """A short word for the type; none for a plain string, the commonest, and for what may be any text."""
     kind = schema.get("type")
     if isinstance(kind, list):
         return f"{type_word({**schema, 'type': kind[0]})}?".strip()
@@ -142,7 +89,7 @@ def type_word(schema: Mapping[str, Any]) -> str:
     if kind is None and "anyOf" in schema:
         return " or ".join(type_word(branch) or "string" for branch in schema["anyOf"])
     return {"string": "", "integer": "int", "number": "number", "boolean": "bool", "null": "null"}.get(
-        kind or "", "any"
+        kind or "", "any" if "enum" in schema else ""
     )
 
 
@@ -238,5 +185,18 @@ class Codec(ABC):
         syntax."""
 
     @abstractmethod
-    def decode(self, ids: Sequence[int], tools: Sequence[Tool]) -> list[Call]:
-        """Raises `DecodeError` when `ids` (without `<eos>`) aren't an answer."""
+    def decode(
+        self,
+        ids: Sequence[int],
+        tools: Sequence[Tool],
+        now: datetime | None = None,
+        left_out: list[str] | None = None,
+    ) -> list[Call]:
+        """The calls that `ids` (without `<eos>`) write.
+
+        `now` is the moment against which "tomorrow" is read. With a list `left_out`, an optional argument whose words
+        aren't a value of its type is left out and noted there.
+
+        Raises:
+            DecodeError: `ids` aren't an answer, or what was said isn't a value of its argument's type.
+        """

@@ -122,19 +122,6 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def call_from_json(value: Any, where: str) -> Call:
-    """Raises `FieldError` with the path below `where`."""
-    if not isinstance(value, Mapping):
-        raise FieldError(where, f"expected an object with name and arguments, got {_kind(value)}")
-    name = value.get("name")
-    if not isinstance(name, str) or not name:
-        raise FieldError(f"{where}.name", f"expected the name of a tool, got {_kind(name)}")
-    arguments = value.get("arguments", {})
-    if not isinstance(arguments, Mapping):
-        raise FieldError(f"{where}.arguments", f"expected an object, got {_kind(arguments)}")
-    return Call(name, arguments)
-
-
 def text_field(row: Mapping[str, Any], name: str) -> str:
     """The string at `name`; raises `FieldError` when it is missing or of another type."""
     value = row.get(name)
@@ -169,10 +156,11 @@ def _kind(value: Any) -> str:
 
 
 def open_text(path: Path, mode: str = "rt") -> Any:
-    """Opens a text file as UTF-8, through gzip when the name ends in .gz."""
+    """Opens a text file as UTF-8, through gzip when the name ends in .gz; a byte order mark is no content."""
+    encoding = "utf-8-sig" if mode == "rt" else "utf-8"
     if path.suffix == ".gz":
-        return gzip.open(path, mode, encoding="utf-8")
-    return open(path, mode, encoding="utf-8")
+        return gzip.open(path, mode, encoding=encoding)
+    return open(path, mode, encoding=encoding)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

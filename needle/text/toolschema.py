@@ -1,88 +1,66 @@
-"""One normaliser for tool declarations, used in training and in serving alike, and the validator of calls.
+"""JSON Schema as people write it, in any dialect, as the one shape that the rest of the library reads.
 
-Whatever dialect a declaration comes in, the rest of the library sees one: a `Tool` whose parameters are plain
-JSON Schema, closed objects, `$ref` resolved, types in lower case, `nullable` written as a type union.
+References are opened, types are in lower case, `nullable` is a type union, objects are closed unless they say
+otherwise. Of a union of objects one object remains, with the members of all. What only says what is valid, not what can
+be asked for (`not`, `if`, `contains`, the branches of that union, …), is kept as a check of the finished answer:
+`{"if": true, "then": {"allOf": [...]}}`. Words that JSON Schema doesn't know are annotations and fall away.
+Normalising twice changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from decimal import Decimal
-from threading import Lock
-from typing import Any, TypeVar
-
-import jsonschema_rs
-from cachetools import LRUCache, cached
-
-from needle.text.records import Call, FieldError, Tool, encodable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import unquote
 
 MAX_DEPTH = 24
 MAX_NODES = 5000
-MAX_REMAINDERS = 10_000  # of the steps of a tool's numbers
 MAX_TEXT = 200_000  # characters of a tool's parameters as JSON, references opened
-CACHED_CHARACTERS = 20_000_000  # of the tools of which something is kept
-V = TypeVar("V")
-TYPE_NAMES = {
-    "string": "string",
-    "str": "string",
-    "char": "string",
-    "integer": "integer",
-    "int": "integer",
-    "long": "integer",
-    "short": "integer",
-    "byte": "integer",
-    "bigint": "integer",
-    "int32": "integer",
-    "int64": "integer",
-    "uint": "integer",
-    "number": "number",
-    "float": "number",
-    "double": "number",
-    "decimal": "number",
-    "float32": "number",
-    "float64": "number",
-    "boolean": "boolean",
-    "bool": "boolean",
-    "array": "array",
-    "list": "array",
-    "tuple": "array",
-    "set": "array",
-    "arraylist": "array",
-    "sequence": "array",
-    "iterable": "array",
-    "object": "object",
-    "dict": "object",
-    "dictionary": "object",
-    "hashmap": "object",
-    "map": "object",
-    "null": "null",
-    "none": "null",
-    "any": "any",
+# How often a reference may be opened inside itself, and how many inside one another; the next, where that is too much.
+OPENED = ((3, MAX_DEPTH), (1, MAX_DEPTH), (1, 4), (1, 2), (1, 1))
+_NAMES = {
+    "string": "string str char text varchar password file binary bytes any_str enum",
+    "integer": "integer int long short byte bigint int32 int64 uint",
+    "number": "number float double decimal float32 float64 real numeric",
+    "boolean": "boolean bool",
+    "array": "array list tuple set arraylist sequence iterable",
+    "object": "object dict dictionary hashmap map json struct mapping",
+    "null": "null none nonetype",
+    "any": "any type_unspecified unknown mixed",
 }
-MINIMA, MAXIMA = (
-    ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"),
-    ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"),
-)
-CHECKED = {
+TYPE_NAMES = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+FORMATS = {  # those that are asserted, and other names of them
+    **{name: name for name in ("date", "time", "date-time", "duration", "email", "uuid", "uri", "ipv4", "ipv6", "ip")},
+    **{"datetime": "date-time", "timestamp": "date-time", "url": "uri", "guid": "uuid", "ip-address": "ip"},
+    **{"idn-email": "email", "iri": "uri", "ipvanyaddress": "ip"},
+}
+LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
+UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
+WHOLE = {key for key in LOWER + UPPER if "imum" not in key}
+PLAIN: dict[str, Any] = {  # keywords that are carried over as they are, and what their values must be
     "description": str, "default": object, "pattern": str, "uniqueItems": bool,
-    "minimum": (int, float), "maximum": (int, float), "exclusiveMinimum": (int, float),
-    "exclusiveMaximum": (int, float), "multipleOf": (int, float),
-    "minLength": int, "maxLength": int, "minItems": int, "maxItems": int, "minProperties": int, "maxProperties": int,
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), (int, float)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
 }  # fmt: skip
-IGNORED = {
-    "title", "examples", "example", "format", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated",
-    "readOnly",
-    "writeOnly", "optional", "strict", "propertyOrdering", "contentEncoding", "contentMediaType", "discriminator",
-}  # fmt: skip
-STRUCTURE = {
-    "type", "properties", "required", "additionalProperties", "enum", "const", "items", "prefixItems", "anyOf", "oneOf",
-    "allOf", "nullable", "$ref",
-}  # fmt: skip
+OF_ONE = ("not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties")
+OF_MANY = ("dependentSchemas", "patternProperties")
+ORDER = {
+    key: index
+    for index, key in enumerate(
+        (*PLAIN, "format", "enum", "properties", "required", "additionalProperties", "prefixItems", "items", "type")
+    )
+}
+CHECKS = (*OF_ONE, *OF_MANY, "dependentRequired", "minContains", "maxContains")
+MAPS = ("patternProperties", "unevaluatedProperties")  # of those, what also tells the values of a map
+BESIDE = ("description", "default", "nullable", "title")  # of a union, about the whole
+DEFINITIONS = ("$defs", "definitions", "schemas")
+NEVER: Mapping[str, Any] = {"not": {}}  # what no value fits
+
+Place = tuple[str, tuple[str, ...], tuple[Mapping[str, Any], ...]]  # a pointer, references open, schemas around
 
 
 class ToolSchemaError(ValueError):
@@ -94,230 +72,282 @@ class ToolSchemaError(ValueError):
         self.message = message
 
 
-def per_tool(function: Callable[[Tool], V]) -> Callable[[Tool], V]:
-    """Keeps what a function made of the tools used last, of `CACHED_CHARACTERS` altogether. Safe among threads."""
-    cache: LRUCache[Any, tuple[V, int]] = LRUCache(CACHED_CHARACTERS, getsizeof=lambda pair: pair[1])
-
-    @cached(cache, lock=Lock())
-    def sized(tool: Tool) -> tuple[V, int]:
-        return function(tool), len(tool.declared)
-
-    return functools.wraps(function)(lambda tool: sized(tool)[0])
+class _TooMuch(ToolSchemaError):
+    """More than the limits allow; less may come of it where fewer references are opened."""
 
 
-def normalise_tools(declarations: Any, pointer: str = "") -> tuple[Tool, ...]:
-    """Normalises a list of declarations; raises `ToolSchemaError`, also for two tools of one name."""
-    if not isinstance(declarations, list):
-        raise ToolSchemaError(pointer, f"expected an array of tools, got {type(declarations).__name__}")
-    tools: list[Tool] = []
-    for index, declaration in enumerate(declarations):
-        if isinstance(declaration, Mapping) and isinstance(declaration.get("functionDeclarations"), list):
-            tools += normalise_tools(declaration["functionDeclarations"], f"{pointer}/{index}/functionDeclarations")
-        else:
-            tools.append(normalise_tool(declaration, f"{pointer}/{index}"))
-    seen: set[str] = set()
-    for index, tool in enumerate(tools):
-        if tool.name in seen:
-            raise ToolSchemaError(f"{pointer}/{index}/name", f"the name '{tool.name}' is declared twice")
-        seen.add(tool.name)
-    return tuple(tools)
+def normalise_parameters(parameters: Any, pointer: str) -> dict[str, Any]:
+    """The arguments of a tool: a closed object. Raises `ToolSchemaError`.
+
+    A recursive schema is opened three levels deep, fewer where that would be large; behind them any value will do.
+    """
+    return _within_limits(parameters, pointer, lambda walk: walk.run())
 
 
-def normalise_tool(declaration: Any, pointer: str = "") -> Tool:
-    """Reads a bare function, the OpenAI wrapper, MCP's `inputSchema`, Gemini's upper-case types, or Python's type
-    names. The same declaration gives the same tool."""
-    if isinstance(declaration, Tool):
-        declaration = declaration.to_json()
-    if not isinstance(declaration, Mapping):
-        raise ToolSchemaError(pointer, f"expected a tool as an object, got {type(declaration).__name__}")
-    try:
-        text = json.dumps(declaration)
-    except (TypeError, ValueError, RecursionError):  # no JSON; whatever is wrong is said below
-        return _read(declaration, pointer)
-    with _lock:
-        found = _known.get(text)
-    if found is None:
-        found = _read(declaration, pointer)
-        with _lock, contextlib.suppress(ValueError):  # larger than the whole cache
-            _known[text] = found
-    return found
+def normalise_schema(schema: Any, root: Mapping[str, Any], pointer: str) -> dict[str, Any]:
+    """A schema whose references point into a document around it. Raises `ToolSchemaError`."""
+    return _within_limits(root, pointer, lambda walk: walk.schema(schema, (pointer, (), ())))
 
 
-_known: LRUCache[str, Tool] = LRUCache(CACHED_CHARACTERS, getsizeof=lambda tool: 2 * len(tool.declared))
-_lock = Lock()
-
-
-def _read(declaration: Mapping[str, Any], pointer: str) -> Tool:
-    if isinstance(declaration.get("function"), Mapping):
-        return _read(declaration["function"], f"{pointer}/function")
-    name = declaration.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise ToolSchemaError(f"{pointer}/name", "expected the tool's name, a string that isn't empty")
-    description = declaration.get("description") or ""
-    if not isinstance(description, str):
-        raise ToolSchemaError(f"{pointer}/description", "expected a string")
-    key = next(
-        (k for k in ("parameters", "inputSchema", "input_schema", "parameters_json_schema") if declaration.get(k)),
-        "parameters",
-    )
-    parameters = declaration.get(key) or {"type": "object", "properties": {}}
-    if not isinstance(parameters, Mapping):
-        raise ToolSchemaError(f"{pointer}/{key}", "expected a JSON Schema object")
-    tool = Tool(name, description, _Normaliser(_as_object_schema(parameters), f"{pointer}/{key}").run())
-    if "\\ud" in tool.declared:  # half a character, which JSON can spell, or both halves of one
+def _within_limits(root: Any, pointer: str, run: Callable[[_Normaliser], dict[str, Any]]) -> dict[str, Any]:
+    for repeats, deep in OPENED:
+        walk = _Normaliser(root, pointer, repeats, deep)
         try:
-            encodable(json.dumps(tool.to_json(), ensure_ascii=False), "")
-        except FieldError as error:
-            raise ToolSchemaError(pointer, "expected Unicode text, found an unpaired surrogate") from error
-    _check(tool, f"{pointer}/{key}")
-    return tool
-
-
-def _as_object_schema(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`{"city": {"type": "string"}}`, as some sets write it, becomes an object schema with those properties."""
-    if any(
-        key in parameters and not (key == "type" and isinstance(parameters[key], Mapping))
-        for key in ("type", "properties", "$ref", "anyOf", "oneOf", "allOf", "$defs")
-    ):
-        return parameters
-    properties = {key: value for key, value in parameters.items() if isinstance(value, Mapping)}
-    if len(properties) != len(parameters):
-        return parameters
-    return {"type": "object", "properties": properties, "required": []}
+            return run(walk)
+        except _TooMuch:
+            if not walk.referred or (repeats, deep) == OPENED[-1]:
+                raise
+    raise AssertionError("unreachable")
 
 
 class _Normaliser:
     """Walks one parameters schema; `root` is where `$ref` looks."""
 
-    def __init__(self, root: Mapping[str, Any], pointer: str) -> None:
-        self.root = root
-        self.pointer = pointer
+    def __init__(self, root: Any, pointer: str, repeats: int, deep: int) -> None:
+        self.root, self.pointer, self.repeats, self.deep = root, pointer, repeats, deep
         self.nodes = 0
-        self.remainders = 1  # the least common multiple of the steps so far
+        self.referred = False
+        self.named: dict[str, Any] | None = None  # what is defined anywhere, by name
 
     def run(self) -> dict[str, Any]:
-        schema = self.schema(self.root, self.pointer, ())
+        schema = self.schema(self.root, (self.pointer, (), ()))
+        if "anyOf" in schema:  # an object or something else, null say
+            schema = next((branch for branch in schema["anyOf"] if branch.get("type") == "object"), schema)
+        if schema.get("type") == ["object", "null"]:
+            schema["type"] = "object"
+        if schema == NEVER:
+            raise ToolSchemaError(self.pointer, "no arguments can satisfy this schema")
+        if not schema or set(schema) <= {"description", "default"}:
+            schema = {**schema, "type": "object"}
         if schema.get("type") != "object":
             raise ToolSchemaError(
                 f"{self.pointer}/type", f"the parameters of a tool are an object, got {schema.get('type', 'a union')}"
             )
         schema.setdefault("properties", {})
-        schema["additionalProperties"] = False
-        return schema
+        schema.setdefault("required", [])
+        if schema["properties"] or not isinstance(schema.get("additionalProperties"), Mapping):
+            schema["additionalProperties"] = False
+        length = len(json.dumps(schema))
+        if length > MAX_TEXT:
+            raise _TooMuch(
+                self.pointer, f"{length:,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported"
+            )
+        return _ordered(schema)
 
-    def schema(self, node: Any, pointer: str, refs: tuple[str, ...]) -> dict[str, Any]:
-        if node is True:
-            return {}
+    def schema(self, node: Any, place: Place) -> dict[str, Any]:
+        return _ordered(self._schema(node, place))
+
+    def _schema(self, node: Any, place: Place) -> dict[str, Any]:
+        pointer = place[0]
+        if isinstance(node, bool):
+            return {} if node else dict(NEVER)
+        if isinstance(node, str) and node.lower() in TYPE_NAMES:
+            node = {"type": node}
         if not isinstance(node, Mapping):
             raise ToolSchemaError(pointer, f"expected a schema as an object, got {json.dumps(node, default=str)[:40]}")
-        # Bounds, so that a short text can't keep a server busy.
-        if pointer.count("/") - self.pointer.count("/") > 2 * MAX_DEPTH or len(refs) > MAX_DEPTH:
-            raise ToolSchemaError(pointer[:80] + "…", f"schemas nested deeper than {MAX_DEPTH} levels aren't supported")
-        self.nodes += 1  # references to references can multiply a short text into millions of schemas
-        if self.nodes > MAX_NODES:
-            raise ToolSchemaError(
-                pointer[:80], f"more than {MAX_NODES:,} schemas in one tool, references opened, aren't supported"
-            )
+        self.count(place)
+        if any(key in node for key in DEFINITIONS):
+            place = (pointer, place[1], (*place[2], node))
+        node = _present(node)
+        # References, conjunctions and unions first, then what is asked for.
         if "$ref" in node:
-            return self.schema(*self.opened(node, pointer, refs))
-        # Dialects: what isn't known is refused, what Python and OpenAPI 3.0 write otherwise is rewritten.
-        unknown = sorted(
-            key
-            for key in node
-            if key not in CHECKED and key not in IGNORED and key not in STRUCTURE and not key.startswith("x-")
-        )
-        if unknown:
-            raise ToolSchemaError(f"{pointer}/{unknown[0]}", f"the keyword '{unknown[0]}' isn't supported")
-        if isinstance(node.get("type"), str) and re.search(r"[\[,]", node["type"]):
-            node = _from_python(node)
-        for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-            if isinstance(node.get(bound), bool):  # OpenAPI 3.0: a flag beside the limit
-                strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
-                if strict and limit in node:
-                    node = {**{key: value for key, value in node.items() if key != limit}, bound: node[limit]}
-        # Unions, then lists of allowed values, then types.
-        for keyword in ("anyOf", "oneOf", "allOf"):
+            return self.schema(*self.opened(node, place))
+        if "allOf" in node:
+            return self.schema(self.conjunction(node, place), place)
+        node = _dialect(node, pointer)
+        checks = self.checks(node, place)
+        if checks is None:
+            return dict(NEVER)
+        node = {key: value for key, value in node.items() if key not in CHECKS or key in MAPS}
+        for keyword in ("anyOf", "oneOf"):
             if keyword in node:
-                return self.union(node, keyword, pointer, refs)
-        out = self.checked(node, pointer)
+                return _with_checks(self.union(node, keyword, place), checks)
+        out = self.plain(node, pointer)
         if "const" in node or "enum" in node:
-            return self.enumeration(node, out, pointer, refs)
+            return _with_checks(self.enumeration(node, out, place), checks)
         types, nullable = self.types(node, pointer)
-        # Several types are a union of schemas with one type each.
-        if len(types) > 1:
-            branches = [{**node, "type": kind, "nullable": False} for kind in types]
-            rest = {key: node[key] for key in ("description", "default", "nullable") if key in node}
-            return self.union(
-                {**rest, "anyOf": [*branches, *([{"type": "null"}] if nullable else [])]}, "anyOf", pointer, refs
-            )
+        if len(types) > 1:  # a union of schemas with one type each
+            rest = {key: node[key] for key in BESIDE if key in node}
+            own = {key: value for key, value in node.items() if key not in BESIDE}
+            branches: list[Any] = [{**own, "type": kind} for kind in types]
+            kinds = {**rest, "anyOf": [*branches, *([{"type": "null"}] if nullable else [])]}
+            return _with_checks(self.union(kinds, "anyOf", place), checks)
         kind = types[0]
-        if kind == "object":
-            self.objects(node, out, pointer, refs)
-        elif kind == "array":
-            self.arrays(node, out, pointer, refs)
+        if kind == "object" and not self.objects(node, out, place):
+            return dict(NEVER)
+        if kind == "array":
+            self.arrays(node, out, place)
         if kind != "any":
             out["type"] = [kind, "null"] if nullable else kind
-        return out
+        return _with_checks(out, checks)
 
-    def opened(self, node: Mapping[str, Any], pointer: str, refs: tuple[str, ...]) -> tuple[Any, str, tuple[str, ...]]:
-        """What a reference points at, joined with what stands beside it; its pointer and the references on the way."""
+    def count(self, place: Place) -> None:
+        """Bounds, so that a short text can't keep a server busy."""
+        pointer, refs, _ = place
+        if pointer.count("/") - self.pointer.count("/") > 2 * MAX_DEPTH or len(refs) > MAX_DEPTH:
+            raise _TooMuch(pointer[:80] + "…", f"schemas nested deeper than {MAX_DEPTH} levels aren't supported")
+        self.nodes += 1  # references to references can multiply a short text into millions of schemas
+        if self.nodes > MAX_NODES:
+            raise _TooMuch(
+                pointer[:80], f"more than {MAX_NODES:,} schemas in one tool, references opened, aren't supported"
+            )
+
+    # References
+
+    def opened(self, node: Mapping[str, Any], place: Place) -> tuple[Any, Place]:
+        """What a reference points at, joined with what stands beside it; any value, where it was opened often
+        enough."""
+        pointer, refs, around = place
         ref = node["$ref"]
-        if not isinstance(ref, str) or not ref.startswith("#/"):
+        beside = {key: value for key, value in node.items() if key != "$ref"}
+        if not isinstance(ref, str) or (":" in ref.partition("#")[0] and "#/" not in ref):
             raise ToolSchemaError(
                 f"{pointer}/$ref", f"only references inside the schema ('#/$defs/Name') are supported, got {ref!r}"
             )
-        if ref in refs:
-            raise ToolSchemaError(f"{pointer}/$ref", f"'{ref}' refers to itself; recursive schemas aren't supported")
-        target: Any = self.root
-        for part in ref[2:].split("/"):
-            part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(target, Mapping) or part not in target:
-                raise ToolSchemaError(f"{pointer}/$ref", f"'{ref}' points at nothing in the schema")
-            target = target[part]
-        return _merged(target, {key: value for key, value in node.items() if key != "$ref"}), pointer, (*refs, ref)
+        self.referred = True
+        if refs.count(ref) >= self.repeats or len(refs) >= self.deep:
+            return {key: beside[key] for key in BESIDE if key in beside}, (pointer, refs, around)
+        return _joined(self.target(ref, place), beside), (pointer, (*refs, ref), around)
 
-    def checked(self, node: Mapping[str, Any], pointer: str) -> dict[str, Any]:
+    def target(self, ref: str, place: Place) -> Any:
+        """What a reference points at: from the whole schema, else from one around it, else what has its name."""
+        path = unquote(ref.rpartition("#")[2])
+        for start in (self.root, *reversed(place[2])):
+            try:
+                return _followed(start, path)
+            except LookupError:
+                continue
+        if self.named is None:
+            self.named = dict(_definitions(self.root))
+        name = path.rpartition("/")[2] or ref
+        if name not in self.named:
+            near = get_close_matches(name, self.named, 1)
+            raise ToolSchemaError(
+                f"{place[0]}/$ref",
+                f"'{ref}' points at nothing in the schema" + (f"; did you mean '{near[0]}'?" if near else ""),
+            )
+        return self.named[name]
+
+    def conjunction(self, node: Mapping[str, Any], place: Place) -> dict[str, Any]:
+        """One schema for a node with `allOf`: what its parts and itself say together."""
+        parts = node["allOf"]
+        if not isinstance(parts, list):
+            raise ToolSchemaError(f"{place[0]}/allOf", "expected an array of schemas")
+        joined: Any = {}
+        for index, part in enumerate(parts):
+            refs: tuple[str, ...] = ()
+            while isinstance(part, Mapping) and part.get("$ref") is not None and len(refs) < MAX_DEPTH:
+                part, (_, refs, _) = self.opened(
+                    _present(part), (f"{place[0]}/allOf/{index}", (*place[1], *refs), place[2])
+                )
+                refs = refs[len(place[1]) :]
+            self.count(place)
+            if isinstance(part, Mapping) and part.get("allOf") is not None:
+                part = self.conjunction(_present(part), place)
+            joined = _joined(joined, part)
+        joined = _joined(joined, {key: value for key, value in node.items() if key != "allOf"})
+        return dict(joined) if isinstance(joined, Mapping) else dict(NEVER)
+
+    # What is checked at the end
+
+    def checks(self, node: Mapping[str, Any], place: Place) -> list[Any] | None:
+        """The keywords that only say what is valid, as schemas without references; None if nothing is."""
+        if node.get("if") is True and "else" not in node and isinstance(node.get("then"), Mapping):
+            return [self.raw(part, place) for part in node["then"].get("allOf", [node["then"]])]
+        found: dict[str, Any] = {}
+        for key in OF_ONE:
+            if key in node:
+                found[key] = self.raw(node[key], place)
+        for key in OF_MANY:
+            if isinstance(node.get(key), Mapping):
+                found[key] = {name: self.raw(sub, place) for name, sub in node[key].items()}
+        for key in ("dependentRequired", "minContains", "maxContains"):
+            if key in node:
+                found[key] = node[key]
+        if found.get("not") in ({}, True):
+            return None
+        if found.get("not") is False:
+            del found["not"]
+        # Trivial ones, and what closing the object says already.
+        if found.get("propertyNames") in ({}, True, {"type": "string"}):
+            del found["propertyNames"]
+        for key in ("unevaluatedProperties", "unevaluatedItems"):
+            if isinstance(found.get(key), bool):
+                del found[key]
+        if "if" not in found:
+            found = {key: value for key, value in found.items() if key not in ("then", "else")}
+        if "patternProperties" in found and node.get("additionalProperties") is False and "properties" not in node:
+            found["propertyNames"] = {"anyOf": [{"pattern": pattern} for pattern in found["patternProperties"]]}
+        together = [key for key in ("contains", "minContains", "maxContains", "if", "then", "else") if key in found]
+        groups = [[key] for key in found if key not in together]
+        groups += [[key for key in together if ("ontains" in key) == own] for own in (True, False)]
+        return [_ordered({key: found[key] for key in group}) for group in groups if group]
+
+    def raw(self, node: Any, place: Place) -> Any:
+        """The same schema, in JSON Schema's own words and without references."""
+        if not isinstance(node, Mapping):
+            return node if isinstance(node, bool) else {}
+        self.count(place)
+        if any(key in node for key in DEFINITIONS):
+            place = (place[0], place[1], (*place[2], node))
+        node = _present(node)
+        if "$ref" in node:
+            return self.raw(*self.opened(node, place))
+        node = _dialect(node, place[0])
+        out: dict[str, Any] = {key: node[key] for key in PLAIN if key in node and key not in ("description", "default")}
+        for key in ("enum", "const", "required", "dependentRequired", "minContains", "maxContains"):
+            if key in node and not (key == "required" and not isinstance(node[key], list)):
+                out[key] = node[key]
+        for key in (*OF_ONE, "items", "additionalProperties"):
+            if key in node:
+                out[key] = self.raw(node[key], place)
+        for key in (*OF_MANY, "properties"):
+            if isinstance(node.get(key), Mapping):
+                out[key] = {name: self.raw(sub, place) for name, sub in node[key].items()}
+        for key in ("allOf", "anyOf", "oneOf", "prefixItems"):
+            if isinstance(node.get(key), list):
+                out[key] = [self.raw(sub, place) for sub in node[key]]
+        if "type" in node:
+            types, nullable = self.types(node, place[0])
+            kinds = [kind for kind in types if kind != "any"] + ["null"] * nullable
+            out |= {"type": kinds if len(kinds) > 1 else kinds[0]} if kinds else {}
+        return _ordered(out)
+
+    # What is asked for
+
+    def plain(self, node: Mapping[str, Any], pointer: str) -> dict[str, Any]:
         out = {}
-        for key, kind in CHECKED.items():
-            if key not in node or (node[key] is None and key != "default"):
+        for key, kind in PLAIN.items():
+            if key not in node:
                 continue
             value = node[key]
             if (
-                key in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-                and isinstance(value, str)
-                and value.isdigit()
+                isinstance(value, str)
+                and kind is not str
+                and re.fullmatch(r"-?\d+(\.\d+)?", value)
+                and key != "default"
             ):
-                value = int(value)  # Gemini writes int64 as strings
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (object, bool)):  # type: ignore[arg-type]
+                value = json.loads(value)  # Gemini writes int64 as strings
+            if key in WHOLE and isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (object, bool)):
                 raise ToolSchemaError(
                     f"{pointer}/{key}", f"expected {getattr(kind, '__name__', 'a number')}, got {value!r}"
                 )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ToolSchemaError(f"{pointer}/{key}", f"expected a number that JSON has, got {value}")
+            if key == "multipleOf" and value <= 0:
+                raise ToolSchemaError(f"{pointer}/{key}", f"expected a number above 0, got {value}")
             out[key] = value
-        if "multipleOf" in out:
-            self.multiple(out["multipleOf"], f"{pointer}/multipleOf")
+        form = FORMATS.get(str(node.get("format")).lower())
+        if form:
+            out["format"] = form
         return out
-
-    def multiple(self, step: float, pointer: str) -> None:
-        """Refuses steps for which a grammar would need a state for each remainder: gigabytes, and minutes to build.
-        Several steps of a tool may stand in one union, where their remainders multiply; powers of ten are cheap."""
-        exact = Decimal(str(step))
-        if not exact.is_finite() or exact <= 0:
-            raise ToolSchemaError(pointer, f"expected a number above 0, got {step}")
-        digits = "".join(map(str, exact.as_tuple().digits)).rstrip("0")
-        if digits == "1":
-            return
-        self.remainders = math.lcm(self.remainders, int(step) if step == int(step) else int(digits))
-        if self.remainders > MAX_REMAINDERS:
-            raise ToolSchemaError(
-                pointer,
-                f"multiples of {step} are too many cases for a grammar; powers of ten are supported, and other steps "
-                f"whose least common multiple in a tool is at most {MAX_REMAINDERS:,}",
-            )
 
     def types(self, node: Mapping[str, Any], pointer: str) -> tuple[list[str], bool]:
         raw = node.get("type")
         if raw is None:
-            raw = "object" if "properties" in node else "array" if "items" in node else "any"
+            raw = _inferred(node)
         names = raw if isinstance(raw, list) else [raw]
         if not names:
             raise ToolSchemaError(f"{pointer}/type", "expected at least one type")
@@ -325,9 +355,11 @@ class _Normaliser:
         for name in names:
             known = TYPE_NAMES.get(name.lower().split("[")[0]) if isinstance(name, str) else None
             if known is None:
+                near = get_close_matches(str(name).lower(), TYPE_NAMES, 1)
                 raise ToolSchemaError(
                     f"{pointer}/type",
-                    f"unknown type {name!r}; expected one of string, integer, number, boolean, array, object, null",
+                    f"unknown type {name!r}; expected one of string, integer, number, boolean, array, object, null"
+                    + (f" (did you mean '{TYPE_NAMES[near[0]]}'?)" if near else ""),
                 )
             if known not in types:
                 types.append(known)
@@ -336,24 +368,18 @@ class _Normaliser:
             types.remove("null")
         return types, nullable
 
-    def enumeration(
-        self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]
-    ) -> dict[str, Any]:
+    def enumeration(self, node: Mapping[str, Any], out: dict[str, Any], place: Place) -> dict[str, Any]:
         # The members; a list of members on an array is about its items.
         values = node["enum"] if "enum" in node else [node["const"]]
+        if isinstance(values, Mapping):  # names by value, or values by name
+            values = list(values)
         if not isinstance(values, list) or not values:
-            raise ToolSchemaError(f"{pointer}/enum", "expected an array of at least one allowed value")
-        types, nullable = self.types(node, pointer)
+            raise ToolSchemaError(f"{place[0]}/enum", "expected an array of at least one allowed value")
+        types, nullable = self.types(node, place[0])
         if types == ["array"] and not any(isinstance(value, list) for value in values):  # what the items may be
             items = node["items"] if isinstance(node.get("items"), Mapping) else {}
-            return self.schema(
-                {
-                    **{key: value for key, value in node.items() if key not in ("enum", "const")},
-                    "items": {**items, "enum": values},
-                },
-                pointer,
-                refs,
-            )
+            rest = {key: value for key, value in node.items() if key not in ("enum", "const")}
+            return self.schema({**rest, "items": {**items, "enum": values}}, place)
         # Members are of the declared type, or the type is dropped.
         if len(types) == 1:
             try:
@@ -369,106 +395,238 @@ class _Normaliser:
             out["type"] = [types[0], "null"] if None in values and types[0] != "null" else types[0]
         return out
 
-    def objects(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]) -> None:
+    def objects(self, node: Mapping[str, Any], out: dict[str, Any], place: Place) -> bool:
+        """False if no object fits: a required member allows nothing."""
+        pointer, refs, around = place
         properties = node.get("properties") or {}
         if not isinstance(properties, Mapping):
             raise ToolSchemaError(f"{pointer}/properties", "expected an object of schemas by argument name")
-        result = {str(name): self.schema(sub, f"{pointer}/properties/{name}", refs) for name, sub in properties.items()}
+        properties = {str(name): sub for name, sub in properties.items() if sub is not None}
         required = node.get("required")
-        if required is None:
-            required = []
-        if isinstance(required, bool):  # draft 3's way on a property: nothing to say about this object's own properties
+        if required is None or isinstance(required, bool):  # draft 3's way, on the property itself
             required = []
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise ToolSchemaError(f"{pointer}/required", "expected an array of argument names")
-        missing = [name for name in required if name not in result]
-        if missing and result:
-            raise ToolSchemaError(f"{pointer}/required", f"'{missing[0]}' is required but isn't among the properties")
+        required = [
+            *required,
+            *(name for name, sub in properties.items() if isinstance(sub, Mapping) and sub.get("required") is True),
+        ]
+        result = {}
+        for name, sub in {**properties, **{name: True for name in required if name not in properties}}.items():
+            found = self.schema(sub, (f"{pointer}/properties/{_escaped(name)}", refs, around))
+            if found != NEVER:
+                result[name] = found
+            elif name in required:
+                return False
         out["properties"] = result
         out["required"] = [name for name in result if name in required]
-        extra = node.get("additionalProperties", not result)
-        out["additionalProperties"] = (
-            extra if isinstance(extra, bool) else self.schema(extra, f"{pointer}/additionalProperties", refs)
-        )
+        patterns = node.get("patternProperties")
+        extra = node.get("additionalProperties", node.get("unevaluatedProperties", not result))
+        if isinstance(patterns, Mapping) and patterns and not isinstance(extra, Mapping):
+            extra = {"anyOf": list(patterns.values())} if len(patterns) > 1 else next(iter(patterns.values()))
+        if not isinstance(extra, bool):
+            extra = self.schema(extra, (f"{pointer}/additionalProperties", refs, around))
+            extra = extra != NEVER and (extra or True)
+        out["additionalProperties"] = extra
+        return True
 
-    def arrays(self, node: Mapping[str, Any], out: dict[str, Any], pointer: str, refs: tuple[str, ...]) -> None:
-        prefix = node.get("prefixItems") or (node["items"] if isinstance(node.get("items"), list) else None)
-        if prefix is not None:
+    def arrays(self, node: Mapping[str, Any], out: dict[str, Any], place: Place) -> None:
+        pointer, refs, around = place
+        items, prefix = node.get("items"), node.get("prefixItems")
+        if isinstance(items, list):  # as before 2020
+            prefix, items = items, node.get("additionalItems", True)
+        if prefix:
             if not isinstance(prefix, list):
                 raise ToolSchemaError(f"{pointer}/prefixItems", "expected an array of schemas")
             out["prefixItems"] = [
-                self.schema(item, f"{pointer}/prefixItems/{i}", refs) for i, item in enumerate(prefix)
+                self.schema(item, (f"{pointer}/prefixItems/{i}", refs, around)) for i, item in enumerate(prefix)
             ]
-            out["items"] = False
-            out["minItems"] = out["maxItems"] = len(prefix)
-        elif node.get("items"):
-            out["items"] = self.schema(node["items"], f"{pointer}/items", refs)
+        if items is not None and items is not True:
+            found = self.schema(items, (f"{pointer}/items", refs, around))
+            if found == NEVER:
+                out["items"] = False
+            elif found:
+                out["items"] = found
 
-    def union(self, node: Mapping[str, Any], keyword: str, pointer: str, refs: tuple[str, ...]) -> dict[str, Any]:
+    # Unions
+
+    def union(self, node: Mapping[str, Any], keyword: str, place: Place) -> dict[str, Any]:
+        pointer, refs, around = place
         branches = node[keyword]
         if not isinstance(branches, list) or not branches:
             raise ToolSchemaError(f"{pointer}/{keyword}", "expected an array of at least one schema")
-        # What stands beside the union holds in each branch; null is a property of the whole.
-        rest = {key: value for key, value in node.items() if key in ("description", "default", "nullable", "title")}
-        beside = {
-            key: value for key, value in node.items() if key not in rest and key not in IGNORED and key != keyword
-        }
-        solid = []
+        # What stands beside the union holds in each branch; what is about the whole stays with it.
+        rest = {key: value for key, value in node.items() if key in BESIDE}
+        beside = {key: value for key, value in node.items() if key not in rest and key not in (*DEFINITIONS, keyword)}
+        found: list[dict[str, Any]] = []
+        nullable = bool(node.get("nullable"))
         for index, branch in enumerate(branches):
-            place, own = f"{pointer}/{keyword}/{index}", refs
+            here: Place = (f"{pointer}/{keyword}/{index}", refs, around)
             while (
-                beside and isinstance(branch, Mapping) and "$ref" in branch
-            ):  # what stands beside the union is joined with what the reference points at
-                branch, place, own = self.opened(branch, place, own)
-            if not (isinstance(branch, Mapping) and branch.get("type") in ("null", "NULL")):
-                solid.append((_merged(beside, branch), place, own))
-        nullable = len(solid) < len(branches) or bool(node.get("nullable"))
-        if keyword == "allOf" and len(branches) > 1:
-            raise ToolSchemaError(
-                f"{pointer}/allOf", "a conjunction of several schemas isn't supported; merge them into one"
+                beside and isinstance(branch, Mapping) and branch.get("$ref") is not None and len(here[1]) < MAX_DEPTH
+            ):
+                branch, here = self.opened(_present(branch), here)
+            if isinstance(branch, Mapping) and branch.get("type") in ("null", "NULL"):
+                nullable = True
+                continue
+            schema = self.schema(_joined(beside, branch), here)
+            inner = (
+                schema["anyOf"] if set(schema) <= {"anyOf", "description", "default"} and "anyOf" in schema else None
             )
-        # One branch is no union.
-        if len(solid) == 1:
-            branch, place, own = solid[0]
-            inner = {**branch, **rest} if isinstance(branch, Mapping) else branch
-            if nullable and isinstance(inner, Mapping):
-                inner = {**inner, "nullable": True}
-            return self.schema(inner, place, own)
-        # Branches that are constants, each with a schema of its own, are an enum.
-        out = self.checked(rest, pointer)
-        out["anyOf"] = [self.schema(branch, place, own) for branch, place, own in solid]
-        kinds = {json.dumps(branch.get("type")) for branch in out["anyOf"]}
-        if len(kinds) == 1 and all(
-            "enum" in branch for branch in out["anyOf"]
-        ):  # constants, each with a schema of its own
-            shared = {"type": out["anyOf"][0]["type"]} if "type" in out["anyOf"][0] else {}
-            members = [value for branch in out["anyOf"] for value in branch["enum"]]
-            return self.enumeration(
-                {**shared, "enum": members, "nullable": nullable},
-                {key: value for key, value in out.items() if key != "anyOf"},
-                pointer,
-                refs,
-            )
-        if nullable:
-            out["anyOf"].append({"type": "null"})
-        return out
+            for solid in inner or [schema]:
+                if solid == {"type": "null"}:
+                    nullable = True
+                elif solid != NEVER and solid not in found:
+                    found.append(solid)
+        if not found:
+            return {**self.plain(rest, pointer), "type": "null"} if nullable else dict(NEVER)
+        return self.joined_union(found, rest, nullable, keyword, place)
+
+    def joined_union(
+        self, found: list[dict[str, Any]], rest: Mapping[str, Any], nullable: bool, keyword: str, place: Place
+    ) -> dict[str, Any]:
+        """Of the branches of one kind, constants, objects or lists, one remains."""
+        about = self.plain(rest, place[0])
+        kinds = {json.dumps(branch.get("type")) for branch in found}
+        if len(found) > 1 and len(kinds) == 1 and all("enum" in branch for branch in found):
+            shared = {"type": found[0]["type"]} if "type" in found[0] else {}
+            values = [value for branch in found for value in branch["enum"]]
+            return self.enumeration({**shared, "enum": values, "nullable": nullable}, about, place)
+        for kind, unite in (("object", self.united_objects), ("array", self.united_lists)):
+            alike = [branch for branch in found if branch.get("type") in (kind, [kind, "null"])]
+            if len(alike) > 1:
+                nullable = nullable or any(isinstance(branch["type"], list) for branch in alike)
+                at = found.index(alike[0])
+                found = [branch for branch in found if branch not in alike]
+                found.insert(at, _ordered(unite(alike, keyword, place)))
+        if len(found) == 1:
+            out = {**found[0], **about}
+            if nullable and isinstance(out.get("type"), str) and out["type"] != "null":
+                out["type"] = [out["type"], "null"]
+                if "enum" in out and None not in out["enum"]:
+                    out["enum"] = [*out["enum"], None]
+            elif nullable and "enum" in out and "type" not in out:
+                out["enum"] = [*(value for value in out["enum"] if value is not None), None]
+            return out
+        return {**about, "anyOf": [*found, *([{"type": "null"}] if nullable else [])]}
+
+    def united_objects(self, branches: Sequence[Mapping[str, Any]], keyword: str, place: Place) -> dict[str, Any]:
+        """One object with the members of all, and a check that it is one of them."""
+        members: dict[str, list[Any]] = {}
+        for branch in branches:
+            for name, sub in branch["properties"].items():
+                if sub not in members.setdefault(name, []):
+                    members[name].append(sub)
+        properties = {
+            name: self.schema({"anyOf": own} if len(own) > 1 else own[0], place) for name, own in members.items()
+        }
+        required = [name for name in properties if all(name in branch["required"] for branch in branches)]
+        extra = next((branch["additionalProperties"] for branch in branches if branch["additionalProperties"]), False)
+        out = {"type": "object", "properties": properties, "required": required, "additionalProperties": extra}
+        words = [branch["description"] for branch in branches if branch.get("description")]
+        if words:
+            out["description"] = " / ".join(dict.fromkeys(words))
+        same = all(branch["properties"] == properties for branch in branches)
+        bare = {"type", "properties", "required", "additionalProperties", "description", "default"}
+        if same and all(set(branch) <= bare for branch in branches):
+            check: list[Any] = [{"required": branch["required"]} for branch in branches]
+        else:
+            check = [{**branch, "type": "object"} for branch in branches]
+        return _with_checks(out, [self.raw({keyword: check}, place)])
+
+    def united_lists(self, branches: Sequence[Mapping[str, Any]], keyword: str, place: Place) -> dict[str, Any]:
+        """One list whose items are those of any, and a check that it is one of them."""
+        items = [branch.get("items", {}) for branch in branches if branch.get("items") is not False]
+        items += [item for branch in branches for item in branch.get("prefixItems", ())]
+        out: dict[str, Any] = {"type": "array"}
+        united = self.schema({"anyOf": items}, place) if items else {}
+        if united:
+            out["items"] = united
+        return _with_checks(out, [self.raw({keyword: [{**branch, "type": "array"} for branch in branches]}, place)])
+
+
+def _ordered(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same keywords in one order, whatever they were gathered in."""
+    return {key: schema[key] for key in sorted(schema, key=lambda key: (ORDER.get(key, len(ORDER)), key))}
+
+
+def _present(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the keywords that are null, as Arrow and Parquet fill in what a row lacks."""
+    if not any(value is None for value in node.values()):
+        return node
+    typed = any(node.get(key) is not None for key in ("type", "anyOf", "oneOf", "allOf", "$ref", "properties", "enum"))
+    return {
+        key: value
+        for key, value in node.items()
+        if value is not None or key == "default" or (key == "const" and not typed)
+    }
+
+
+def _dialect(node: Mapping[str, Any], pointer: str) -> Mapping[str, Any]:
+    """What Python's hints, OpenAPI and older drafts write otherwise."""
+    kind = node.get("type")
+    if isinstance(kind, Mapping):  # a schema, where the name of a type belongs
+        node = {**{key: value for key, value in node.items() if key != "type"}, **kind}
+    if isinstance(kind, str) and (re.search(r"[\[,|<?]", kind) or kind.lower() in FORMATS):
+        node = _from_python(node)
+    for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(node.get(bound), bool):  # OpenAPI 3.0: a flag beside the limit
+            strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
+            if strict and limit in node:
+                node = {**{key: value for key, value in node.items() if key != limit}, bound: node[limit]}
+    if node.get("x-nullable") is True:
+        node = {**node, "nullable": True}
+    if isinstance(node.get("dependencies"), Mapping):  # before 2019
+        needs = {name: need for name, need in node["dependencies"].items() if isinstance(need, list)}
+        other = {name: need for name, need in node["dependencies"].items() if isinstance(need, Mapping)}
+        node = {**node, "dependentRequired": needs, "dependentSchemas": other}
+    if isinstance(node.get("dependentRequired"), Mapping) and not all(
+        isinstance(need, list) for need in node["dependentRequired"].values()
+    ):
+        raise ToolSchemaError(f"{pointer}/dependentRequired", "expected an array of names for each name")
+    return node
 
 
 def _from_python(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Types as Python's hints and docstrings have them (xLAM's do): `str, optional`, `Optional[int]`, `Union[int,
-    float]`, `List[str]`."""
+    """Types as Python's hints, docstrings (xLAM's do) and TypeScript have them: `str, optional`, `Optional[int]`,
+    `int | None`, `List[str]`, `string[]`, `array<string>`, `Literal["a", "b"]`; and formats in place of a type."""
     text = re.sub(r",\s*optional$", "", node["type"].strip(), flags=re.IGNORECASE)
-    found = re.fullmatch(r"(?:typing\.)?(\w+)\[(.+)\]", text)
+    text = text.removesuffix("?")
+    if text.lower() in FORMATS:
+        return {"format": FORMATS[text.lower()], **node, "type": "string"}
+    if text.endswith("[]"):
+        return {"items": {"type": text[:-2]}, **node, "type": "array"}
+    found = re.fullmatch(r"(?:typing\.)?(\w+)[\[<](.+)[\]>]", text)
     if not found:
-        return {**node, "type": text}
+        parts = [part.strip() for part in text.split("|")]
+        return {**node, "type": parts if len(parts) > 1 else text}
     outer, inner = found[1].lower(), found[2]
     if outer == "optional":
         return _from_python({**node, "type": inner, "nullable": True})
     if outer == "union":
         return {**node, "type": re.split(r",\s*(?![^\[]*\])", inner)}
+    if outer == "literal":
+        members = re.findall(r"""'([^']*)'|"([^"]*)"|([^\s,]+)""", inner)
+        rest = {key: value for key, value in node.items() if key != "type"}
+        return {**rest, "enum": [one or two or json.loads(three) for one, two, three in members]}
     if TYPE_NAMES.get(outer) == "array" and outer != "tuple" and "items" not in node:
         return {**node, "type": "array", "items": {"type": inner}}
     return {**node, "type": outer}
+
+
+def _inferred(node: Mapping[str, Any]) -> str:
+    """The type of a schema that names none, from what else it says."""
+    if any(key in node for key in ("properties", "additionalProperties", "patternProperties", "minProperties")):
+        return "object"
+    if any(key in node for key in ("items", "prefixItems", "minItems", "maxItems", "uniqueItems")):
+        return "array"
+    if "enum" in node or "const" in node:
+        return "any"
+    if any(key in node for key in ("minLength", "maxLength", "pattern")) or FORMATS.get(str(node.get("format"))):
+        return "string"
+    if any(key in node for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")):
+        return "number"
+    return {str: "string", bool: "boolean", int: "integer", float: "number"}.get(type(node.get("default")), "any")
 
 
 def _coerce(value: Any, kind: str) -> Any:
@@ -479,6 +637,8 @@ def _coerce(value: Any, kind: str) -> Any:
     if isinstance(value, str) and kind in ("integer", "number"):
         value = int(value) if kind == "integer" or value.lstrip("-").isdigit() else float(value)
     fitting = {"string": str, "integer": int, "number": (int, float), "boolean": bool}.get(kind, object)
+    if isinstance(value, float) and kind == "integer" and value.is_integer():
+        value = int(value)
     if not isinstance(value, fitting) or (isinstance(value, bool) and kind in ("integer", "number")):  # type: ignore[arg-type]
         raise ValueError(f"{value!r} isn't {kind}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -486,54 +646,142 @@ def _coerce(value: Any, kind: str) -> Any:
     return value
 
 
-def _merged(schema: Any, other: Any) -> Any:
-    """What holds under both: properties and requirements are joined, of bounds and members the narrower remain, else
-    `other` wins."""
-    # A side that allows everything has no say.
-    if other is True or not isinstance(schema, Mapping):
+def _joined(schema: Any, other: Any) -> Any:
+    """What holds under both. Of words about the whole (`description`, …) the other's remain."""
+    # A side that allows everything has no say; one that allows nothing has the last.
+    if other is True or (not isinstance(schema, Mapping) and schema is not True):
         return schema
-    if schema == {} or not isinstance(other, Mapping):
+    if schema is True or schema == {} or not isinstance(other, Mapping):
         return other
+    checks = [*_own_checks(schema), *_own_checks(other)]  # and what both say and no one schema can hold
+    schema, other = _without_checks(schema), _without_checks(other)
     out = {**schema, **other}
-    # Keywords that both have: joined, the narrower of the two, or the other's.
     for key in schema.keys() & other.keys():
         one, two = schema[key], other[key]
-        if key == "properties" and isinstance(one, Mapping) and isinstance(two, Mapping):
-            out[key] = {**one, **two}
-        elif key == "required" and isinstance(one, list) and isinstance(two, list):
-            out[key] = [*one, *(name for name in two if name not in one)]
-        elif key == "enum" and isinstance(one, list) and isinstance(two, list):
-            out[key] = [member for member in one if member in two] or two
-        elif key in MINIMA + MAXIMA and isinstance(one, int | float) and isinstance(two, int | float):
-            out[key] = max(one, two) if key in MINIMA else min(one, two)
+        if one == two or key in BESIDE:
+            continue
+        if key in JOINS:
+            out[key] = JOINS[key](one, two)
+        elif key in ("anyOf", "oneOf", "not", "contains", "pattern", "multipleOf", "patternProperties"):
+            checks.append({key: one})
+    out = _with_checks(out, checks)
+    # A closed part of a conjunction closes the whole, not the members of the other part.
+    if "properties" in schema and "properties" in other:
+        sides = [side["additionalProperties"] for side in (schema, other) if "additionalProperties" in side]
+        if sides:
+            out["additionalProperties"] = next((side for side in sides if side is not True), True)
     return out
 
 
-def _check(tool: Tool, pointer: str) -> None:
-    length = len(json.dumps(tool.parameters))
-    if length > MAX_TEXT:
-        raise ToolSchemaError(
-            pointer, f"{length:,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported"
-        )
-    try:
-        _validator(tool)
-    except ValueError as error:
-        path = "".join(f"/{part}" for part in getattr(error, "instance_path", []) or [])
-        raise ToolSchemaError(pointer + path, f"not a valid JSON Schema: {str(error).splitlines()[0]}") from error
+def _own_checks(node: Mapping[str, Any]) -> list[Any]:
+    if "if" not in node:
+        return []
+    if node["if"] is True and isinstance(node.get("then"), Mapping):
+        return list(node["then"].get("allOf", [node["then"]]))
+    return [{key: node[key] for key in ("if", "then", "else") if key in node}]
 
 
-@per_tool
-def _validator(tool: Tool) -> Any:
-    # RegexOptions: linear time, so that a pattern such as (a+)+b can't hang a server.
-    return jsonschema_rs.validator_for(
-        dict(tool.parameters), pattern_options=jsonschema_rs.RegexOptions(), offline=True
-    )
+def _without_checks(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in ("if", "then", "else")}
 
 
-def call_errors(call: Call, tools: tuple[Tool, ...]) -> list[str]:
-    """Everything that is wrong with a call under the declared tools; empty when it is valid."""
-    tool = next((tool for tool in tools if tool.name == call.name), None)
-    if tool is None:
-        return [f"no tool is called '{call.name}'"]
-    errors = _validator(tool).iter_errors(dict(call.arguments))
-    return [f"/{'/'.join(str(part) for part in error.instance_path)}: {error.message}" for error in errors]
+def _both(one: Any, two: Any) -> Any:
+    """A schema for what both say, opened later."""
+    return two if one is True else one if two is True else {"allOf": [one, two]}
+
+
+def _join_properties(one: Any, two: Any) -> Any:
+    if not isinstance(one, Mapping) or not isinstance(two, Mapping):
+        return two
+    return {
+        **one,
+        **{name: _both(one[name], sub) if name in one and one[name] != sub else sub for name, sub in two.items()},
+    }
+
+
+def _join_types(one: Any, two: Any) -> Any:
+    """The types that both allow; an integer is a number."""
+    first, second = (value if isinstance(value, list) else [value] for value in (one, two))
+    names = [[TYPE_NAMES.get(str(name).lower(), str(name)) for name in side] for side in (first, second)]
+    kept = [name for name in names[0] if name in names[1] or "any" in names[1]]
+    kept += [name for name in names[1] if "any" in names[0] and name not in kept]
+    if "integer" not in kept and "integer" in names[0] + names[1] and "number" in names[0] + names[1]:
+        kept.append("integer")
+    return (kept if len(kept) > 1 else kept[0]) if kept else two
+
+
+def _join_members(one: Any, two: Any) -> Any:
+    if not isinstance(one, list) or not isinstance(two, list):
+        return two
+    return [member for member in one if member in two] or two
+
+
+def _narrower(pick: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda one, two: pick(one, two) if isinstance(one, int | float) and isinstance(two, int | float) else two
+
+
+def _join_required(one: Any, two: Any) -> Any:
+    if not isinstance(one, list) or not isinstance(two, list):
+        return two
+    return [*one, *(name for name in two if name not in one)]
+
+
+JOINS: dict[str, Callable[[Any, Any], Any]] = {
+    "properties": _join_properties,
+    "required": _join_required,
+    "type": _join_types,
+    "enum": _join_members,
+    "items": _both,
+    "nullable": lambda one, two: bool(one and two),
+    **dict.fromkeys(LOWER, _narrower(max)),
+    **dict.fromkeys(UPPER, _narrower(min)),
+}
+
+
+def _with_checks(schema: dict[str, Any], checks: Sequence[Any]) -> dict[str, Any]:
+    """The schema with what is checked on the finished answer."""
+    found = [*_own_checks(schema), *checks]
+    unique = {json.dumps(check, sort_keys=True): check for check in found if check not in ({}, True)}
+    return {**schema, "if": True, "then": {"allOf": list(unique.values())}} if unique else schema
+
+
+def _followed(start: Any, path: str) -> Any:
+    """What a JSON pointer leads to, through objects and arrays, or what has this `$anchor`. Raises `LookupError`."""
+    if path and not path.startswith("/"):
+        return dict(_anchors(start))[path]
+    here = start
+    for part in path.split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(here, list) and part.isdigit():
+            here = here[int(part)]
+        elif isinstance(here, Mapping):
+            here = here[part]
+        else:
+            raise LookupError(part)
+    return here
+
+
+def _anchors(node: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth > 2 * MAX_DEPTH:
+        return
+    if isinstance(node, Mapping):
+        for key in ("$anchor", "$dynamicAnchor", "$id"):
+            if isinstance(node.get(key), str):
+                yield node[key].lstrip("#"), node
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _anchors(value, depth + 1)
+
+
+def _definitions(node: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Everything that is defined for references, wherever it stands."""
+    if depth > 2 * MAX_DEPTH or not isinstance(node, Mapping | list):
+        return
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+        if key in DEFINITIONS and isinstance(value, Mapping):
+            yield from value.items()
+        yield from _definitions(value, depth + 1)
+
+
+def _escaped(name: str) -> str:
+    """A name as a part of a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")

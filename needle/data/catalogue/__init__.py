@@ -22,8 +22,8 @@ from typing import Any
 import yaml
 
 from needle.data.speech.values import Drawn, Values
+from needle.text.declarations import normalise_tool
 from needle.text.records import Tool
-from needle.text.toolschema import normalise_tool
 
 SPEC = re.compile(r"(\w+)(?:\((.*?)\))?([!?]?)(?: (.*))?$", re.DOTALL)
 SCHEMAS: dict[str, dict[str, Any]] = {

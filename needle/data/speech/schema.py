@@ -9,7 +9,7 @@ from typing import Any
 
 from needle.data.speech.values import Values
 from needle.text.records import Call, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 OPTIONAL = 0.4  # chance that an optional member is given
 NAMED = {

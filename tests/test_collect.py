@@ -32,7 +32,7 @@ from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case
 from needle.text.formats import read_records
 from needle.text.records import Call, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 from tests.collecting import KEY, collect
 from tests.gemini_server import Server, name_of, serve
 
@@ -340,9 +340,13 @@ def test_both_spellings_are_read_alike_and_names_come_back() -> None:
         ('{"x": 1} {"y": 2}', "fgg", [("f", {"x": 1}), ("gg", {"y": 2})]),
         ('{"x": 1', "f", None),
         ("[1]", "f", None),
+        ({"x": 1}, "f", [("f", {"x": 1})]),
+        (json.dumps('{"x": 1}'), "f", [("f", {"x": 1})]),
+        ('{"x": 1}', "default_api.f", [("f", {"x": 1})]),
+        ('{"x": 1}{"x": 1}', "f", [("f", {"x": 1})]),
     ],
 )
-def test_merged_parallel_calls_of_an_openai_endpoint_are_taken_apart(arguments: str, name: str, expected: Any) -> None:
+def test_merged_parallel_calls_of_an_openai_endpoint_are_taken_apart(arguments: Any, name: str, expected: Any) -> None:
     body = {
         "choices": [
             {
@@ -357,6 +361,34 @@ def test_merged_parallel_calls_of_an_openai_endpoint_are_taken_apart(arguments: 
         assert answer.finish == "malformed_function_call"
     else:
         assert [(call.name, call.arguments) for call in answer.calls] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "calls"),
+    [
+        ('<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>', "stop", [("f", {"x": 1})]),
+        ('{"name": "default_api.f", "parameters": {"x": 1}}', "stop", [("f", {"x": 1})]),
+        ("f(x=1)", "stop", [("f", {"x": 1})]),
+        ("<tool_call>call f, please</tool_call>", "malformed_function_call", []),
+        ("Nothing of this fits.", "stop", []),
+    ],
+)
+def test_calls_that_a_teacher_left_in_its_text_are_read(text: str, finish: str, calls: Any) -> None:
+    completion = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+    candidate = {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]}
+    for answer in (
+        read_completion(json.dumps(completion), {"f": "f"}),
+        read_answer(json.dumps(candidate), {"f": "f"}),
+    ):
+        assert answer.finish == finish
+        assert [(call.name, call.arguments) for call in answer.calls] == calls
+
+
+def test_a_call_that_gemini_calls_malformed_is_read_where_it_can_be() -> None:
+    said = "Malformed function call: print(default_api.f(x=1))"
+    body = {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL", "finishMessage": said}]}
+    answer = read_answer(json.dumps(body), {"f": "f"})
+    assert (answer.finish, [(call.name, call.arguments) for call in answer.calls]) == ("stop", [("f", {"x": 1})])
 
 
 def test_an_openai_endpoint_is_asked_and_its_errors_are_understood() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from needle.collect.asks import label_ask, read_requests, read_values, value_asks, write_ask
 from needle.collect.catalogue import read_catalogue, unseen_families
+from needle.collect.openapi import read_yaml
 from needle.collect.plan import CALLED, KINDS, MISSING, NEAR_MISS, NONE, Planner
 from needle.collect.run import read_requests as read_request_file
 from needle.collect.services.hosted import Reply
 from needle.text.records import DataError, Tool
-from needle.text.toolschema import call_errors
+from needle.text.validity import call_errors
 
 # Catalogue
 
@@ -107,11 +109,134 @@ def test_an_openapi_operation_and_a_function_keep_what_they_say(tmp_path: Path) 
     assert book.parameters["required"] == ["people", "place"]
 
 
+def api(paths: dict[str, Any], **rest: Any) -> str:
+    return json.dumps({"openapi": "3.0.3", "info": {"title": "T", "version": "1"}, "paths": paths, **rest})
+
+
+def posting(schema: Any, kind: str = "application/json", **rest: Any) -> dict[str, Any]:
+    return {"post": {"operationId": "do", "requestBody": {"content": {kind: {"schema": schema}}}, **rest}}
+
+
+def read_api(tmp_path: Path, text: str, name: str = "api.json") -> tuple[dict[str, Any], list[str]]:
+    (tmp_path / name).write_text(text)
+    sources, findings = read_catalogue(tmp_path / name)
+    said = [str(finding) for finding in findings if "no description" not in finding.message]
+    return {source.tool.name: source.tool.parameters for source in sources}, said
+
+
+TEXT, NUMBER = {"type": "string"}, {"type": "integer"}
+
+
+def test_operations_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    named = {"get": {"operationId": "search", "parameters": [{"name": "q", "in": "query", "schema": TEXT}]}}
+    tools, said = read_api(tmp_path, api({"/a": named, "/b": {"get": {"operationId": "search"}}, "/a-b": {"get": {}},
+                                          "/a_b": {"get": {}}}))  # fmt: skip
+    assert list(tools) == ["search", "search_2", "get_a_b", "get_a_b_2"]
+    assert ["'search_2'" in said[0], "'get_a_b_2'" in said[1]] == [True, True]
+
+
+def test_arguments_of_one_name_in_path_and_body_are_kept_apart(tmp_path: Path) -> None:
+    row = {"name": "id", "in": "path", "required": True, "schema": TEXT}
+    body = {"type": "object", "properties": {"id": NUMBER, "name": TEXT}, "required": ["id"]}
+    tools, said = read_api(tmp_path, api({"/u/{id}": posting(body, parameters=[row])}))
+    assert {name: schema["type"] for name, schema in tools["do"]["properties"].items()} == {
+        "id": "string", "body_id": "integer", "name": "string",
+    }  # fmt: skip
+    assert tools["do"]["required"] == ["id", "body_id"]
+    assert "'body_id'" in said[0]
+
+
+def test_schemas_that_know_each_other_are_cut_and_missing_ones_said(tmp_path: Path) -> None:
+    names = [f"S{number}" for number in range(6)]
+    schemas = {
+        name: {"type": "object", "properties": {n: {"$ref": f"#/components/schemas/{n}"} for n in names}}
+        for name in names
+    }
+    paths = {"/s": posting({"$ref": "#/components/schemas/S0"}), "/gone": posting({"$ref": "#/components/schemas/No"})}
+    paths["/gone"]["post"]["operationId"] = "gone"
+    tools, said = read_api(tmp_path, api(paths, components={"schemas": schemas}))
+    assert list(tools) == ["do"]
+    assert set(tools["do"]["properties"]) == set(names)
+    assert ["points at nothing" in one for one in said if one.startswith("error: api.json/paths/~1gone")] == [True]
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/vnd.api+json", "multipart/form-data", "text/csv", "application/xml"]
+)
+def test_every_kind_of_body_is_taken(tmp_path: Path, kind: str) -> None:
+    body = {"type": "object", "properties": {"name": TEXT}}
+    assert list(read_api(tmp_path, api({"/a": posting(body, kind)}))[0]["do"]["properties"]) == ["name"]
+    assert list(read_api(tmp_path, api({"/a": posting(TEXT, kind)}))[0]["do"]["properties"]) == ["body"]
+
+
+def test_what_is_only_read_is_no_argument_and_path_items_may_be_references(tmp_path: Path) -> None:
+    body = {
+        "type": "object",
+        "properties": {"id": {**NUMBER, "readOnly": True}, "at": {"$ref": "#/components/schemas/At"}, "name": TEXT},
+        "required": ["id", "name"],
+    }
+    filter_ = {"name": "filter", "in": "query", "content": {"application/json": {"schema": {"type": "object",
+        "properties": {"tag": TEXT}}}}}  # fmt: skip
+    shared = {
+        "pathItems": {"Thing": posting(body, parameters=[filter_])},
+        "schemas": {"At": {**TEXT, "readOnly": True}},
+    }
+    tools, _ = read_api(tmp_path, api({"/a": {"$ref": "#/components/pathItems/Thing"}}, components=shared))
+    assert set(tools["do"]["properties"]) == {"filter", "name"}
+    assert tools["do"]["required"] == ["name"]
+    assert tools["do"]["properties"]["filter"]["properties"] == {"tag": TEXT}
+
+
+def test_swagger_2_has_its_forms_and_bodies_read(tmp_path: Path) -> None:
+    form = [
+        {"name": "code", "in": "formData", "type": "string", "required": True, "description": "invite code"},
+        {"name": "size", "in": "formData", "type": "integer", "maximum": 9, "x-order": 1},
+        {"name": "file", "in": "formData", "type": "file"},
+        {"name": "key", "in": "header", "type": "string"},
+    ]
+    body = [{"name": "user", "in": "body", "schema": {"$ref": "#/definitions/User"}}]
+    document = {
+        "swagger": "2.0",
+        "paths": {"/a": {"post": {"operationId": "a", "parameters": form}},
+            "/b": {"post": {"operationId": "b", "parameters": body}}},
+        "definitions": {"User": {"type": "object", "properties": {"name": TEXT}}},
+    }  # fmt: skip
+    tools, _ = read_api(tmp_path, json.dumps(document))
+    assert {name: schema["type"] for name, schema in tools["a"]["properties"].items()} == {
+        "code": "string", "size": "integer", "file": "string",
+    }  # fmt: skip
+    assert tools["a"]["required"] == ["code"]
+    assert tools["b"]["properties"] == {"name": TEXT}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        *(("[on, off, yes, no]", ["on", "off", "yes", "no"]), ("[GB, NO, SE]", ["GB", "NO", "SE"])),
+        *(("[12:30, 7:05]", ["12:30", "7:05"]), ("[010, 007]", ["010", "007"]), ("[1.10, 2.0.1]", ["1.10", "2.0.1"])),
+        *(("[2026-01-31]", ["2026-01-31"]), ("[0x1F, 1_000]", ["0x1F", "1_000"])),
+    ],
+)
+def test_words_of_yaml_stay_what_they_look_like(tmp_path: Path, written: str, read: list[str]) -> None:
+    schema = f"{{type: string, enum: {written}}}"
+    operation = f"{{operationId: a, parameters: [{{name: x, in: query, schema: {schema}}}]}}"
+    text = f"openapi: 3.0.3\npaths: {{/a: {{get: {operation}}}}}\n"
+    assert read_api(tmp_path, text, "api.yaml")[0]["a"]["properties"]["x"]["enum"] == read
+    assert read_yaml("[1, -2, 1.5, 1e3, true, null, ~, '1']") == [1, -2, 1.5, 1000.0, True, None, None, "1"]
+
+
+def test_a_default_tells_the_type_that_no_hint_does(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text('def volume(room, level=3, loud=False, near=0.5, note=None):\n    "Set it."\n')
+    (source,) = read_catalogue(tmp_path / "m.py")[0]
+    kinds = {name: schema.get("type") for name, schema in source.tool.parameters["properties"].items()}
+    assert kinds == {"room": "string", "level": "integer", "loud": "boolean", "near": "number", "note": "string"}
+
+
 def test_everything_wrong_with_the_tools_is_found_at_once_with_its_place(tmp_path: Path) -> None:
     broken = [
         PLAIN,
         {"name": "x", "parameters": {"type": "object", "properties": {"a": {"type": "strin"}}}},
-        PLAIN,
+        {**PLAIN, "description": "Plays something else"},
         {"name": "bare"},
     ]
     (tmp_path / "t.json").write_text(json.dumps(broken))

@@ -51,8 +51,10 @@ def run(config: Settings, words: Sequence[str]) -> None:
     sources, findings = read_catalogue(Path(options.tools) if options.tools else None)
     errors = [finding for finding in findings if finding.error]
     _say_some([str(finding) for finding in errors or findings])
-    if errors:
+    if errors and (options.strict or not sources):
         fail(f"{len(errors)} of the tools in {options.tools} can't be used; correct or remove them")
+    if errors:
+        _say(f"left out {len(errors)} of the tools in {options.tools}, as above (collect.strict=true stops instead)")
     requests = (
         read_requests(Path(options.requests), sources, options.max_tools, options.languages[0])
         if options.requests

@@ -20,12 +20,13 @@ from typing import Any
 
 import yaml
 
+from needle.collect.openapi import operations, read_yaml
 from needle.data.catalogue import load_catalogue
+from needle.text.declarations import entries, normalise_tool
 from needle.text.declare import declared
 from needle.text.records import DataError, FieldError, Tool, parse_line, read_lines
-from needle.text.toolschema import ToolSchemaError, normalise_tool
+from needle.text.toolschema import ToolSchemaError
 
-METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 LARGE_ENUM, LONG_NAME = 60, 64
 HELD_OUT, MIN_FAMILIES = (
     0.15,
@@ -67,13 +68,19 @@ def read_catalogue(path: Path | None) -> tuple[list[Declared], list[Finding]]:
         ], []
     sources: list[Declared] = []
     findings: list[Finding] = []
-    for where, declaration, family in _declarations(path):
+    for where, declaration, family, notes in _declarations(path):
+        findings += [Finding(where, note) for note in notes]
         try:
+            if isinstance(declaration, ToolSchemaError):
+                raise ToolSchemaError(f"{path.name}{declaration.pointer}", declaration.message)
             tool = normalise_tool(declared(declaration, where), where)
         except ToolSchemaError as error:
             findings.append(Finding(error.pointer, error.message, error=True))
             continue
         earlier = next((source for source in sources if source.tool.name == tool.name), None)
+        if earlier and earlier.tool == tool:
+            findings.append(Finding(where, f"declared at {earlier.where} in the same words already"))
+            continue
         if earlier:
             findings.append(
                 Finding(where, f"the name '{tool.name}' is declared at {earlier.where} already", error=True)
@@ -97,41 +104,30 @@ def unseen_families(sources: Sequence[Declared], seed: int) -> frozenset[str]:
     return frozenset(random.Random(f"unseen:{seed}").sample(families, max(1, round(HELD_OUT * len(families)))))
 
 
-def _declarations(path: Path) -> list[tuple[str, Any, str | None]]:
-    """(where, declaration or function, family) for everything in the file."""
+def _declarations(path: Path) -> list[tuple[str, Any, str | None, tuple[str, ...]]]:
+    """(where, declaration or function or what is wrong with it, family, notes) for everything in the file."""
     name = path.name
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     # Files whose lines or functions are declarations by themselves.
     if path.suffix == ".py":
-        return [(f"{name}:{function.__name__}", function, None) for function in _module(path)]
+        return [(f"{name}:{function.__name__}", function, None, ()) for function in _module(path)]
     if path.suffix == ".jsonl":
-        return [(f"{name}:{number}", _line(path, number, text), None) for number, text in read_lines(path)]
+        return [(f"{name}:{number}", _line(path, number, text), None, ()) for number, text in read_lines(path)]
     # One document: OpenAPI, or an array of tools somewhere inside.
-    text = path.read_text(encoding="utf-8")
     try:
-        document = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+        document = read_yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: expected {'YAML' if path.suffix != '.json' else 'JSON'}, but {error}") from error
     if isinstance(document, Mapping) and ("openapi" in document or "swagger" in document):
-        return [(f"{name}{where}", declaration, family) for where, declaration, family in _operations(document)]
+        return [(f"{name}{one.where}", one.declaration, one.family, one.notes) for one in operations(document)]
     if isinstance(document, Mapping):
         inner = document.get("result", document)
         document = inner.get("tools", inner.get("functions")) if isinstance(inner, Mapping) else None
     if not isinstance(document, list):
         raise DataError(f"{path}: expected an array of tools, or an object with 'tools'")
-    # Gemini's lists of declarations are opened, so that each has a place of its own.
-    opened: list[tuple[str, Any]] = []
-    for index, item in enumerate(document):
-        inside = (
-            item.get("functionDeclarations", item.get("function_declarations")) if isinstance(item, Mapping) else None
-        )
-        opened += (
-            [(f"{index}/functionDeclarations/{i}", one) for i, one in enumerate(inside)]
-            if isinstance(inside, list)
-            else [(str(index), item)]
-        )
-    return [(f"{name}/{where}", item, None) for where, item in opened]
+    return [(where, declaration, None, ()) for where, declaration in entries(document, name)]
 
 
 def _line(path: Path, number: int, text: str) -> Any:
@@ -165,111 +161,6 @@ def _module(path: Path) -> list[Callable[..., Any]]:
         if inspect.isfunction(value) and value.__module__ == path.stem and not name.startswith("_")
     ]
     return [function for function in found if named is None or function.__name__ in named]
-
-
-# OpenAPI
-
-
-def _operations(document: Mapping[str, Any]) -> list[tuple[str, Any, str | None]]:
-    out: list[tuple[str, Any, str | None]] = []
-    for path, item in (document.get("paths") or {}).items():
-        for method in METHODS:
-            operation = item.get(method) if isinstance(item, Mapping) else None
-            if isinstance(operation, Mapping):
-                tags = operation.get("tags") or []
-                where = f"/paths/{path.replace('~', '~0').replace('/', '~1')}/{method}"
-                out.append(
-                    (
-                        where,
-                        _operation(document, path, method, item, operation),
-                        str(tags[0]).lower() if tags else path.strip("/").split("/")[0].lower() or None,
-                    )
-                )
-    return out
-
-
-def _operation(
-    document: Mapping[str, Any], path: str, method: str, item: Mapping[str, Any], operation: Mapping[str, Any]
-) -> dict[str, Any]:
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    # Parameters of the path and of the operation.
-    for row in [*(item.get("parameters") or []), *(operation.get("parameters") or [])]:
-        parameter = _resolve(document, row)
-        if parameter.get("in") not in ("path", "query", "body"):  # headers and cookies are the program's business
-            continue
-        schema = parameter.get("schema") or {
-            key: value
-            for key, value in parameter.items()
-            if key in ("type", "format", "enum", "items", "minimum", "maximum", "default")
-        }
-        opened = _open(document, schema)
-        properties[parameter["name"]] = {
-            **opened,
-            **({"description": parameter["description"]} if parameter.get("description") else {}),
-        }
-        required += [parameter["name"]] if parameter.get("required") else []
-    # The body: its members become arguments, anything else is one called `body`.
-    body = _resolve(document, operation.get("requestBody") or {})
-    content = body.get("content") or {}
-    schema = next((part.get("schema") for kind, part in content.items() if "json" in kind or "form" in kind), None)
-    if schema:
-        opened = _open(document, schema)
-        if opened.get("type") == "object" or "properties" in opened:
-            properties |= opened.get("properties", {})
-            required += opened.get("required", [])
-        else:
-            properties["body"] = opened
-            required += ["body"] if body.get("required") else []
-    # A name and what it does.
-    name = operation.get("operationId") or f"{method}_{'_'.join(re.findall('[A-Za-z0-9]+', path))}"
-    text = " ".join(str(part).strip() for part in (operation.get("summary"), operation.get("description")) if part)
-    return {
-        "name": name,
-        "description": " ".join(text.split()),
-        "parameters": {"type": "object", "properties": properties, "required": list(dict.fromkeys(required))},
-    }
-
-
-def _resolve(document: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Follows references inside the document."""
-    for _ in range(32):
-        ref = node.get("$ref")
-        if not isinstance(ref, str) or not ref.startswith("#/"):
-            break
-        found: Any = document
-        for part in ref[2:].split("/"):
-            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
-        node = found if isinstance(found, Mapping) else {}
-    return node
-
-
-def _open(document: Mapping[str, Any], node: Any, depth: int = 0) -> Any:
-    """A schema without references, with conjunctions of objects joined, and without OpenAPI's own words."""
-    if not isinstance(node, Mapping) or depth > 16:
-        return {} if isinstance(node, Mapping) else node
-    node = _resolve(document, node)
-    out = {
-        key: value
-        for key, value in node.items()
-        if key not in ("xml", "externalDocs", "discriminator", "examples", "example")
-    }
-    for part in out.pop("allOf", []):
-        opened = _open(document, part, depth + 1)
-        out["properties"] = {**out.get("properties", {}), **opened.get("properties", {})}
-        out["required"] = [*out.get("required", []), *opened.get("required", [])]
-        out = {**opened, **out}
-    if isinstance(out.get("properties"), Mapping):
-        out["properties"] = {name: _open(document, sub, depth + 1) for name, sub in out["properties"].items()}
-        out["required"] = [name for name in out["properties"] if name in out.get("required", [])]
-        out.setdefault("type", "object")
-    for key in ("items", "additionalProperties"):
-        if isinstance(out.get(key), Mapping):
-            out[key] = _open(document, out[key], depth + 1)
-    for key in ("anyOf", "oneOf"):
-        if isinstance(out.get(key), list):
-            out[key] = [_open(document, part, depth + 1) for part in out[key]]
-    return out
 
 
 # What the teacher may misunderstand

@@ -17,7 +17,7 @@ class CollectConfig:
     is how many are wanted, `budget_usd` what may be spent, `price` (input, output) in dollars per million tokens for
     models that the price list doesn't know. `samples` is how often a doubtful request is labelled, `agreement` the
     share that must agree; `phrasings` how many records may share their words, values aside. `concurrency` bounds
-    requests in flight.
+    requests in flight. A tool that can't be read is left out; with `strict` it stops the run.
     """
 
     tools: str | None = None
@@ -43,6 +43,7 @@ class CollectConfig:
     logprobs: int = 0
     engine: str = "local"
     processes: int = 1
+    strict: bool = False
     dry_run: bool = False
     yes: bool = False
 

@@ -96,7 +96,7 @@ class Gemini:
         return body if isinstance(body, str) else ""
 
     def read(self, ask: Ask, raw: str) -> Reply:
-        return read_answer(raw, sent_names(ask.tools, NAME))
+        return hosted.in_words_of(read_answer(raw, sent_names(ask.tools, NAME)), ask.tools)
 
     async def close(self) -> None:
         await self.client.aio.aclose()
@@ -257,16 +257,21 @@ def read_answer(raw: str, names: Mapping[str, str]) -> Reply:
         call = _get(part, "functionCall")
         if isinstance(call, Mapping):
             arguments = call.get("args") or {}
+            if isinstance(arguments, str) and (body := read_body(arguments)) is not None:
+                arguments = body
             if not isinstance(call.get("name"), str) or not isinstance(arguments, Mapping):
-                return Reply("malformed_function_call", text=json.dumps(call)[:500], usage=usage, model=model)
+                return Reply(hosted.MALFORMED, text=json.dumps(call)[:500], usage=usage, model=model)
             calls.append(Call(names.get(call["name"], call["name"]), _whole(arguments)))
     # It says that it has stopped, and yet there is nothing to take.
     if finish == hosted.STOP and not calls and not text:
         finish = hosted.EMPTY
     if finish == hosted.STOP and any(_merged(call.name, names) for call in calls):
         finish = "merged_calls"
+    if finish == hosted.MALFORMED and not calls and not text:  # what it tried to say stands in the message
+        text = str(_get(first, "finishMessage") or "").partition(":")[2].strip()
     logprob = _get(first, "avgLogprobs")
-    return Reply(finish, tuple(calls), text, usage, model, float(logprob) if isinstance(logprob, int | float) else None)
+    sure = float(logprob) if isinstance(logprob, int | float) else None
+    return hosted.understood(Reply(finish, tuple(calls), text, usage, model, sure), names)
 
 
 def _whole(value: Any) -> Any:

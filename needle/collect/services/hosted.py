@@ -6,15 +6,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from needle.text.records import Call, Tool, canonical_json
+from needle.text.calls import calls_in_text, fitted
+from needle.text.records import Call, FieldError, Tool, canonical_json
 
 # What became of an answer. Anything but STOP gives no calls; the names are Gemini's own in lower case, with four of
 # ours.
 STOP = "stop"
+MALFORMED = "malformed_function_call"
 EMPTY, BLOCKED, NO_CANDIDATE, UNREADABLE = "empty", "blocked", "no_candidate", "unreadable"
 
 # Why a request failed. `charged` says whether it may have been paid for: nobody knows after a timeout or a lost
@@ -76,6 +78,35 @@ class Reply:
     usage: Usage | None = None
     model: str = ""
     logprob: float | None = None
+
+
+def understood(reply: Reply, names: Mapping[str, str]) -> Reply:
+    """The reply with calls that were left in its text, its tools under their own names (`names`, by those that they
+    were sent under), and of equal calls one. Text that can't be told from a call is no answer."""
+    calls = list(reply.calls)
+    finish = reply.finish
+    if names and not calls and reply.text and finish in (STOP, MALFORMED):
+        try:
+            calls = calls_in_text(reply.text) or []
+        except FieldError:
+            finish = MALFORMED
+        if calls:
+            finish = STOP
+    named = [replace(call, name=_own_name(call.name, names)) for call in calls]
+    return replace(reply, finish=finish, calls=tuple({call.key: call for call in named}.values()))
+
+
+def _own_name(name: str, names: Mapping[str, str]) -> str:
+    """A tool's own name, whatever a service puts in front of it (`default_api.f`)."""
+    if name in names:
+        return names[name]
+    ends = [own for sent, own in names.items() if re.split("[.:/]", name)[-1] == sent or name == own]
+    return ends[0] if len(ends) == 1 else name
+
+
+def in_words_of(reply: Reply, tools: Sequence[Tool]) -> Reply:
+    """The reply's calls as their tools have them: without null for what is optional, whole numbers as such."""
+    return replace(reply, calls=tuple(fitted(call, tools) for call in reply.calls))
 
 
 def read_body(raw: str) -> Mapping[str, Any] | None:

@@ -54,7 +54,7 @@ class OpenAI:
             raise Fault(hosted.CONNECTION, f"{type(error).__name__}: {error}"[:300]) from error
 
     def read(self, ask: Ask, raw: str) -> Reply:
-        return read_completion(raw, sent_names(ask.tools, NAME))
+        return hosted.in_words_of(read_completion(raw, sent_names(ask.tools, NAME)), ask.tools)
 
     async def close(self) -> None:
         await self.session.close()
@@ -111,14 +111,14 @@ def read_completion(raw: str, names: Mapping[str, str]) -> Reply:
     for row in message.get("tool_calls") or []:
         found = _calls(row, names)
         if found is None:
-            return Reply("malformed_function_call", text=json.dumps(row)[:500], usage=usage, model=model)
+            return Reply(hosted.MALFORMED, text=json.dumps(row)[:500], usage=usage, model=model)
         calls += found
     # It says that it has stopped, and yet there is nothing to take.
     if message.get("refusal"):
         finish = "safety"
     if finish == hosted.STOP and not calls and not text:
         finish = hosted.EMPTY
-    return Reply(finish, tuple(calls), text if isinstance(text, str) else "", usage, model)
+    return hosted.understood(Reply(finish, tuple(calls), text if isinstance(text, str) else "", usage, model), names)
 
 
 def _calls(row: Any, names: Mapping[str, str]) -> list[Call] | None:
@@ -126,13 +126,19 @@ def _calls(row: Any, names: Mapping[str, str]) -> list[Call] | None:
     function = row.get("function") if isinstance(row, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return None
-    name, rest = function["name"], str(function.get("arguments") or "{}").strip()
+    name, given = function["name"], function.get("arguments")
+    rest = json.dumps(given) if isinstance(given, Mapping) else str(given or "{}").strip()
     objects: list[Any] = []
     while rest:
         try:
             value, end = json.JSONDecoder().raw_decode(rest)
         except ValueError:
             return None
+        if isinstance(value, str):  # encoded twice
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return None
         if not isinstance(value, Mapping):
             return None
         objects.append(value)

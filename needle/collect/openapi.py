@@ -1,0 +1,183 @@
+"""The operations of an OpenAPI document, 3.1, 3.0 or Swagger 2, as tool declarations.
+
+References go where the schemas of tools go: to `needle.text.toolschema`, which opens recursive ones a few levels deep.
+What a server answers but isn't sent (`readOnly`) is no argument. Headers and cookies are the program's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from needle.text.toolschema import ToolSchemaError, normalise_schema
+
+METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace", "query")
+OF_PARAMETER = {"name", "in", "required", "description", "schema", "content", "style", "explode", "example", "examples"}
+MAX_DEPTH = 60
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One tool, or what is wrong with it. `where` is the operation's JSON pointer; `notes` say what was renamed."""
+
+    where: str
+    declaration: Mapping[str, Any] | ToolSchemaError
+    family: str | None
+    notes: tuple[str, ...] = ()
+
+
+def operations(document: Mapping[str, Any]) -> Iterator[Operation]:
+    """All operations, each under a name of its own."""
+    document = _writable(document, document)
+    taken: set[str] = set()
+    for path, item in (document.get("paths") or {}).items():
+        item = _resolve(document, item) if isinstance(item, Mapping) else {}
+        for method in METHODS:
+            own = item.get(method)
+            if not isinstance(own, Mapping):
+                continue
+            where = f"/paths/{str(path).replace('~', '~0').replace('/', '~1')}/{method}"
+            tags = own.get("tags") or []
+            family = str(tags[0]).lower() if tags else str(path).strip("/").split("/")[0].lower() or None
+            wanted = str(own.get("operationId") or f"{method}_{'_'.join(re.findall('[A-Za-z0-9]+', str(path)))}")
+            name, number = wanted, 2
+            while name in taken:
+                name, number = f"{wanted}_{number}", number + 1
+            taken.add(name)
+            notes = [f"the name '{wanted}' is taken already; this operation is called '{name}'"] * (name != wanted)
+            try:
+                parameters = _arguments(document, item, own, where, notes)
+            except ToolSchemaError as error:
+                yield Operation(where, error, family)
+                continue
+            about = (own.get("summary"), own.get("description"))
+            text = " ".join(" ".join(str(part) for part in about if part).split())
+            yield Operation(where, {"name": name, "description": text, "parameters": parameters}, family, tuple(notes))
+
+
+def _arguments(
+    document: Mapping[str, Any], item: Mapping[str, Any], own: Mapping[str, Any], where: str, notes: list[str]
+) -> dict[str, Any]:
+    """The parameters of a path and its operation, and the members of the body, as one object."""
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    rows: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in [*(item.get("parameters") or []), *(own.get("parameters") or [])]:
+        row = _resolve(document, row) if isinstance(row, Mapping) else {}
+        rows[str(row.get("name")), str(row.get("in"))] = row  # the operation's own wins over the path's
+    body: Mapping[str, Any] = _resolve(document, own.get("requestBody") or {})
+    sent, needed = _content(body), bool(body.get("required"))
+    for (name, place), row in rows.items():
+        schema = _schema(row)
+        if place == "body":
+            sent, needed = schema, bool(row.get("required"))
+            continue
+        if place not in ("path", "query", "formData"):
+            continue
+        if name in properties:
+            notes.append(f"two parameters are called '{name}'; that of the {place} is called '{place}_{name}'")
+            name = f"{place}_{name}"
+        properties[name] = normalise_schema(schema, document, f"{where}/parameters/{name}")
+        if row.get("description"):
+            properties[name] = {**properties[name], "description": row["description"]}
+        required += [name] if row.get("required") or place == "path" else []
+    if sent is not None:
+        opened = normalise_schema(sent, document, f"{where}/requestBody")
+        members = opened.get("properties") if opened.get("type") in ("object", ["object", "null"]) else None
+        if not members:
+            members, opened = {"body": opened}, {"required": ["body"] * needed}
+        for name, schema in members.items():
+            called = name
+            if name in properties:
+                called = f"body_{name}"
+                notes.append(f"'{name}' is a parameter and a member of the body; the latter is called '{called}'")
+            properties[called] = schema
+            required += [called] if name in opened["required"] else []
+    return {"type": "object", "properties": properties, "required": list(dict.fromkeys(required))}
+
+
+def _schema(parameter: Mapping[str, Any]) -> Any:
+    """The schema of a parameter: its own, that of its content, or in Swagger 2 the words beside its name."""
+    if "schema" in parameter:
+        return parameter["schema"]
+    found = _content(parameter)
+    if found is not None:
+        return found
+    return {key: value for key, value in parameter.items() if key not in OF_PARAMETER}
+
+
+def _content(node: Mapping[str, Any]) -> Any:
+    """The schema of a content, JSON's before a form's before any other; None without one."""
+    content = node.get("content")
+    if not isinstance(content, Mapping) or not content:
+        return None
+    kinds = sorted(content, key=lambda kind: ("json" not in kind, "form" not in kind))
+    part: Mapping[str, Any] = next((content[kind] for kind in kinds if isinstance(content[kind], Mapping)), {})
+    return part.get("schema", {"type": "string"})
+
+
+def _resolve(document: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follows references inside the document, for what isn't a schema."""
+    for _ in range(32):
+        ref = node.get("$ref")
+        if not isinstance(ref, str) or not ref.startswith("#/"):
+            break
+        found: Any = document
+        for part in ref[2:].split("/"):
+            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+        node = found if isinstance(found, Mapping) else {}
+    return node
+
+
+def _writable(node: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
+    """The document without the members that are only read."""
+    if depth > MAX_DEPTH:
+        return node
+    if isinstance(node, list):
+        return [_writable(one, document, depth + 1) for one in node]
+    if not isinstance(node, Mapping):
+        return node
+    out = {key: _writable(value, document, depth + 1) for key, value in node.items()}
+    if isinstance(node.get("properties"), Mapping):
+        read = {
+            name
+            for name, sub in node["properties"].items()
+            if isinstance(sub, Mapping)
+            and (sub.get("readOnly") is True or _resolve(document, sub).get("readOnly") is True)
+        }
+        out["properties"] = {name: sub for name, sub in out["properties"].items() if name not in read}
+        if isinstance(node.get("required"), list):
+            out["required"] = [name for name in node["required"] if name not in read]
+    return out
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML 1.2: `on`, `no`, 12:30, 010, 1.10 and dates stay the text that they look like."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+def _as_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    """A number that is written the way it would be written again; other text stays text."""
+    text = str(node.value)
+    value = float(text) if re.search("[.eE]", text) else int(text)
+    return value if str(value) == text or re.search("[eE]", text) else text
+
+
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("!number", r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?", "-+0123456789"),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+):
+    PlainLoader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
+PlainLoader.add_constructor("!number", _as_number)
+
+
+def read_yaml(text: str) -> Any:
+    """Raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train one student, or a sweep of them with -m",
     "evaluate": "judge a checkpoint on a file or a data set",
     "compare": "train a teacher and all arms of a sweep, and write the report",
+    "data": "check what training would read, or show a file's records",
     "collect": "have a hosted model write and answer requests for your tools, within a budget",
     "label": "write a checkpoint's answers into records, as a teacher's",
     "dashboard": "save the W&B workspace of a project",

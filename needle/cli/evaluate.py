@@ -18,6 +18,12 @@ from needle.judging.evaluate import evaluate
 from needle.judging.metrics import METRICS
 from needle.text.files import write_json
 
+ORDER = (  # what a narrow terminal shows first
+    *("exact_call", "tool_name", "false_call_rate", "argument_f1", "missed_call_rate", "schema_valid"),
+    *("argument_precision", "argument_recall"),
+)
+CELL = len("100.0–100.0")  # an interval
+
 
 def run(config: Settings, words: Sequence[str]) -> None:
     engine = build_engine(config)
@@ -87,22 +93,39 @@ def _print(summary: dict[str, Any]) -> None:
     )
     table.add_column("")
     table.add_column("n", justify="right")
-    for metric in METRICS:
+    shown = _fitting(summary)
+    for metric in shown:
         table.add_column(metric.replace("_", " "), justify="right")
-    _row(table, "all", summary)
+    _row(table, "all", summary, shown)
     for group, members in summary["groups"].items():
         table.add_section()
         for member, row in members.items():
-            _row(table, f"{group}: {member}", row)
+            _row(table, f"{group}: {member}", row, shown)
     console.print(table)
+    if len(shown) < len(METRICS):
+        left = ", ".join(metric.replace("_", " ") for metric in METRICS if metric not in shown)
+        console.print(f"no room for {left}: output=FILE has them", markup=False)
     broken = {name: count for name, count in summary["finish"].items() if count and name != "stop"}
     if broken:
         console.print("without an answer: " + ", ".join(f"{count} {name}" for name, count in broken.items()))
 
 
-def _row(table: Table, name: str, row: dict[str, Any]) -> None:
+def _fitting(summary: dict[str, Any]) -> list[str]:
+    """The metrics that there is room for, the ones that say most first."""
+    names = [f"{group}: {member}" for group, members in summary["groups"].items() for member in members]
+    left = console.width - max(len(name) for name in ("all", *names)) - len(str(summary["records"])) - 7
+    shown = []
+    for metric in ORDER:
+        left -= max(*(len(word) for word in metric.split("_")), CELL) + 3
+        if left < 0:
+            break
+        shown.append(metric)
+    return shown or [ORDER[0]]
+
+
+def _row(table: Table, name: str, row: dict[str, Any], shown: Sequence[str]) -> None:
     cells = []
-    for metric in METRICS:
+    for metric in shown:
         value = row[metric]
         cells.append(
             "–"

@@ -21,6 +21,7 @@ from needle.text.declarations import normalise_tool, read_tools
 from needle.text.records import Call, Tool
 from needle.text.toolschema import ToolSchemaError
 from needle.text.validity import call_errors
+from tests.random_schemas import ABSURD, try_declarations
 
 PROPERTIES = {"city": {"type": "string", "description": "the city"}, "days": {"type": "integer"}}
 SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["city"]}
@@ -204,30 +205,8 @@ def test_declarations_from_the_wild_are_read_and_can_be_called(real_data: Path, 
     assert uncallable + wrong <= 0.005 * total / 10
 
 
-NAMES = st.sampled_from(["a", "b", "$ref", "type", "", "x/y", "é"])
-TEXTS = st.sampled_from(["string", "object", "#", "#/$defs/a", "^a+$", "("])
-WORDS = st.one_of(st.none(), st.booleans(), st.integers(-3, 50), TEXTS)
-KEYWORDS = st.sampled_from(
-    [
-        *("type", "properties", "required", "items", "anyOf", "oneOf", "allOf", "not", "if", "then", "else", "enum"),
-        *("const", "$ref", "$defs", "minimum", "maxLength", "pattern", "additionalProperties", "patternProperties"),
-        *("prefixItems", "contains", "dependentRequired", "nullable", "format", "propertyNames", "uniqueItems"),
-        *("multipleOf", "default", "description"),
-    ]
-)
-ANYTHING = st.recursive(
-    WORDS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(NAMES, inner, max_size=3),
-        st.dictionaries(KEYWORDS, inner, max_size=4),
-    ),
-    max_leaves=12,
-)
-
-
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(KEYWORDS, ANYTHING, max_size=5))
+@given(ABSURD)
 def test_whatever_is_declared_is_read_or_refused_with_a_place(parameters: dict[str, Any]) -> None:
     start = time.perf_counter()
     found = read_tools([GOOD, {"name": "t", "parameters": parameters}])
@@ -236,6 +215,18 @@ def test_whatever_is_declared_is_read_or_refused_with_a_place(parameters: dict[s
     assert all(skipped.reason.startswith("/1/parameters") for skipped in found.skipped)
     for tool in found.tools:
         assert normalise_tool(tool.to_json()).declared == tool.declared
+
+
+def test_random_declarations_are_refused_or_answered() -> None:
+    found = try_declarations(150)
+    assert found.counts["answered"] > 50
+    assert found.counts["a value written and read back"] > 50
+    assert found.counts["read"] == found.counts["answered"]
+
+
+@pytest.mark.slow
+def test_many_random_declarations_are_refused_or_answered() -> None:
+    assert try_declarations(2000).counts["a value written and read back"] > 800
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

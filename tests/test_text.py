@@ -25,6 +25,7 @@ from needle.text.records import Call, DataError, Record, Tool
 from needle.text.tokenizer import MARKERS, TextTokenizer
 from needle.text.toolschema import ToolSchemaError
 from needle.text.validity import call_errors
+from tests.random_schemas import NESTED
 
 CODECS = ("decisions", "decisions-2", "json")  # as checkpoints store them
 EVERY_TYPE = normalise_tool(
@@ -288,59 +289,12 @@ def test_grammar_and_check_together_hold_an_answer_to_its_schema(
         assert (allowed and not call_errors(call, (tool,))) is (value in good), value
 
 
-NAMES = st.sampled_from(["a", "name", "items", "count", "[]", "x.y", ""])
-SCALARS: list[dict[str, Any]] = [
-    *({"type": kind} for kind in ("string", "integer", "number", "boolean", "null")),
-    *({"type": [kind, "null"]} for kind in ("string", "integer")),
-    *({"type": ["string", "integer"]}, {"type": ["boolean", "number"]}, {}, {"const": 5}),
-    *({"enum": ["red", "light blue", ""]}, {"enum": [1, 2, 30]}, {"enum": ["a", 1, None]}),
-    *({"type": "integer", "minimum": 3}, {"type": "number", "multipleOf": 0.5}, {"type": "string", "minLength": 3}),
-    {"type": "string", "format": "date"},
-]
-
-
-def _objects(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    extra = st.one_of(st.none(), st.booleans(), inner)
-    return st.builds(
-        lambda properties, required, extra, kind: {
-            "type": kind,
-            "properties": properties,
-            "required": [name for name in properties if name in required],
-            **({} if extra is None else {"additionalProperties": extra}),
-        },
-        st.dictionaries(NAMES, inner, max_size=3),
-        st.lists(NAMES, max_size=2),
-        extra,
-        st.sampled_from(["object", ["object", "null"]]),
-    )
-
-
-def _compound(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    rest = st.sampled_from([{}, {"items": False}, {"items": {"type": "string"}}])
-    lists = st.one_of(
-        st.builds(lambda items: {"type": "array", "items": items}, inner),
-        st.builds(lambda items: {"type": ["array", "null"], "items": items, "minItems": 1}, inner),
-        st.builds(lambda first, rest: {"prefixItems": first, **rest}, st.lists(inner, min_size=1, max_size=2), rest),
-        st.just({"type": "array"}),
-    )
-    unions = st.builds(
-        lambda kind, branches: {kind: branches},
-        st.sampled_from(["anyOf", "oneOf"]),
-        st.lists(inner, min_size=1, max_size=3),
-    )
-    return st.one_of(_objects(inner), lists, unions)
-
-
-SCHEMAS = st.recursive(st.sampled_from(SCALARS), _compound, max_leaves=6)
-
-
 @pytest.mark.parametrize("codec_name", CODECS)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(properties=st.dictionaries(NAMES, SCHEMAS, min_size=1, max_size=3), data=st.data())
+@given(declared=NESTED, data=st.data())
 def test_every_answer_that_is_valid_reads_back_byte_for_byte(
-    codec_name: str, properties: dict[str, Any], data: st.DataObject
+    codec_name: str, declared: dict[str, Any], data: st.DataObject
 ) -> None:
-    declared = {"type": "object", "properties": properties, "required": list(properties)[:1]}
     try:
         tool = normalise_tool({"name": "t", "parameters": declared})
     except ToolSchemaError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,71 @@ def test_kill_minus_9_and_resume_end_in_the_same_weights_bit_for_bit(tmp_path: P
     assert rows[0] == rows[1]
     third = run([*words, f"output={tmp_path}/killed"])
     assert "finished already" in third.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("progress.json", b""),
+        ("progress.json", b"{"),
+        ("progress.json", b"[]"),
+        ("model.safetensors", b""),
+        ("optimizer.safetensors", b"cut off"),
+        ("optimizer.safetensors", None),
+    ],
+)
+def test_a_state_that_can_not_be_read_is_named_and_the_one_before_it_used(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], name: str,
+    content: bytes | None,
+) -> None:  # fmt: skip
+    def begin(steps: int, folder: str, report: Any = None) -> dict[str, Any]:
+        settings = TrainConfig(steps=steps, batch_size=8, micro_batch=8, save_every=2, eval_every=100, log_every=1)
+        return train(job(tmp_path / folder, tokenizer, examples, records, train=settings), report)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(values: Mapping[str, Any]) -> None:
+        if values.get("step") == 7:
+            raise KilledError
+
+    begin(9, "whole")
+    with pytest.raises(KilledError):
+        begin(9, "broken", kill)
+    states = sorted((tmp_path / "broken" / "state").glob("step-*"))
+    assert [state.name for state in states] == ["step-00000004", "step-00000006"]
+    file = states[-1] / name
+    file.unlink() if content is None else file.write_bytes(content)
+    notes: list[str] = []
+    begin(9, "broken", lambda values: notes.append(values["note"]) if "note" in values else None)
+    assert len(notes) == 1
+    assert str(file) in notes[0]
+    assert "going on from the state before it" in notes[0]
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(first[tensor], second[tensor]) for tensor in first)
+
+
+def test_where_no_state_can_be_read_the_folder_to_delete_is_named(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record]
+) -> None:
+    (tmp_path / "state" / "step-00000002").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"progress.json can't be read .*; delete .*state to begin anew"):
+        train(job(tmp_path, tokenizer, examples, records))
+
+
+@pytest.mark.parametrize("name", ["run.json", "train.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_broken_file_about_a_run_is_named_with_what_to_do(
+    tmp_path: Path, tokenizer: TextTokenizer, examples: list[Example], records: list[Record], name: str, content: str
+) -> None:
+    train(job(tmp_path, tokenizer, examples, records))
+    before = weights(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunError, match=rf"{name} can't be read .*: delete it.*or choose another output="):
+        train(job(tmp_path, tokenizer, examples, records))
+    (tmp_path / name).unlink()
+    train(job(tmp_path, tokenizer, examples, records))
+    assert all(torch.equal(before[tensor], tensors) for tensor, tensors in weights(tmp_path).items())
 
 
 def test_zero_steps_and_another_runs_folder_are_errors(

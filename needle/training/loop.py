@@ -229,6 +229,8 @@ class _Loop:
         self.model, self.optimizers = prepared[0], list(prepared[1:])
         self.student: Student = self.accelerator.unwrap_model(self.model).student
         found = self.state.load(self.model, self.optimizers, self.average)
+        for note in self.state.notes if self.main else ():
+            self.report({"note": note})
         if found is not None:
             self.progress = Progress(**found)
         if job.hardware.compile:

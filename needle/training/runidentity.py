@@ -37,7 +37,9 @@ def finished_run(output: Path, identity: Mapping[str, Any], resume: str) -> dict
         return None
     if resume == "never":
         raise RunError(f"{output} holds a run already; choose another output=, or go on with it by train.resume=auto")
-    different = _differences(json.loads(path.read_text(encoding="utf-8")), identity)
+    different = _differences(
+        _read(path, "delete it if the folder holds this very run, whose state is kept and gone on from"), identity
+    )
     if different:
         raise RunError(
             f"{output} holds another run ({'; '.join(different[:4])}); choose another output=, or give the same"
@@ -46,7 +48,17 @@ def finished_run(output: Path, identity: Mapping[str, Any], resume: str) -> dict
     summary = output / SUMMARY
     if not summary.exists():
         return None
-    return {**json.loads(summary.read_text(encoding="utf-8")), "resumed": "finished"}
+    return {**_read(summary, "delete it, and the same command makes the last steps again"), "resumed": "finished"}
+
+
+def _read(path: Path, advice: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, got {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be read ({error}): {advice}; or choose another output=") from error
+    return found
 
 
 def check_processes(identities: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from needle.text.files import write_json
 from needle.training.optim import Average
+from needle.training.runidentity import RunError
 
 PATIENCE = timedelta(hours=2)  # how long processes wait for the main one, which alone validates
 
@@ -92,10 +94,15 @@ def build_accelerator(hardware: HardwareConfig) -> Accelerator:
 
 
 class State:
-    """Weights, optimisers and progress of a run, in a folder that is renamed into place."""
+    """Weights, optimisers and progress of a run, in a folder that is renamed into place. The state before the newest
+    is kept: a disk that filled up, or a power cut, may leave one that can't be read.
+
+    `notes` says which states couldn't be read.
+    """
 
     def __init__(self, root: Path, accelerator: Accelerator) -> None:
         self.root, self.accelerator = root, accelerator
+        self.notes: list[str] = []
 
     @property
     def sharded(self) -> bool:
@@ -117,7 +124,7 @@ class State:
         average: Average | None,
         progress: Mapping[str, Any],
     ) -> None:
-        """Everything under one new name, then the old state goes."""
+        """Everything under one new name, then the states before the one before go."""
         self.accelerator.wait_for_everyone()
         weights, moments = self.whole(model), self._moments(model, optimizers)
         if not self.accelerator.is_main_process:
@@ -132,20 +139,22 @@ class State:
         write_json(temporary / "progress.json", dict(progress))
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        for old in self.root.glob("step-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+        for old in sorted(self.root.glob("step-*"))[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def load(
         self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: Average | None
     ) -> dict[str, Any] | None:
-        """Puts the newest state into the parts of a run and returns its progress; None when there is none."""
-        folders = sorted(self.root.glob("step-*"))
-        if not folders:
+        """Puts the newest state that can be read into the parts of a run and returns its progress; None when there is
+        none.
+
+        Raises:
+            RunError: there are states, and none of them can be read.
+        """
+        found = self._read(bool(average))
+        if found is None:
             return None
-        progress: dict[str, Any] = json.loads((folders[-1] / "progress.json").read_text(encoding="utf-8"))
-        weights: dict[str, Any] = load_file(folders[-1] / "model.safetensors")
-        moments = load_file(folders[-1] / "optimizer.safetensors")
+        progress, (weights, moments, *averaged) = found
         if self.sharded:
             set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
         else:
@@ -156,8 +165,33 @@ class State:
             }
             self._load_moments(model, optimizer, mine)
         if average:
-            average.load(load_file(folders[-1] / "average.safetensors"), progress["step"])
+            average.load(averaged[0], progress["step"])
         return progress
+
+    def _read(self, averaged: bool) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The progress of the newest state that is whole, and its weights, moments and average."""
+        folders = sorted(self.root.glob("step-*"), reverse=True)
+        for folder in folders:
+            file = folder / "progress.json"
+            try:
+                progress = json.loads(file.read_text(encoding="utf-8"))
+                if not isinstance(progress, dict) or "step" not in progress:
+                    raise ValueError("expected an object with the step")
+                tensors: list[dict[str, Any]] = []
+                for name in ("model", "optimizer", *(["average"] if averaged else [])):
+                    file = folder / f"{name}.safetensors"
+                    tensors.append(load_file(file))
+            except (OSError, ValueError, SafetensorError) as error:
+                self.notes.append(
+                    f"{file} can't be read ({str(error).splitlines()[0]}); going on from the state before it"
+                )
+                continue
+            return progress, tensors
+        if folders:
+            raise RunError(
+                f"{self.notes[-1].partition(';')[0]}, and there is no state before it; delete {self.root} to begin anew"
+            )
+        return None
 
     def _moments(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
         """Every optimiser's tensors by number, parameter and name."""

@@ -105,6 +105,36 @@ def test_every_dialect_tells_the_same_arguments(who: str) -> None:
     assert normalise_tool(tool.to_json()).declared == tool.declared
 
 
+def dialect_table() -> str:
+    """The table of docs/declarations.md."""
+    rows = ["| who | read from | arguments found |", "| --- | --- | --- |"]
+    for who, declaration in DIALECTS.items():
+        (tool,) = read_tools([declaration], strict=True).tools
+        required = tool.parameters["required"]
+        found = ", ".join(f"{name}{'*' * (name in required)} {kind}" for name, kind in argument_types(tool).items())
+        rows.append(f"| {who} | `{_place(declaration)}` | {found} |")
+    return "\n".join(rows)
+
+
+def _place(declaration: Any) -> str:
+    """The keys that lead to the arguments of a declaration."""
+    for key, value in declaration.items():
+        if key in ("function", "toolSpec"):
+            return f"{key}.{_place(value)}"
+        if key.lower().startswith("function") and isinstance(value, list):
+            return f"{key}[].{_place(value[0])}"
+    aside = ("cache_control", "annotations", "outputSchema")
+    keys = [key for key, value in declaration.items() if isinstance(value, list | dict) or key == "parameters"]
+    inner = ".json" if "json" in (declaration.get("inputSchema") or ()) else ""
+    return ", ".join(key for key in keys if key not in aside) + inner
+
+
+def test_the_table_in_the_docs_is_what_was_read() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "declarations.md").read_text()
+    shown = text.partition("<!-- dialects -->\n")[2].partition("\n<!-- /dialects -->")[0]
+    assert shown == dialect_table(), dialect_table()
+
+
 def test_services_of_home_assistant_are_tools_by_name() -> None:
     selectors: dict[str, Any] = {
         "brightness": {"number": {"min": 0, "max": 255}},

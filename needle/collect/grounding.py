@@ -6,9 +6,10 @@ apart in the request; whether it is meant is for votes to say ABSENT   nothing i
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from enum import IntEnum
 from functools import lru_cache
@@ -16,6 +17,8 @@ from typing import Any
 
 from dateparser.search import search_dates
 from text_to_num import alpha2digit
+
+from needle.text.readings import number, seconds
 
 WORD = re.compile(r"\w+(?:[.'’]\w+)*", re.UNICODE)
 NUMBER = re.compile(
@@ -27,6 +30,8 @@ ISO_DATE, ISO_TIME = (
     re.compile(r"(\d{4})-(\d{2})-(\d{2})(?:[T ]\d{2}:\d{2}.*)?"),
     re.compile(r"(?:\d{4}-\d{2}-\d{2}[T ])?(\d{1,2}):(\d{2})(?::\d{2})?(?:Z|[+-]\d{2}:?\d{2})?"),
 )
+ISO_DURATION = re.compile(r"P(?=\d|T\d)(\d+W)?(\d+D)?(T(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?")
+MAX_WORDS = 6  # of a number or a length of time
 UNITS = (
     60,
     3600,
@@ -152,6 +157,8 @@ def _text_said(value: str, text: str, language: str) -> Grounded:
             if any((day, month) == (when.day, when.month) for when in _dates(text, language))
             else Grounded.ABSENT
         )
+    if ISO_DURATION.fullmatch(value):
+        return Grounded.SAID if seconds(value) in _readings(text, seconds) else Grounded.ABSENT
     if found := ISO_TIME.fullmatch(value):
         return Grounded.SAID if (int(found[1]), int(found[2])) in set(_times(text, language)) else Grounded.ABSENT
     times = set(_times(value, language)) if re.search(r"\d|noon|midnight", value) else set()
@@ -183,6 +190,20 @@ def _numbers(text: str, language: str) -> Iterator[float]:
             yield float(re.sub(r"[,\u202f ]", "", found).replace("−", "-"))
         for hour, minute in _times(variant, language):
             yield from (hour, minute) if minute else (hour,)
+    if language == "en":
+        yield from _readings(text, number)
+
+
+@lru_cache(maxsize=4096)
+def _readings(text: str, read: Callable[[str], float]) -> tuple[float, ...]:
+    """What any few words of a text are read as."""
+    words = text.split()
+    found = set()
+    for size in range(1, MAX_WORDS + 1):
+        for start in range(len(words) - size + 1):
+            with contextlib.suppress(ValueError):
+                found.add(float(read(" ".join(words[start : start + size]).rstrip(".,;:!?"))))
+    return tuple(sorted(found))
 
 
 @lru_cache(maxsize=4096)

@@ -72,13 +72,16 @@ def dump(value: Any) -> str:
 
 def in_schema_order(value: Any, schema: Mapping[str, Any]) -> Any:
     """The same value with the members of every object in the order in which its schema declares them."""
+    if isinstance(value, Mapping | list) and "enum" in schema:
+        wanted = json.dumps(value, sort_keys=True)
+        return next((one for one in schema["enum"] if json.dumps(one, sort_keys=True) == wanted), value)
     if isinstance(value, Mapping):
         properties = schema.get("properties", {})
         known = [name for name in properties if name in value]
         rest = [name for name in value if name not in properties]
         return {name: in_schema_order(value[name], properties.get(name, {})) for name in known + rest}
-    if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
-        return [in_schema_order(item, schema["items"]) for item in value]
+    if isinstance(value, list):
+        return [in_schema_order(item, item_schema(schema, index)) for index, item in enumerate(value)]
     return value
 
 
@@ -245,7 +248,7 @@ class DecisionsCodec(Codec):
         if form == "any" and isinstance(value, str) and _same(_read_or_none(value, schema), value):
             return self.text(value, query)
         if form == "literal":
-            return self.text(dump(value), query)
+            return self.text(dump(in_schema_order(value, schema)), query)
         return self.spelled(value, query)
 
     def _as_said(self, value: Any, schema: Mapping[str, Any], query: Sequence[int]) -> list[int]:

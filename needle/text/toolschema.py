@@ -119,6 +119,8 @@ class _Normaliser:
             raise ToolSchemaError(self.pointer, "no arguments can satisfy this schema")
         if not schema or set(schema) <= {"description", "default"}:
             schema = {**schema, "type": "object"}
+        if "enum" in schema:
+            raise ToolSchemaError(f"{self.pointer}/enum", "the arguments of a tool are an object with members")
         if schema.get("type") != "object":
             raise ToolSchemaError(
                 f"{self.pointer}/type", f"the parameters of a tool are an object, got {schema.get('type', 'a union')}"
@@ -636,10 +638,11 @@ def _coerce(value: Any, kind: str) -> Any:
         return value.lower() == "true"
     if isinstance(value, str) and kind in ("integer", "number"):
         value = int(value) if kind == "integer" or value.lstrip("-").isdigit() else float(value)
-    fitting = {"string": str, "integer": int, "number": (int, float), "boolean": bool}.get(kind, object)
+    kinds: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+    fitting = (kinds | {"object": Mapping, "array": list}).get(kind, object)
     if isinstance(value, float) and kind == "integer" and value.is_integer():
         value = int(value)
-    if not isinstance(value, fitting) or (isinstance(value, bool) and kind in ("integer", "number")):  # type: ignore[arg-type]
+    if not isinstance(value, fitting) or (isinstance(value, bool) and kind in ("integer", "number")):
         raise ValueError(f"{value!r} isn't {kind}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no JSON value")

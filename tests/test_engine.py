@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,24 @@ def test_an_answer_that_runs_out_of_tokens_has_no_call(tokenizer: TextTokenizer)
             break
     assert (answer.finish, answer.calls, answer.confidence) == ("length", None, 0.0)
     assert checkpoint.max_length == 1024
+
+
+def test_a_value_that_goes_on_beyond_what_was_said_is_no_value(tokenizer: TextTokenizer) -> None:
+    tool = normalise_tool({"name": "say", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}})
+    engines = (Engine(random_checkpoint(tokenizer, seed=seed)) for seed in range(20))
+    answers = [engine.answer("say it", (tool,), max_tokens=900) for engine in engines]
+    errors = [answer.error for answer in answers if answer.finish == "invalid"]
+    assert "a value is longer than what was said, and goes on" in errors
+    assert all(answer.tokens < 200 for answer in answers if answer.error)
+
+
+def test_evaluation_counts_the_tools_that_were_left_out(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    long = Tool("long", "It does something. " * 900)
+    wide = Tool("wide", "", {"type": "object", "properties": {f"a{number}": {} for number in range(70)}})
+    record = Record("1", "do it", (Tool("t"), long, wide), ())
+    summary = evaluate(Engine(random_checkpoint(tokenizer)), [record, record], tmp_path / "p.jsonl", max_tokens=3)
+    assert (summary["tools_left_out"], summary["tools_shortened"]) == (2, 2)
+    assert "at most 64" in (tmp_path / "p.jsonl").read_text()
 
 
 def test_unknown_decoding_is_named(tokenizer: TextTokenizer) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,13 @@ def run(config: Settings, words: Sequence[str]) -> None:
         fail(f"{len(errors)} of the tools in {options.tools} can't be used; correct or remove them")
     if errors:
         _say(f"left out {len(errors)} of the tools in {options.tools}, as above (collect.strict=true stops instead)")
+    left_out: Counter[str] = Counter()
     requests = (
-        read_requests(Path(options.requests), sources, options.max_tools, options.languages[0])
+        read_requests(Path(options.requests), sources, options.max_tools, options.languages[0], left_out)
         if options.requests
         else []
     )
+    _say_some([f"left out {count:,} times: {reason}" for reason, count in left_out.most_common()])
     # What it will cost, said and agreed to before anything is sent.
     price = find_price("google" if service.kind == "gemini" else "openai", str(service.model), options.price)
     collection = Collection(options, sources, str(service.model), price, requests, service.thinking)

@@ -105,6 +105,9 @@ def _print(summary: dict[str, Any]) -> None:
     if len(shown) < len(METRICS):
         left = ", ".join(metric.replace("_", " ") for metric in METRICS if metric not in shown)
         console.print(f"no room for {left}: output=FILE has them", markup=False)
+    for what, how in (("tools_left_out", "left out"), ("tools_shortened", "shortened")):
+        if summary.get(what):
+            console.print(f"{how} for the student: {summary[what]:,} tools; predictions=FILE names those left out")
     broken = {name: count for name, count in summary["finish"].items() if count and name != "stop"}
     if broken:
         console.print("without an answer: " + ", ".join(f"{count} {name}" for name, count in broken.items()))

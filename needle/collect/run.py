@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from needle.collect.settings import CollectConfig
 from needle.collect.verify import Case
 from needle.collect.workers import Workers
 from needle.engine.bm25 import Bm25Retriever
-from needle.text.declarations import normalise_tools
+from needle.text.declarations import read_tools
 from needle.text.formats import Skipped, read_records
 from needle.text.records import DataError, Tool, parse_line, read_lines, text_field
 
@@ -34,10 +35,13 @@ EVERY = 5.0  # seconds between lines of progress
 CONFIRMED = "confirmed.json"
 
 
-def read_requests(path: Path, sources: Sequence[Declared], max_tools: int, language: str) -> list[Case]:
+def read_requests(
+    path: Path, sources: Sequence[Declared], max_tools: int, language: str, left_out: Counter[str] | None = None
+) -> list[Case]:
     """Real requests: lines of JSON with `query`, and `tools` where a request has its own, or plain lines of text.
 
-    A request without tools is offered the catalogue's; of a large one those that share most words with it.
+    A tool that can't be read is left out, and counted in `left_out` by reason. A request without tools is offered the
+    catalogue's; of a large one those that share most words with it.
 
     Raises:
         DataError: a line that can't be read, with file and number.
@@ -51,7 +55,10 @@ def read_requests(path: Path, sources: Sequence[Declared], max_tools: int, langu
             if not isinstance(row, Mapping):
                 raise DataError("expected an object with 'query'")
             query = text_field(row, "query")
-            own: tuple[Tool, ...] = normalise_tools(row["tools"], "tools") if row.get("tools") else ()
+            read = read_tools(row["tools"], "tools") if row.get("tools") else None
+            own: tuple[Tool, ...] = read.tools if read else ()
+            if read and left_out is not None:
+                left_out.update(f"a tool that can't be read: {tool.reason.partition(': ')[2]}" for tool in read.skipped)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         if not own:

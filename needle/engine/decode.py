@@ -32,6 +32,7 @@ from needle.text.validity import call_errors
 DECODINGS = ("constrained", "free")
 MAX_TOKENS = 150
 SHORTENED = 256  # tools that were too long, and what was made of them
+MAX_UNSAID = 32  # tokens that a value may have beyond those of the request, and of a tool with its enums
 MAX_DRAFT = 4  # tokens of a value that are proposed at once
 
 Report = Callable[[int, int], None]
@@ -90,6 +91,8 @@ class _Row:
     matcher: Matcher | None
     shortened: tuple[SkippedTool, ...] = ()
     limit: int = 0  # of tokens
+    longest: int = 1 << 30  # tokens of a value; more were neither said nor declared
+    value: int = 0  # tokens of the value that is being written
     tokens: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)  # where each token, <answer> first, was copied from
     log_prob: float = 0.0
@@ -257,6 +260,7 @@ class Engine:
         state = student.start(move(student.collate(examples, self.tokenizer), device), self._cache)
         for row, example in zip(rows, examples, strict=True):
             row.limit = min(max_tokens, student.room(example, self.checkpoint.max_length))
+            row.longest = max(len(example.query), *(len(tool.ids) for tool in example.tools), 0) + MAX_UNSAID
         drafting = len(rows) == 1 and random is None
         active = list(rows)
         fed = [[self.tokenizer.answer] for _ in rows]  # the tokens of each row that the next step reads
@@ -333,8 +337,12 @@ class Engine:
             row.answer = self._answered(row, Answer(None, 0.0, "length", len(row.tokens)))
         else:
             row.tokens.append(token)
+            row.value = 0 if token >= self.tokenizer.first_tool_label or token == self.tokenizer.item else row.value + 1
             if self.tokenizer.is_tool_label(token):
                 row.open_tool = token - self.tokenizer.first_tool_label
+            elif row.value > row.longest and self.codec.name == "decisions":
+                why = "a value is longer than what was said, and goes on"
+                row.answer = self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), why))
         return row.answer is not None
 
     def _finish(self, row: _Row) -> Answer:

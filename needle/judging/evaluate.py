@@ -48,6 +48,8 @@ def evaluate(
     summary = summarise(scores)
     summary["finish"] = {name: finishes.count(name) for name in ("stop", "length", "invalid", "refused")}
     summary["seconds"] = round(seconds, 3)
+    summary["tools_left_out"] = sum(len(answer.skipped) for answer in answers)
+    summary["tools_shortened"] = sum(len(answer.shortened) for answer in answers)
     return summary
 
 
@@ -68,6 +70,7 @@ def write_predictions(
                 "confidence": round(answer.confidence, 6),
                 "finish": answer.finish,
                 **({"error": answer.error} if answer.error else {}),
+                **({"skipped": [tool.to_json() for tool in answer.skipped]} if answer.skipped else {}),
             }
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 

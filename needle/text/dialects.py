@@ -236,11 +236,14 @@ def answered(message: Mapping[str, Any], index: int, tools: Sequence[Tool]) -> l
     text = message.get("content")
     if not calls and isinstance(text, str):
         try:
-            known = {tool.name for tool in tools}
-            spelled = calls_in_text(text) or []
-            calls = [call for call in (fitted(call, tools) for call in spelled) if call.name in known or "<" in text]
+            calls = [fitted(call, tools) for call in calls_in_text(text) or []]
         except FieldError as error:
             raise FieldError(f"messages[{index}]", f"a call that is written into the text: {error.expected}") from error
+        stranger = next((call.name for call in calls if all(call.name != tool.name for tool in tools)), None)
+        if stranger is not None:
+            raise FieldError(
+                f"messages[{index}]", f"words, or calls of the tools; it spells a call of '{stranger}', which is none"
+            )
     return calls
 
 

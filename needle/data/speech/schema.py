@@ -32,7 +32,9 @@ def value_for(schema: Mapping[str, Any], source: random.Random, text: Text, path
     kind = schema.get("type")
     kind = next((one for one in kind if one != "null"), "string") if isinstance(kind, list) else kind
     if "enum" in schema:
-        return source.choice([value for value in schema["enum"] if value is not None])
+        return source.choice([value for value in schema["enum"] if value is not None] or [None])
+    if kind == "null":
+        return None
     if "anyOf" in schema:
         solid = next(sub for sub in schema["anyOf"] if sub.get("type") != "null")
         return value_for(solid, source, text, path)
@@ -40,11 +42,18 @@ def value_for(schema: Mapping[str, Any], source: random.Random, text: Text, path
         return source.random() < 0.5
     if kind in ("integer", "number"):
         return number_for(schema, kind, source)
+    if kind == "array" and "prefixItems" in schema:
+        return [value_for(sub, source, text, path) for sub in schema["prefixItems"]]
+    if kind == "array" and schema.get("items") is False:
+        return []
     if kind == "array":
         inner = schema.get("items") or {"type": "string"}
         count = max(schema.get("minItems", 1), source.choice((1, 2, 2, 3)))
         values = [value_for(inner, source, text, path) for _ in range(count)][: schema.get("maxItems", 3)]
         return [value for number, value in enumerate(values) if value not in values[:number]]
+    if kind == "object" and not schema.get("properties") and schema.get("additionalProperties"):
+        inner = schema["additionalProperties"] if isinstance(schema["additionalProperties"], Mapping) else {}
+        return {text({}, path, source): value_for(inner, source, text, path)}
     if kind == "object":
         return members_for(schema, source, text, path)
     return text(schema, path, source)

@@ -25,12 +25,12 @@ from needle.engine.decode import Engine, Request
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint
 from needle.students.pointer.encoder import PointerConfig
-from needle.text.codecs import build_codec, dump, in_schema_order
+from needle.text.codecs import build_codec
 from needle.text.declarations import normalise_tool, read_tools
+from needle.text.jsontext import dump, in_schema_order
 from needle.text.prompt import PromptError
-from needle.text.records import Call
+from needle.text.records import Call, ToolSchemaError
 from needle.text.tokenizer import TextTokenizer
-from needle.text.toolschema import ToolSchemaError
 from needle.text.validity import call_errors
 
 SAID = ("Oslo", "2026-03-05", "18:30", "a@example.org", "12345", "")

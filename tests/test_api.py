@@ -14,8 +14,7 @@ from pydantic import BaseModel, Field
 from needle import Needle
 from needle.text.declarations import read_tools
 from needle.text.declare import declared
-from needle.text.records import Call
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import Call, ToolSchemaError
 
 WEATHER = {
     "name": "get_weather",

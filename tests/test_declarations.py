@@ -18,8 +18,7 @@ from hypothesis_jsonschema import from_schema
 
 from needle.data.speech.schema import value_for
 from needle.text.declarations import normalise_tool, read_tools
-from needle.text.records import Call, Tool
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import Call, Tool, ToolSchemaError
 from needle.text.validity import call_errors
 from tests.random_schemas import ABSURD, try_declarations
 

@@ -24,9 +24,8 @@ from needle.students.pointer.batch import PointerBatch
 from needle.text.declarations import normalise_tool
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.prompt import Example, PromptError
-from needle.text.records import Call, Record, Tool
+from needle.text.records import Call, Record, Tool, ToolSchemaError
 from needle.text.tokenizer import TextTokenizer
-from needle.text.toolschema import ToolSchemaError
 from needle.text.validity import call_errors
 from tests.conftest import TINY
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from needle.text.declarations import normalise_tool, normalise_tools
-from needle.text.records import Call
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import Call, ToolSchemaError
 from needle.text.validity import call_errors
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -24,8 +24,7 @@ from needle.collect.openapi import operations, read_yaml
 from needle.data.catalogue import load_catalogue
 from needle.text.declarations import entries, normalise_tool
 from needle.text.declare import declared
-from needle.text.records import DataError, FieldError, Tool, parse_line, read_lines
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import DataError, FieldError, Tool, ToolSchemaError, parse_line, read_lines
 
 LARGE_ENUM, LONG_NAME = 60, 64
 HELD_OUT, MIN_FAMILIES = (

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from needle.text.toolschema import ToolSchemaError, normalise_schema
+from needle.text.records import ToolSchemaError
+from needle.text.toolschema import normalise_schema
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace", "query")
 OF_PARAMETER = {"name", "in", "required", "description", "schema", "content", "style", "explode", "example", "examples"}

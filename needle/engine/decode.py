@@ -21,12 +21,11 @@ from needle.engine.retrieve import build_retriever
 from needle.engine.spans import copied_spans
 from needle.students.batch import move
 from needle.students.checkpoint import Checkpoint
-from needle.text.codecs import DecodeError
 from needle.text.declarations import SkippedTool
 from needle.text.grammar import Grammar, GrammarError, Matcher
+from needle.text.jsontext import DecodeError
 from needle.text.prompt import Example, PromptError
-from needle.text.records import Call, Tool
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import Call, Tool, ToolSchemaError
 from needle.text.validity import call_errors
 
 DECODINGS = ("constrained", "free")

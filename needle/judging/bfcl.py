@@ -22,8 +22,7 @@ from typing import Any
 from needle.engine.decode import Answer, Engine, Report, Request
 from needle.judging.metrics import interval
 from needle.text.declarations import normalise_tools
-from needle.text.records import DataError
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import DataError, ToolSchemaError
 
 MODEL = "needle"
 PREFIX = "BFCL_v4_"

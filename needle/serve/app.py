@@ -26,8 +26,7 @@ from needle.engine.decode import Request as Asked
 from needle.students.base import count_parameters
 from needle.text.declarations import read_tools
 from needle.text.prompt import PromptError
-from needle.text.records import FieldError, encodable
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import FieldError, ToolSchemaError, encodable
 
 
 @dataclass

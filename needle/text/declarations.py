@@ -15,8 +15,9 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from needle.text.records import FieldError, Tool, encodable
-from needle.text.toolschema import TYPE_NAMES, ToolSchemaError, normalise_parameters
+from needle.text.keywords import TYPE_NAMES
+from needle.text.records import FieldError, Tool, ToolSchemaError, encodable
+from needle.text.toolschema import normalise_parameters
 from needle.text.validity import CACHED_CHARACTERS, check_tool
 
 PARAMETERS = (  # where declarations keep the schema of their arguments
@@ -172,6 +173,7 @@ def _read(declaration: Mapping[str, Any], pointer: str) -> Tool:
 
 def _parameters(declaration: Mapping[str, Any], pointer: str) -> tuple[str, Mapping[str, Any]]:
     """Where a declaration keeps its arguments, and their schema; without arguments an empty one."""
+    # A JSON Schema, also as text or as a list of arguments.
     for key in PARAMETERS:
         found = declaration.get(key)
         if not found and found is not False:
@@ -187,6 +189,7 @@ def _parameters(declaration: Mapping[str, Any], pointer: str) -> tuple[str, Mapp
         if not isinstance(found, Mapping):
             raise ToolSchemaError(where, "expected a JSON Schema object")
         return where, _as_object_schema(found, declaration, where)
+    # Arguments by name.
     for key in PLAIN_PARAMETERS:
         found = declaration.get(key)
         if not found:

@@ -11,7 +11,7 @@ from docstring_parser import parse as parse_docstring
 from pydantic import BaseModel, Field, create_model
 from pydantic.errors import PydanticUserError
 
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import ToolSchemaError
 
 
 def declared(tool: Any, where: str) -> Any:

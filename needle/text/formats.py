@@ -21,13 +21,13 @@ from needle.text.records import (
     DataError,
     FieldError,
     Record,
+    ToolSchemaError,
     encodable,
     list_field,
     parse_line,
     read_lines,
     text_field,
 )
-from needle.text.toolschema import ToolSchemaError
 from needle.text.validity import call_errors
 
 FORMATS = ("auto", "needle", "xlam", "openai", "anthropic", "responses", "gemini", "sharegpt", "traffic", "bfcl")

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from needle.text.codecs import dump
+from needle.text.jsontext import dump
 from needle.text.leaves import (
     ENTRY,
     ITEM,
@@ -34,9 +34,8 @@ from needle.text.leaves import (
 )
 from needle.text.numbers import DECIMAL_COMMA, PLAIN, THOUSANDS
 from needle.text.readings import FORMS
-from needle.text.records import Tool
+from needle.text.records import Tool, ToolSchemaError
 from needle.text.tokenizer import TextTokenizer, argument_label, tool_label
-from needle.text.toolschema import ToolSchemaError
 
 SPACE = '" "?'
 READY = 128  # sets of tools whose matcher is kept, to be copied for each answer

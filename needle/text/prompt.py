@@ -168,8 +168,8 @@ def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
 
 
 class Codec(ABC):
-    """Turns calls into target tokens and back. The two codecs are `needle.text.codecs.JsonCodec` and
-    `DecisionsCodec`."""
+    """Turns calls into target tokens and back. The two are `needle.text.jsoncodec` and
+    `needle.text.decisions`."""
 
     name: str
 

@@ -118,6 +118,7 @@ def _leading(words: list[str]) -> tuple[float | None, list[str]]:
         word = words[position] if DIGITS.fullmatch(words[position]) else words[position].rstrip(",.")
         after = words[position + 1 :]
         value = _digits(word)
+        # Digits, and the words that a group below a thousand is made of.
         if value is not None and group is None:
             group = value
         elif word in ONES and (group is None or _goes_on(group, ONES[word])):
@@ -127,20 +128,20 @@ def _leading(words: list[str]) -> tuple[float | None, list[str]]:
         elif group in (18, 19, 20) and 10 <= (TENS.get(word) or ONES.get(word, 0)) < 100:  # a year
             group = 100 * group + (TENS.get(word) or ONES[word])
         elif word in TH and (group is None or _goes_on(group, TH[word])):
-            return total + (group or 0) + TH[word], after
+            return total + (group or 0) + TH[word], after  # an ordinal ends a number
         elif word in ("st", "nd", "rd", "th") and group is not None:
             return total + group, after
         elif word == "hundred" and (group is None or group < 100):
             group = (1 if group is None else group) * 100
         elif word in SCALES or (word in SHORT and group is not None):
             total += (1 if group is None else group) * (SCALES.get(word) or SHORT[word])
-            group, scaled = None, True
+            group, scaled = None, True  # the next group begins
         elif word in ONCE and group is None and not scaled:
-            return ONCE[word], after
+            return ONCE[word], after  # "twice" counts by itself
         elif word in ("dozen", "score", "pair"):
             return total + (1 if group is None else group) * ONCE[word], after
         elif word in PARTS and (word != "third" or group is not None):
-            return _part_of((1 if group is None else group) * PARTS[word], total, after)
+            return _part_of((1 if group is None else group) * PARTS[word], total, after)  # "half a million"
         elif word in FRACTIONS:
             return _part_of((group or 0) + FRACTIONS[word], total, after)
         elif word == "point" and after:

@@ -25,6 +25,15 @@ class FieldError(ValueError):
         self.expected = expected
 
 
+class ToolSchemaError(ValueError):
+    """A tool declaration that can't be supported. `pointer` is the JSON pointer of the fault in the declaration."""
+
+    def __init__(self, pointer: str, message: str) -> None:
+        super().__init__(f"{pointer or '/'}: {message}")
+        self.pointer = pointer or "/"
+        self.message = message
+
+
 @dataclass(frozen=True, eq=False)
 class Tool:
     """A function that a model may call. `parameters` is a JSON Schema of type object.

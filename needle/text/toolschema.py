@@ -12,64 +12,39 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import unquote
 
-MAX_DEPTH = 24
+from needle.text.joining import join, with_checks
+from needle.text.keywords import (
+    BESIDE,
+    CHECKS,
+    DEFINITIONS,
+    FORMATS,
+    MAPS,
+    NEVER,
+    OF_MANY,
+    OF_ONE,
+    PLAIN,
+    TYPE_NAMES,
+    WHOLE,
+    coerce,
+    in_plain_words,
+    inferred_type,
+    ordered,
+    present,
+)
+from needle.text.records import ToolSchemaError
+from needle.text.references import MAX_DEPTH, definitions, followed
+
 MAX_NODES = 5000
 MAX_TEXT = 200_000  # characters of a tool's parameters as JSON, references opened
 # How often a reference may be opened inside itself, and how many inside one another; the next, where that is too much.
 OPENED = ((3, MAX_DEPTH), (1, MAX_DEPTH), (1, 4), (1, 2), (1, 1))
-_NAMES = {
-    "string": "string str char text varchar password file binary bytes any_str enum",
-    "integer": "integer int long short byte bigint int32 int64 uint",
-    "number": "number float double decimal float32 float64 real numeric",
-    "boolean": "boolean bool",
-    "array": "array list tuple set arraylist sequence iterable",
-    "object": "object dict dictionary hashmap map json struct mapping",
-    "null": "null none nonetype",
-    "any": "any type_unspecified unknown mixed",
-}
-TYPE_NAMES = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-FORMATS = {  # those that are asserted, and other names of them
-    **{name: name for name in ("date", "time", "date-time", "duration", "email", "uuid", "uri", "ipv4", "ipv6", "ip")},
-    **{"datetime": "date-time", "timestamp": "date-time", "url": "uri", "guid": "uuid", "ip-address": "ip"},
-    **{"idn-email": "email", "iri": "uri", "ipvanyaddress": "ip"},
-}
-LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
-UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
-WHOLE = {key for key in LOWER + UPPER if "imum" not in key}
-PLAIN: dict[str, Any] = {  # keywords that are carried over as they are, and what their values must be
-    "description": str, "default": object, "pattern": str, "uniqueItems": bool,
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), (int, float)),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
-}  # fmt: skip
-OF_ONE = ("not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties")
-OF_MANY = ("dependentSchemas", "patternProperties")
-ORDER = {
-    key: index
-    for index, key in enumerate(
-        (*PLAIN, "format", "enum", "properties", "required", "additionalProperties", "prefixItems", "items", "type")
-    )
-}
-CHECKS = (*OF_ONE, *OF_MANY, "dependentRequired", "minContains", "maxContains")
-MAPS = ("patternProperties", "unevaluatedProperties")  # of those, what also tells the values of a map
-BESIDE = ("description", "default", "nullable", "title")  # of a union, about the whole
-DEFINITIONS = ("$defs", "definitions", "schemas")
-NEVER: Mapping[str, Any] = {"not": {}}  # what no value fits
 
 Place = tuple[str, tuple[str, ...], tuple[Mapping[str, Any], ...]]  # a pointer, references open, schemas around
-
-
-class ToolSchemaError(ValueError):
-    """A tool declaration that can't be supported. `pointer` is the JSON pointer of the fault in the declaration."""
-
-    def __init__(self, pointer: str, message: str) -> None:
-        super().__init__(f"{pointer or '/'}: {message}")
-        self.pointer = pointer or "/"
-        self.message = message
 
 
 class _TooMuch(ToolSchemaError):
@@ -134,10 +109,10 @@ class _Normaliser:
             raise _TooMuch(
                 self.pointer, f"{length:,} characters of JSON, references opened; at most {MAX_TEXT:,} are supported"
             )
-        return _ordered(schema)
+        return ordered(schema)
 
     def schema(self, node: Any, place: Place) -> dict[str, Any]:
-        return _ordered(self._schema(node, place))
+        return ordered(self._schema(node, place))
 
     def _schema(self, node: Any, place: Place) -> dict[str, Any]:
         pointer = place[0]
@@ -150,30 +125,30 @@ class _Normaliser:
         self.count(place)
         if any(key in node for key in DEFINITIONS):
             place = (pointer, place[1], (*place[2], node))
-        node = _present(node)
+        node = present(node)
         # References, conjunctions and unions first, then what is asked for.
         if "$ref" in node:
             return self.schema(*self.opened(node, place))
         if "allOf" in node:
             return self.schema(self.conjunction(node, place), place)
-        node = _dialect(node, pointer)
+        node = in_plain_words(node, pointer)
         checks = self.checks(node, place)
         if checks is None:
             return dict(NEVER)
         node = {key: value for key, value in node.items() if key not in CHECKS or key in MAPS}
         for keyword in ("anyOf", "oneOf"):
             if keyword in node:
-                return _with_checks(self.union(node, keyword, place), checks)
+                return with_checks(self.union(node, keyword, place), checks)
         out = self.plain(node, pointer)
         if "const" in node or "enum" in node:
-            return _with_checks(self.enumeration(node, out, place), checks)
+            return with_checks(self.enumeration(node, out, place), checks)
         types, nullable = self.types(node, pointer)
         if len(types) > 1:  # a union of schemas with one type each
             rest = {key: node[key] for key in BESIDE if key in node}
             own = {key: value for key, value in node.items() if key not in BESIDE}
             branches: list[Any] = [{**own, "type": kind} for kind in types]
             kinds = {**rest, "anyOf": [*branches, *([{"type": "null"}] if nullable else [])]}
-            return _with_checks(self.union(kinds, "anyOf", place), checks)
+            return with_checks(self.union(kinds, "anyOf", place), checks)
         kind = types[0]
         if kind == "object" and not self.objects(node, out, place):
             return dict(NEVER)
@@ -181,7 +156,7 @@ class _Normaliser:
             self.arrays(node, out, place)
         if kind != "any":
             out["type"] = [kind, "null"] if nullable else kind
-        return _with_checks(out, checks)
+        return with_checks(out, checks)
 
     def count(self, place: Place) -> None:
         """Bounds, so that a short text can't keep a server busy."""
@@ -209,18 +184,18 @@ class _Normaliser:
         self.referred = True
         if refs.count(ref) >= self.repeats or len(refs) >= self.deep:
             return {key: beside[key] for key in BESIDE if key in beside}, (pointer, refs, around)
-        return _joined(self.target(ref, place), beside), (pointer, (*refs, ref), around)
+        return join(self.target(ref, place), beside), (pointer, (*refs, ref), around)
 
     def target(self, ref: str, place: Place) -> Any:
         """What a reference points at: from the whole schema, else from one around it, else what has its name."""
         path = unquote(ref.rpartition("#")[2])
         for start in (self.root, *reversed(place[2])):
             try:
-                return _followed(start, path)
+                return followed(start, path)
             except LookupError:
                 continue
         if self.named is None:
-            self.named = dict(_definitions(self.root))
+            self.named = dict(definitions(self.root))
         name = path.rpartition("/")[2] or ref
         if name not in self.named:
             near = get_close_matches(name, self.named, 1)
@@ -240,14 +215,14 @@ class _Normaliser:
             refs: tuple[str, ...] = ()
             while isinstance(part, Mapping) and part.get("$ref") is not None and len(refs) < MAX_DEPTH:
                 part, (_, refs, _) = self.opened(
-                    _present(part), (f"{place[0]}/allOf/{index}", (*place[1], *refs), place[2])
+                    present(part), (f"{place[0]}/allOf/{index}", (*place[1], *refs), place[2])
                 )
                 refs = refs[len(place[1]) :]
             self.count(place)
             if isinstance(part, Mapping) and part.get("allOf") is not None:
-                part = self.conjunction(_present(part), place)
-            joined = _joined(joined, part)
-        joined = _joined(joined, {key: value for key, value in node.items() if key != "allOf"})
+                part = self.conjunction(present(part), place)
+            joined = join(joined, part)
+        joined = join(joined, {key: value for key, value in node.items() if key != "allOf"})
         return dict(joined) if isinstance(joined, Mapping) else dict(NEVER)
 
     # What is checked at the end
@@ -283,7 +258,7 @@ class _Normaliser:
         together = [key for key in ("contains", "minContains", "maxContains", "if", "then", "else") if key in found]
         groups = [[key] for key in found if key not in together]
         groups += [[key for key in together if ("ontains" in key) == own] for own in (True, False)]
-        return [_ordered({key: found[key] for key in group}) for group in groups if group]
+        return [ordered({key: found[key] for key in group}) for group in groups if group]
 
     def raw(self, node: Any, place: Place) -> Any:
         """The same schema, in JSON Schema's own words and without references."""
@@ -292,10 +267,10 @@ class _Normaliser:
         self.count(place)
         if any(key in node for key in DEFINITIONS):
             place = (place[0], place[1], (*place[2], node))
-        node = _present(node)
+        node = present(node)
         if "$ref" in node:
             return self.raw(*self.opened(node, place))
-        node = _dialect(node, place[0])
+        node = in_plain_words(node, place[0])
         out: dict[str, Any] = {key: node[key] for key in PLAIN if key in node and key not in ("description", "default")}
         for key in ("enum", "const", "required", "dependentRequired", "minContains", "maxContains"):
             if key in node and not (key == "required" and not isinstance(node[key], list)):
@@ -313,7 +288,7 @@ class _Normaliser:
             types, nullable = self.types(node, place[0])
             kinds = [kind for kind in types if kind != "any"] + ["null"] * nullable
             out |= {"type": kinds if len(kinds) > 1 else kinds[0]} if kinds else {}
-        return _ordered(out)
+        return ordered(out)
 
     # What is asked for
 
@@ -349,7 +324,7 @@ class _Normaliser:
     def types(self, node: Mapping[str, Any], pointer: str) -> tuple[list[str], bool]:
         raw = node.get("type")
         if raw is None:
-            raw = _inferred(node)
+            raw = inferred_type(node)
         names = raw if isinstance(raw, list) else [raw]
         if not names:
             raise ToolSchemaError(f"{pointer}/type", "expected at least one type")
@@ -385,7 +360,7 @@ class _Normaliser:
         # Members are of the declared type, or the type is dropped.
         if len(types) == 1:
             try:
-                values = [None if value is None else _coerce(value, types[0]) for value in values]
+                values = [None if value is None else coerce(value, types[0]) for value in values]
             except ValueError:
                 types = ["any"]  # what is listed wins over a type that it hasn't
         if nullable and None not in values:
@@ -415,7 +390,7 @@ class _Normaliser:
         ]
         result = {}
         for name, sub in {**properties, **{name: True for name in required if name not in properties}}.items():
-            found = self.schema(sub, (f"{pointer}/properties/{_escaped(name)}", refs, around))
+            found = self.schema(sub, (f"{pointer}/properties/{escaped(name)}", refs, around))
             if found != NEVER:
                 result[name] = found
             elif name in required:
@@ -467,11 +442,11 @@ class _Normaliser:
             while (
                 beside and isinstance(branch, Mapping) and branch.get("$ref") is not None and len(here[1]) < MAX_DEPTH
             ):
-                branch, here = self.opened(_present(branch), here)
+                branch, here = self.opened(present(branch), here)
             if isinstance(branch, Mapping) and branch.get("type") in ("null", "NULL"):
                 nullable = True
                 continue
-            schema = self.schema(_joined(beside, branch), here)
+            schema = self.schema(join(beside, branch), here)
             inner = (
                 schema["anyOf"] if set(schema) <= {"anyOf", "description", "default"} and "anyOf" in schema else None
             )
@@ -500,7 +475,7 @@ class _Normaliser:
                 nullable = nullable or any(isinstance(branch["type"], list) for branch in alike)
                 at = found.index(alike[0])
                 found = [branch for branch in found if branch not in alike]
-                found.insert(at, _ordered(unite(alike, keyword, place)))
+                found.insert(at, ordered(unite(alike, keyword, place)))
         if len(found) == 1:
             out = {**found[0], **about}
             if nullable and isinstance(out.get("type"), str) and out["type"] != "null":
@@ -534,7 +509,7 @@ class _Normaliser:
             check: list[Any] = [{"required": branch["required"]} for branch in branches]
         else:
             check = [{**branch, "type": "object"} for branch in branches]
-        return _with_checks(out, [self.raw({keyword: check}, place)])
+        return with_checks(out, [self.raw({keyword: check}, place)])
 
     def united_lists(self, branches: Sequence[Mapping[str, Any]], keyword: str, place: Place) -> dict[str, Any]:
         """One list whose items are those of any, and a check that it is one of them."""
@@ -544,247 +519,9 @@ class _Normaliser:
         united = self.schema({"anyOf": items}, place) if items else {}
         if united:
             out["items"] = united
-        return _with_checks(out, [self.raw({keyword: [{**branch, "type": "array"} for branch in branches]}, place)])
+        return with_checks(out, [self.raw({keyword: [{**branch, "type": "array"} for branch in branches]}, place)])
 
 
-def _ordered(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same keywords in one order, whatever they were gathered in."""
-    return {key: schema[key] for key in sorted(schema, key=lambda key: (ORDER.get(key, len(ORDER)), key))}
-
-
-def _present(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without the keywords that are null, as Arrow and Parquet fill in what a row lacks."""
-    if not any(value is None for value in node.values()):
-        return node
-    typed = any(node.get(key) is not None for key in ("type", "anyOf", "oneOf", "allOf", "$ref", "properties", "enum"))
-    return {
-        key: value
-        for key, value in node.items()
-        if value is not None or key == "default" or (key == "const" and not typed)
-    }
-
-
-def _dialect(node: Mapping[str, Any], pointer: str) -> Mapping[str, Any]:
-    """What Python's hints, OpenAPI and older drafts write otherwise."""
-    kind = node.get("type")
-    if isinstance(kind, Mapping):  # a schema, where the name of a type belongs
-        node = {**{key: value for key, value in node.items() if key != "type"}, **kind}
-    if isinstance(kind, str) and (re.search(r"[\[,|<?]", kind) or kind.lower() in FORMATS):
-        node = _from_python(node)
-    for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(node.get(bound), bool):  # OpenAPI 3.0: a flag beside the limit
-            strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
-            if strict and limit in node:
-                node = {**{key: value for key, value in node.items() if key != limit}, bound: node[limit]}
-    if node.get("x-nullable") is True:
-        node = {**node, "nullable": True}
-    if isinstance(node.get("dependencies"), Mapping):  # before 2019
-        needs = {name: need for name, need in node["dependencies"].items() if isinstance(need, list)}
-        other = {name: need for name, need in node["dependencies"].items() if isinstance(need, Mapping)}
-        node = {**node, "dependentRequired": needs, "dependentSchemas": other}
-    if isinstance(node.get("dependentRequired"), Mapping) and not all(
-        isinstance(need, list) for need in node["dependentRequired"].values()
-    ):
-        raise ToolSchemaError(f"{pointer}/dependentRequired", "expected an array of names for each name")
-    return node
-
-
-def _from_python(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Types as Python's hints, docstrings (xLAM's do) and TypeScript have them: `str, optional`, `Optional[int]`,
-    `int | None`, `List[str]`, `string[]`, `array<string>`, `Literal["a", "b"]`; and formats in place of a type."""
-    text = re.sub(r",\s*optional$", "", node["type"].strip(), flags=re.IGNORECASE)
-    text = text.removesuffix("?")
-    if text.lower() in FORMATS:
-        return {"format": FORMATS[text.lower()], **node, "type": "string"}
-    if text.endswith("[]"):
-        return {"items": {"type": text[:-2]}, **node, "type": "array"}
-    found = re.fullmatch(r"(?:typing\.)?(\w+)[\[<](.+)[\]>]", text)
-    if not found:
-        parts = [part.strip() for part in text.split("|")]
-        return {**node, "type": parts if len(parts) > 1 else text}
-    outer, inner = found[1].lower(), found[2]
-    if outer == "optional":
-        return _from_python({**node, "type": inner, "nullable": True})
-    if outer == "union":
-        return {**node, "type": re.split(r",\s*(?![^\[]*\])", inner)}
-    if outer == "literal":
-        members = re.findall(r"""'([^']*)'|"([^"]*)"|([^\s,]+)""", inner)
-        rest = {key: value for key, value in node.items() if key != "type"}
-        return {**rest, "enum": [one or two or json.loads(three) for one, two, three in members]}
-    if TYPE_NAMES.get(outer) == "array" and outer != "tuple" and "items" not in node:
-        return {**node, "type": "array", "items": {"type": inner}}
-    return {**node, "type": outer}
-
-
-def _inferred(node: Mapping[str, Any]) -> str:
-    """The type of a schema that names none, from what else it says."""
-    if any(key in node for key in ("properties", "additionalProperties", "patternProperties", "minProperties")):
-        return "object"
-    if any(key in node for key in ("items", "prefixItems", "minItems", "maxItems", "uniqueItems")):
-        return "array"
-    if "enum" in node or "const" in node:
-        return "any"
-    if any(key in node for key in ("minLength", "maxLength", "pattern")) or FORMATS.get(str(node.get("format"))):
-        return "string"
-    if any(key in node for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")):
-        return "number"
-    return {str: "string", bool: "boolean", int: "integer", float: "number"}.get(type(node.get("default")), "any")
-
-
-def _coerce(value: Any, kind: str) -> Any:
-    """Gemini writes every enum member as a string; an enum of numbers gets its numbers back. Raises `ValueError` for
-    what isn't of this type."""
-    if isinstance(value, str) and kind == "boolean" and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if isinstance(value, str) and kind in ("integer", "number"):
-        value = int(value) if kind == "integer" or value.lstrip("-").isdigit() else float(value)
-    kinds: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
-    fitting = (kinds | {"object": Mapping, "array": list}).get(kind, object)
-    if isinstance(value, float) and kind == "integer" and value.is_integer():
-        value = int(value)
-    if not isinstance(value, fitting) or (isinstance(value, bool) and kind in ("integer", "number")):
-        raise ValueError(f"{value!r} isn't {kind}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no JSON value")
-    return value
-
-
-def _joined(schema: Any, other: Any) -> Any:
-    """What holds under both. Of words about the whole (`description`, …) the other's remain."""
-    # A side that allows everything has no say; one that allows nothing has the last.
-    if other is True or (not isinstance(schema, Mapping) and schema is not True):
-        return schema
-    if schema is True or schema == {} or not isinstance(other, Mapping):
-        return other
-    checks = [*_own_checks(schema), *_own_checks(other)]  # and what both say and no one schema can hold
-    schema, other = _without_checks(schema), _without_checks(other)
-    out = {**schema, **other}
-    for key in schema.keys() & other.keys():
-        one, two = schema[key], other[key]
-        if one == two or key in BESIDE:
-            continue
-        if key in JOINS:
-            out[key] = JOINS[key](one, two)
-        elif key in ("anyOf", "oneOf", "not", "contains", "pattern", "multipleOf", "patternProperties"):
-            checks.append({key: one})
-    out = _with_checks(out, checks)
-    # A closed part of a conjunction closes the whole, not the members of the other part.
-    if "properties" in schema and "properties" in other:
-        sides = [side["additionalProperties"] for side in (schema, other) if "additionalProperties" in side]
-        if sides:
-            out["additionalProperties"] = next((side for side in sides if side is not True), True)
-    return out
-
-
-def _own_checks(node: Mapping[str, Any]) -> list[Any]:
-    if "if" not in node:
-        return []
-    if node["if"] is True and isinstance(node.get("then"), Mapping):
-        return list(node["then"].get("allOf", [node["then"]]))
-    return [{key: node[key] for key in ("if", "then", "else") if key in node}]
-
-
-def _without_checks(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key not in ("if", "then", "else")}
-
-
-def _both(one: Any, two: Any) -> Any:
-    """A schema for what both say, opened later."""
-    return two if one is True else one if two is True else {"allOf": [one, two]}
-
-
-def _join_properties(one: Any, two: Any) -> Any:
-    if not isinstance(one, Mapping) or not isinstance(two, Mapping):
-        return two
-    return {
-        **one,
-        **{name: _both(one[name], sub) if name in one and one[name] != sub else sub for name, sub in two.items()},
-    }
-
-
-def _join_types(one: Any, two: Any) -> Any:
-    """The types that both allow; an integer is a number."""
-    first, second = (value if isinstance(value, list) else [value] for value in (one, two))
-    names = [[TYPE_NAMES.get(str(name).lower(), str(name)) for name in side] for side in (first, second)]
-    kept = [name for name in names[0] if name in names[1] or "any" in names[1]]
-    kept += [name for name in names[1] if "any" in names[0] and name not in kept]
-    if "integer" not in kept and "integer" in names[0] + names[1] and "number" in names[0] + names[1]:
-        kept.append("integer")
-    return (kept if len(kept) > 1 else kept[0]) if kept else two
-
-
-def _join_members(one: Any, two: Any) -> Any:
-    if not isinstance(one, list) or not isinstance(two, list):
-        return two
-    return [member for member in one if member in two] or two
-
-
-def _narrower(pick: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda one, two: pick(one, two) if isinstance(one, int | float) and isinstance(two, int | float) else two
-
-
-def _join_required(one: Any, two: Any) -> Any:
-    if not isinstance(one, list) or not isinstance(two, list):
-        return two
-    return [*one, *(name for name in two if name not in one)]
-
-
-JOINS: dict[str, Callable[[Any, Any], Any]] = {
-    "properties": _join_properties,
-    "required": _join_required,
-    "type": _join_types,
-    "enum": _join_members,
-    "items": _both,
-    "nullable": lambda one, two: bool(one and two),
-    **dict.fromkeys(LOWER, _narrower(max)),
-    **dict.fromkeys(UPPER, _narrower(min)),
-}
-
-
-def _with_checks(schema: dict[str, Any], checks: Sequence[Any]) -> dict[str, Any]:
-    """The schema with what is checked on the finished answer."""
-    found = [*_own_checks(schema), *checks]
-    unique = {json.dumps(check, sort_keys=True): check for check in found if check not in ({}, True)}
-    return {**schema, "if": True, "then": {"allOf": list(unique.values())}} if unique else schema
-
-
-def _followed(start: Any, path: str) -> Any:
-    """What a JSON pointer leads to, through objects and arrays, or what has this `$anchor`. Raises `LookupError`."""
-    if path and not path.startswith("/"):
-        return dict(_anchors(start))[path]
-    here = start
-    for part in path.split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(here, list) and part.isdigit():
-            here = here[int(part)]
-        elif isinstance(here, Mapping):
-            here = here[part]
-        else:
-            raise LookupError(part)
-    return here
-
-
-def _anchors(node: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if depth > 2 * MAX_DEPTH:
-        return
-    if isinstance(node, Mapping):
-        for key in ("$anchor", "$dynamicAnchor", "$id"):
-            if isinstance(node.get(key), str):
-                yield node[key].lstrip("#"), node
-    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        yield from _anchors(value, depth + 1)
-
-
-def _definitions(node: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Everything that is defined for references, wherever it stands."""
-    if depth > 2 * MAX_DEPTH or not isinstance(node, Mapping | list):
-        return
-    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-        if key in DEFINITIONS and isinstance(value, Mapping):
-            yield from value.items()
-        yield from _definitions(value, depth + 1)
-
-
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
     """A name as a part of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import jsonschema_rs
 from cachetools import LRUCache, cached
 
-from needle.text.records import Call, Tool
-from needle.text.toolschema import ToolSchemaError
+from needle.text.records import Call, Tool, ToolSchemaError
 
 CACHED_CHARACTERS = 20_000_000  # of the tools of which something is kept
 BACKTRACKS = 100_000  # of a pattern that needs them; one that needs more doesn't match

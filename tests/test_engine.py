@@ -17,6 +17,7 @@ from needle.cli.say import AnsweringProgress
 from needle.engine.decode import Answer, Engine, Request, _Row
 from needle.engine.fit import shortened
 from needle.engine.open import set_precision
+from needle.engine.spans import with_scales
 from needle.judging.evaluate import evaluate, judge
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint
@@ -151,6 +152,32 @@ def test_evaluation_counts_the_tools_that_were_left_out(tokenizer: TextTokenizer
     summary = evaluate(Engine(random_checkpoint(tokenizer)), [record, record], tmp_path / "p.jsonl", max_tokens=3)
     assert (summary["tools_left_out"], summary["tools_shortened"]) == (2, 2)
     assert "at most 64" in (tmp_path / "p.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("query", "copied", "value"),
+    [
+        ("send 2.5 million to Anna", "2.5", 2_500_000),
+        ("send 3k to Anna", "3", 3000),
+        ("send 1.2M to Anna", "1.2", 1_200_000),
+        ("send 4 hundred to Anna", "4", 400),
+        ("make it minus 18 degrees", "18", -18),
+        ("make it -18 degrees", "18", -18),
+        ("send 20 to Anna", "20", 20),
+        ("send 20 monkeys to Anna", "20", 20),
+        ("from 5-18 degrees", "18", 18),
+        ("walk 3 m", "3", 3),
+    ],
+)
+def test_a_copied_number_is_read_with_what_belongs_to_it(query: str, copied: str, value: float) -> None:
+    inner = {"type": "object", "properties": {"n": {"type": "number"}}}
+    schema = {"type": "object", "properties": {"amount": {"type": "number"}, "to": inner, "name": {"type": "string"}}}
+    tool = normalise_tool({"name": "t", "parameters": schema})
+    place = ((query.index(copied), query.index(copied) + len(copied)),)
+    call = Call("t", {"amount": float(copied), "to": {"n": float(copied)}, "name": copied})
+    found = with_scales(call, {"amount": place, "to.n": place, "name": place}, query, tool)
+    assert found.arguments == {"amount": value, "to": {"n": value}, "name": copied}
+    assert call.arguments["amount"] == float(copied)
 
 
 def test_unknown_decoding_is_named(tokenizer: TextTokenizer) -> None:

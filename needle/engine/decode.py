@@ -18,7 +18,7 @@ from torch import Tensor
 
 from needle.engine.fit import shortened
 from needle.engine.retrieve import build_retriever
-from needle.engine.spans import copied_spans
+from needle.engine.spans import copied_spans, with_scales
 from needle.students.batch import move
 from needle.students.checkpoint import Checkpoint
 from needle.text.declarations import SkippedTool
@@ -349,12 +349,16 @@ class Engine:
         left_out: list[str] | None = [] if request.omit else None
         try:
             calls = self.codec.decode(row.tokens, request.tools, request.now, left_out)
+            spans = copied_spans(row.tokens, row.sources[1:], request.query, request.tools, self.tokenizer)
+            named = {tool.name: tool for tool in request.tools}
+            calls = [
+                replace(with_scales(call, own, request.query, named[call.name]), sources=own)
+                for call, own in zip(calls, spans or [{}] * len(calls), strict=True)
+            ]
             if self.grammar:
                 calls = [_valid(call, request.tools, left_out) for call in calls]
         except DecodeError as error:
             return self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), str(error)))
-        spans = copied_spans(row.tokens, row.sources[1:], request.query, request.tools, self.tokenizer)
-        calls = [replace(call, sources=own) for call, own in zip(calls, spans, strict=False)] if spans else calls
         answer = Answer(tuple(calls), math.exp(row.log_prob), "stop", len(row.tokens), left_out=tuple(left_out or ()))
         return self._answered(row, answer)
 
@@ -385,5 +389,6 @@ def _valid(call: Call, tools: Sequence[Tool], left_out: list[str] | None) -> Cal
         if left_out is None or name not in call.arguments or name in tool.parameters.get("required", ()):
             raise DecodeError(errors[0])
         left_out.append(errors[0])
-        call = Call(call.name, {key: value for key, value in call.arguments.items() if key != name})
+        rest = {key: value for key, value in call.arguments.items() if key != name}
+        call = replace(call, arguments=rest)
     return call

@@ -1,13 +1,21 @@
-"""Where in a request the values of an answer were copied from."""
+"""Where in a request the values of an answer were copied from, and what else belongs to them there."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from needle.text.leaves import leaves
-from needle.text.records import Spans, Tool
+from needle.text.readings import number
+from needle.text.records import Call, Spans, Tool
 from needle.text.tokenizer import TextTokenizer
+
+BEFORE = re.compile(r"(?:\b(?:minus|negative)\s+|(?<![\w.])[-\u2212])$", re.IGNORECASE)
+AFTER = re.compile(r"\s?(?:k|M|mn|bn)\b|\s+(?:hundred|thousand|million|billion|dozen)\b")
 
 
 def copied_spans(
@@ -40,3 +48,28 @@ def copied_spans(
         elif tokenizer.is_argument_label(token):
             places = calls[-1].setdefault(arguments[token - tokenizer.first_argument_label], [])
     return [{name: tuple(found) for name, found in call.items() if found} for call in calls]
+
+
+def with_scales(call: Call, sources: Spans, query: str, tool: Tool) -> Call:
+    """The call, its copied numbers with what belongs to them in the request: "2.5" of "2.5 million", "18" of "minus
+    18"."""
+    arguments: dict[str, Any] = {}
+    for leaf in leaves(tool):
+        places = sources.get(leaf.name, ())
+        if leaf.form != "number" or len(places) != 1 or not all(isinstance(step, str) for step in leaf.path):
+            continue
+        (start, end), *_ = places
+        before, after = BEFORE.search(query[:start]), AFTER.match(query[end:])
+        if not before and not after:
+            continue
+        said = (before[0] if before else "") + query[start:end] + (after[0] if after else "")
+        try:
+            value = number(said)
+        except ValueError:
+            continue
+        arguments = arguments or json.loads(json.dumps(call.arguments))
+        inside: Any = arguments
+        for step in leaf.path[:-1]:
+            inside = inside[step]
+        inside[leaf.path[-1]] = value
+    return replace(call, arguments=arguments) if arguments else call

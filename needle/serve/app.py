@@ -43,7 +43,7 @@ class ToolCallRequest(BaseModel):
     """The article's request. `available_functions` may come in any dialect that the tool normaliser reads."""
 
     prompt: str = Field(min_length=1, description="what the user wants")
-    available_functions: list[Any] = Field(
+    available_functions: list[Any] | dict[str, Any] = Field(
         description="name, description and parameters (JSON Schema) of each function"
     )
     strict: bool = Field(

@@ -23,7 +23,7 @@ from needle.text.leaves import (
     numbers,
     value_schema,
 )
-from needle.text.numbers import number_texts, read_number
+from needle.text.numbers import number_texts
 from needle.text.prompt import KINDS, Codec, PromptError
 from needle.text.readings import FORMS, number, read, read_any
 from needle.text.records import Call, Tool
@@ -263,7 +263,7 @@ class DecisionsCodec(Codec):
             if form == "text":
                 return read(text, schema, now) if schema.get("format") in FORMS and "enum" not in schema else text
             if form == "number":
-                return finite(number(text) if self.spoken else read_number(text))
+                return finite(number(text))
             if form == "any":
                 return read_any(text, schema)
             return json.loads(text, parse_constant=finite, parse_float=finite)

@@ -32,7 +32,7 @@ from needle.text.leaves import (
     solid_type,
     value_schema,
 )
-from needle.text.numbers import DECIMAL_COMMA, PLAIN, THOUSANDS
+from needle.text.numbers import PLAIN
 from needle.text.readings import FORMS
 from needle.text.records import Tool, ToolSchemaError
 from needle.text.tokenizer import TextTokenizer, argument_label, tool_label
@@ -258,9 +258,8 @@ class _Decisions:
     def solid(self, schema: Mapping[str, Any], listed: bool) -> str:
         form = form_of(schema)
         values = [value for value in schema.get("enum", ()) if value is not None]
-        if form == "number" and not self.spoken:
-            forms = [PLAIN] if listed else [PLAIN, THOUSANDS, DECIMAL_COMMA]
-            return self.rules.add(f"/ ?({'|'.join(forms)})/", terminal=True)
+        if form == "number" and listed and not self.spoken:
+            return self.rules.add(f"/ ?({PLAIN})/", terminal=True)
         if form == "literal" and solid_type(schema) == "boolean" and not values:
             values = [False, True]
         if form == "literal" and solid_type(schema) == "null":

@@ -9,7 +9,7 @@ answer.calls[0].arguments, answer.confidence
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,8 @@ from needle.engine.decode import MAX_TOKENS, Answer, Request
 from needle.engine.open import open_engine
 from needle.text.declarations import read_tools
 from needle.text.declare import declared
+
+Tools = Sequence[Any] | Mapping[str, Any]
 
 
 class Needle:
@@ -45,7 +47,7 @@ class Needle:
     def call(
         self,
         request: str,
-        tools: Sequence[Any],
+        tools: Tools,
         max_tokens: int = MAX_TOKENS,
         *,
         strict: bool = False,
@@ -79,7 +81,7 @@ class Needle:
     def call_many(
         self,
         requests: Sequence[str],
-        tools: Sequence[Any],
+        tools: Tools,
         max_tokens: int = MAX_TOKENS,
         batch_size: int = 64,
         *,
@@ -97,6 +99,6 @@ class Needle:
             return self.engine.answer_all(asked, max_tokens, batch_size)
 
 
-def _request(query: str, tools: Sequence[Any], strict: bool, now: datetime | None, omit: bool) -> Request:
-    read = read_tools(list(tools), strict=strict, declare=declared)
+def _request(query: str, tools: Tools, strict: bool, now: datetime | None, omit: bool) -> Request:
+    read = read_tools(tools if isinstance(tools, Mapping) else list(tools), strict=strict, declare=declared)
     return Request(query, read.tools, strict=strict, now=now, omit=omit, skipped=read.skipped, places=read.places)

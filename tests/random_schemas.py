@@ -101,14 +101,15 @@ NESTED = st.dictionaries(NAMES, SCHEMAS, min_size=1, max_size=3).map(
 
 @dataclass
 class Found:
-    """What became of random declarations. `slowest` in milliseconds: reading, and answering with all that it takes."""
+    """What became of random declarations. `slowest` in milliseconds of a core: reading, and answering with all that it
+    takes."""
 
     counts: Counter[str] = field(default_factory=Counter)
     slowest: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "answered": 0.0})
     worst: dict[str, str] = field(default_factory=dict)
 
     def timed(self, what: str, start: float, about: str) -> None:
-        took = 1000 * (time.perf_counter() - start)
+        took = 1000 * (time.process_time() - start)
         if took > self.slowest[what]:
             self.slowest[what], self.worst[what] = took, about
 
@@ -133,7 +134,7 @@ def try_declarations(count: int, seed: int = 0) -> Found:
     def attempt(parameters: dict[str, Any]) -> None:
         about = json.dumps(parameters)
         found.counts["declared"] += 1
-        start = time.perf_counter()
+        start = time.process_time()
         read = read_tools([{"name": "good"}, {"name": "t", "parameters": parameters}])
         found.timed("read", start, about)
         if read.skipped:
@@ -143,7 +144,7 @@ def try_declarations(count: int, seed: int = 0) -> Found:
         tool = read.tools[1]
         found.counts["read"] += 1
         assert normalise_tool(tool.to_json()).declared == tool.declared
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             answer = engine.answer_one(Request("set it to 5", (tool,)), max_tokens=12)
         except (ToolSchemaError, PromptError):

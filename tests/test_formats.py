@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,92 @@ def test_tables_read_as_lines_do(tmp_path: Path) -> None:
         list(read_records(tmp_path / "b.parquet"))
 
 
+PYTHON_CALL = "<tool_call>\n{'name': 'get_weather', 'arguments': {'city': 'Paris'}}\n</tool_call>"
+GLAIVE_CALL = """<functioncall> {"name": "get_weather", "arguments": '{"city": "Paris"}'} <|endoftext|>"""
+PARIS = {"city": "Paris"}
+AI_SDK = {"type": "tool-call", "toolName": "get_weather", "args": PARIS}
+DRAFT = '```tool_code\nprint(get_weather(city="Paris", days=null))\n```'
+THOUGHT = '<think>maybe <tool_call>{"name": "other", "arguments": {}}</tool_call></think>'
+ELSEWHERE: dict[str, list[Any]] = {
+    "Bedrock": [ASKED, {"role": "assistant", "content": [{"toolUse": {"name": "get_weather", "input": PARIS}}]}],
+    "AI SDK": [ASKED, {"role": "assistant", "content": [AI_SDK]}],
+    "swift": [ASKED, {"role": "tool_call", "content": json.dumps(ANSWER)}, {"role": "tool_response", "content": "20"}],
+    "roles in capitals": [{**ASKED, "role": "User"}, {"role": "Assistant", "content": CALL_TEXT}],
+    "text in parts": [ASKED, {"role": "assistant", "content": [{"type": "text", "text": CALL_TEXT}]}],
+    "Python's quotes": [ASKED, {"role": "assistant", "content": PYTHON_CALL}],
+    "Glaive": [ASKED, {"role": "assistant", "content": GLAIVE_CALL}],
+    "after a thought": [ASKED, {"role": "assistant", "content": f"{THOUGHT}\n{CALL_TEXT}"}],
+    "Python": [
+        ASKED,
+        {"role": "assistant", "content": '```tool_code\nprint(get_weather(city="Paris", days=null))\n```'},
+    ],
+    "null-filled parts": [
+        {"role": "user", "content": [{"type": "text", "text": "weather in Paris", "image_url": None, "file_ids": []}]},
+        {"role": "assistant", "content": CALL_TEXT},
+    ],
+}
+
+
+@pytest.mark.parametrize("who", list(ELSEWHERE))
+def test_calls_of_other_services_and_frameworks_are_read(tmp_path: Path, who: str) -> None:
+    row = {**SHAPES["openai"], "messages": ELSEWHERE[who]}
+    (record,) = read_records(save(tmp_path / "data.jsonl", row))
+    assert record.query == "weather in Paris"
+    assert record.answers == (Call("get_weather", {"city": "Paris"}),)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([ASKED, {"role": "narrator", "content": "It rains"}], "got 'narrator'"),
+        (
+            [ASKED, {"role": "tool", "content": "20"}, {"role": "assistant", "content": "It is 20"}],
+            "the call before its",
+        ),
+        ([ASKED, {"role": "assistant", "content": "Action: f\nAction Input: {}"}], "a call that can be read"),
+        ([ASKED, {"role": "assistant", "content": '{"name": "other", "arguments": {}}'}], "a call of 'other'"),
+    ],
+)
+def test_what_might_be_a_call_is_never_taken_for_none(tmp_path: Path, messages: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(read_records(save(tmp_path / "data.jsonl", {**SHAPES["openai"], "messages": messages})))
+
+
+def test_calls_of_neighbouring_messages_are_one_answer(tmp_path: Path) -> None:
+    calls = [{"from": "function_call", "value": json.dumps({"name": "get_weather", "arguments": {"city": city}})}
+        for city in ("Paris", "Rome")]  # fmt: skip
+    row = {"conversations": [{"from": "human", "value": "Paris and Rome"}, *calls], "tools": [TOOL]}
+    (record,) = read_records(save(tmp_path / "data.jsonl", row))
+    assert [call.arguments["city"] for call in record.answers] == ["Paris", "Rome"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[ASKED], [ASKED, {"role": "assistant", "content": None}], [{"role": "assistant", "content": "Hello!"}, ASKED]],
+)
+def test_a_request_without_an_answer_is_counted(tmp_path: Path, messages: Any) -> None:
+    left_out: Counter[str] = Counter()
+    turns_ = [{"from": message["role"], "value": message["content"]} for message in messages]
+    row = {"conversations": turns_, "tools": [TOOL]}
+    assert not list(read_records(save(tmp_path / "data.jsonl", row), left_out=left_out))
+    assert left_out.total() == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz", "a.JSON"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_read_whatever_its_file_is_called(tmp_path: Path, name: str, indent: int | None) -> None:
+    text = json.dumps([OURS, OURS], indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert len(list(read_records(tmp_path / name))) == 2
+
+
+def test_values_that_json_has_not_are_a_bad_line(tmp_path: Path) -> None:
+    row = {**OURS, "meta": {"at": datetime(2026, 1, 1)}}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="line 1: .*expected values that JSON has"):
+        list(read_records(tmp_path / "a.parquet"))
+
+
 def test_a_tool_that_can_not_be_read_costs_only_itself_and_is_counted(tmp_path: Path) -> None:
     left_out: Counter[str] = Counter()
     path = save(tmp_path / "data.jsonl", {**OURS, "tools": [{"type": "web_search"}, TOOL]})
@@ -309,7 +396,7 @@ def test_older_function_calls_are_read_and_broken_calls_in_the_text_refused(tmp_
 
 def test_an_array_that_is_no_unicode_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(json.dumps([OURS]).replace("Paris", "caf\u00e9").encode("latin-1"))
-    with pytest.raises(DataError, match="expected UTF-8 text"):
+    with pytest.raises(DataError, match="UTF-8 text"):
         list(read_records(tmp_path / "a.json"))
 
 

@@ -23,6 +23,9 @@ NUMBERS: dict[str, float] = {
     "two point five": 2.5, "$1,800.50": 1800.5, "five bucks": 5, "5km": 5, "20m": 20, "three quarters": 0.75, "zero": 0,
     "2 million 300 thousand": 2_300_000, "one and a half million": 1_500_000, "1½": 1.5, "double": 2, "3,5": 3.5,
     "eleven hundred": 1100, "nineteen eighty four": 1984, "two thousand twenty six": 2026, "three dozen": 36,
+    "half a dozen": 6, "quarter of a million": 250_000, "1/2": 0.5, "3 1/2": 3.5, "two fifths": 0.4, "a tenth": 0.1,
+    "ten thousand million": 1e10, "5 hundred and 20": 520, "one hundred and first": 101, "+5": 5, "#7": 7,
+    "30 second": 30, "1 000 000": 1_000_000, "at least 5": 5, "three dot five": 3.5, "two grand": 2000, "5 feet": 5,
     "five hundred thousand": 500_000, "ten percent": 10, "100 k": 100_000, "about 40": 40, "twice": 2, "007": 7,
 }  # fmt: skip
 
@@ -30,10 +33,26 @@ NUMBERS: dict[str, float] = {
 @pytest.mark.parametrize(("text", "value"), NUMBERS.items())
 def test_numbers_are_read_in_digits_and_words(text: str, value: float) -> None:
     assert number(text) == value
-    assert text in ("20m", "1.2M") or number(text.upper()) == value  # in capitals, m is a million
+    assert text in ("20m", "1.2M", "3k") or number(text.upper()) == value  # in capitals, m is a million
 
 
-@pytest.mark.parametrize("text", ["red", "", "2 or 3", "4 out of 5", "a couple", "between 5 and 10", "5 to 7", "point"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "red",
+        "",
+        "2 or 3",
+        "one or two",
+        "five or maybe six",
+        "half past",
+        "1e400",
+        "4 out of 5",
+        "a couple",
+        "between 5 and 10",
+        "5 to 7",
+        "point",
+    ],
+)
 def test_no_number_and_several_numbers_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="number"):
         number(text)
@@ -69,14 +88,18 @@ def test_what_is_no_number_in_digits_is_refused(text: str) -> None:
         *(("seven", "07:00:00"), ("seven thirty", "07:30:00"), ("quarter to nine", "08:45:00"), ("7:15am", "07:15:00")),
         *(("7.30 p.m.", "19:30:00"), ("ten past six in the evening", "18:10:00"), ("midnight", "00:00:00")),
         *(("nineteen oh five", "19:05:00"), ("five o'clock", "05:00:00"), ("12 am", "00:00:00"), ("at 8", "08:00:00")),
-        *(("18:30:15+02:00", "18:30:15+02:00"), ("20 minutes past 4 pm", "16:20:00")),
+        *(("18:30:15+02:00", "18:30:15+02:00"), ("20 minutes past 4 pm", "16:20:00"), ("12 at night", "00:00:00")),
+        *(("0730", "07:30:00"), ("730pm", "19:30:00"), ("half-past seven", "07:30:00"), ("5 P.M", "17:00:00")),
+        *(("quarter to midnight", "23:45:00"), ("five til nine", "08:55:00"), ("3 at night", "03:00:00")),
     ],
 )
 def test_times_of_day(text: str, value: str) -> None:
     assert clock(text) == value
 
 
-@pytest.mark.parametrize("text", ["25", "13 pm", "red", "7:75", ""])
+@pytest.mark.parametrize(
+    "text", ["25", "13 pm", "red", "7:75", "", "in 20 minutes", "7 days", "8-9", "8 or 9", "minus 5"]
+)
 def test_what_is_no_time_of_day_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=""):
         clock(text)
@@ -88,6 +111,7 @@ def test_what_is_no_time_of_day_is_refused(text: str) -> None:
         *(("90 minutes", 5400, "PT1H30M"), ("an hour and a half", 5400, "PT1H30M"), ("2h 30m", 9000, "PT2H30M")),
         *(("1:30:00", 5400, "PT1H30M"), ("half an hour", 1800, "PT30M"), ("PT20M", 1200, "PT20M")),
         *(("two hours and ten minutes", 7800, "PT2H10M"), ("a minute", 60, "PT1M"), ("2 days", 172_800, "P2D")),
+        *(("1h30m", 5400, "PT1H30M"), ("20-minute", 1200, "PT20M"), ("a fortnight", 1_209_600, "P14D")),
         *(("three quarters of an hour", 2700, "PT45M"), ("P1Y", None, "P1Y"), ("0 seconds", 0, "PT0S")),
     ],
 )
@@ -96,7 +120,7 @@ def test_lengths_of_time(text: str, value: float | None, iso: str) -> None:
     assert iso_duration(text) == iso
 
 
-@pytest.mark.parametrize("text", ["hour", "soon", "20", "", "5 apples"])
+@pytest.mark.parametrize("text", ["hour", "soon", "20", "", "5 apples", "-5 minutes", "1e20 hours", "9" * 400 + " s"])
 def test_what_is_no_length_of_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="isn't a length of time"):
         seconds(text)
@@ -110,7 +134,7 @@ def test_yes_and_no(text: str, value: bool) -> None:
     assert boolean(text) is value
 
 
-@pytest.mark.parametrize("text", ["maybe", "", "on and off"])
+@pytest.mark.parametrize("text", ["maybe", "", "on and off", "not enabled", "don't enable", "not sure", "no problem"])
 def test_neither_yes_nor_no_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="neither yes nor no"):
         boolean(text)
@@ -125,6 +149,11 @@ def test_neither_yes_nor_no_is_refused(text: str) -> None:
         ("tomorrow", "date", "2026-11-27", False),
         ("the day after tomorrow", "date", "2026-11-28", False),
         ("on saturday", "date", "2026-11-28", False),
+        ("the 5th", "date", "2026-12-05", False),
+        ("march fifth", "date", "2027-03-05", False),
+        ("the twenty-first of june", "date", "2027-06-21", False),
+        ("next friday at half past seven", "date-time", "2026-11-27T07:30:00", False),
+        ("March 5th 2027, 18:30", "date-time", "2027-03-05T18:30:00", True),
         ("in two weeks", "date", "2026-12-10", False),
         ("tomorrow at 5pm", "date-time", "2026-11-27T17:00:00", False),
         ("2026-03-05T18:30:00Z", "date-time", "2026-03-05T18:30:00Z", True),
@@ -142,7 +171,10 @@ def test_dates_are_read_against_a_moment_where_they_depend_on_one(
             read(text, schema)
 
 
-@pytest.mark.parametrize("text", ["red shoes", "12", "", "x" * 500])
+@pytest.mark.parametrize(
+    "text",
+    ["red shoes", "12", "", "x" * 500, "a", "32 March", "friday the 13th", "05/03/2026", "12.30", "a week from today"],
+)
 def test_what_is_no_date_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="isn't a date"):
         read(text, {"type": "string", "format": "date"}, NOW)

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
 from needle.text.records import ToolSchemaError
+from needle.text.references import followed
 from needle.text.toolschema import normalise_schema
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace", "query")
@@ -36,14 +38,23 @@ def operations(document: Mapping[str, Any]) -> Iterator[Operation]:
     document = _writable(document, document)
     taken: set[str] = set()
     for path, item in (document.get("paths") or {}).items():
-        item = _resolve(document, item) if isinstance(item, Mapping) else {}
+        place = f"/paths/{str(path).replace('~', '~0').replace('/', '~1')}"
+        try:
+            item = _resolve(document, item, place) if isinstance(item, Mapping) else {}
+        except ToolSchemaError as error:
+            yield Operation(place, error, None)
+            continue
         for method in METHODS:
             own = item.get(method)
             if not isinstance(own, Mapping):
                 continue
-            where = f"/paths/{str(path).replace('~', '~0').replace('/', '~1')}/{method}"
-            tags = own.get("tags") or []
-            family = str(tags[0]).lower() if tags else str(path).strip("/").split("/")[0].lower() or None
+            where = f"{place}/{method}"
+            tags = own.get("tags")
+            family = (
+                str(tags[0]).lower()
+                if isinstance(tags, list) and tags
+                else str(path).strip("/").split("/")[0].lower() or None
+            )
             wanted = str(own.get("operationId") or f"{method}_{'_'.join(re.findall('[A-Za-z0-9]+', str(path)))}")
             name, number = wanted, 2
             while name in taken:
@@ -54,6 +65,9 @@ def operations(document: Mapping[str, Any]) -> Iterator[Operation]:
                 parameters = _arguments(document, item, own, where, notes)
             except ToolSchemaError as error:
                 yield Operation(where, error, family)
+                continue
+            except (TypeError, AttributeError, KeyError) as error:
+                yield Operation(where, ToolSchemaError(where, f"not an operation of OpenAPI: {error}"), family)
                 continue
             about = (own.get("summary"), own.get("description"))
             text = " ".join(" ".join(str(part) for part in about if part).split())
@@ -68,20 +82,25 @@ def _arguments(
     required: list[str] = []
     rows: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in [*(item.get("parameters") or []), *(own.get("parameters") or [])]:
-        row = _resolve(document, row) if isinstance(row, Mapping) else {}
+        row = _resolve(document, row, f"{where}/parameters") if isinstance(row, Mapping) else {}
         rows[str(row.get("name")), str(row.get("in"))] = row  # the operation's own wins over the path's
-    body: Mapping[str, Any] = _resolve(document, own.get("requestBody") or {})
+    body: Mapping[str, Any] = _resolve(document, own.get("requestBody") or {}, f"{where}/requestBody")
     sent, needed = _content(body), bool(body.get("required"))
     for (name, place), row in rows.items():
         schema = _schema(row)
         if place == "body":
             sent, needed = schema, bool(row.get("required"))
             continue
+        if place in ("header", "cookie") and row.get("required"):
+            notes.append(f"the {place} '{name}' is required and left to the program")
         if place not in ("path", "query", "formData"):
             continue
         if name in properties:
-            notes.append(f"two parameters are called '{name}'; that of the {place} is called '{place}_{name}'")
-            name = f"{place}_{name}"
+            called = f"{place}_{name}"
+            while called in {*properties, *(other for other, _ in rows)}:
+                called += "_"
+            notes.append(f"two parameters are called '{name}'; that of the {place} is called '{called}'")
+            name = called
         properties[name] = normalise_schema(schema, document, f"{where}/parameters/{name}")
         if row.get("description"):
             properties[name] = {**properties[name], "description": row["description"]}
@@ -118,20 +137,33 @@ def _content(node: Mapping[str, Any]) -> Any:
         return None
     kinds = sorted(content, key=lambda kind: ("json" not in kind, "form" not in kind))
     part: Mapping[str, Any] = next((content[kind] for kind in kinds if isinstance(content[kind], Mapping)), {})
-    return part.get("schema", {"type": "string"})
+    return part.get("schema", {})
 
 
-def _resolve(document: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Follows references inside the document, for what isn't a schema."""
+def _resolve(document: Mapping[str, Any], node: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Follows references inside the document, for what isn't a schema. Raises `ToolSchemaError` for one that leads
+    elsewhere or nowhere."""
     for _ in range(32):
         ref = node.get("$ref")
-        if not isinstance(ref, str) or not ref.startswith("#/"):
+        if not isinstance(ref, str):
             break
-        found: Any = document
-        for part in ref[2:].split("/"):
-            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
-        node = found if isinstance(found, Mapping) else {}
+        try:
+            found = followed(document, unquote(ref[1:])) if ref.startswith("#/") else None
+        except LookupError:
+            found = None
+        if not isinstance(found, Mapping):
+            raise ToolSchemaError(f"{where}/$ref", f"'{ref}' points at nothing in the document")
+        node = found
     return node
+
+
+def _only_read(document: Mapping[str, Any], sub: Any) -> bool:
+    if not isinstance(sub, Mapping):
+        return False
+    try:
+        return True in (sub.get("readOnly"), _resolve(document, sub, "").get("readOnly"))
+    except ToolSchemaError:
+        return False
 
 
 def _writable(node: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
@@ -144,16 +176,34 @@ def _writable(node: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
         return node
     out = {key: _writable(value, document, depth + 1) for key, value in node.items()}
     if isinstance(node.get("properties"), Mapping):
-        read = {
-            name
-            for name, sub in node["properties"].items()
-            if isinstance(sub, Mapping)
-            and (sub.get("readOnly") is True or _resolve(document, sub).get("readOnly") is True)
-        }
+        read = {name for name, sub in node["properties"].items() if _only_read(document, sub)}
         out["properties"] = {name: sub for name, sub in out["properties"].items() if name not in read}
-        if isinstance(node.get("required"), list):
-            out["required"] = [name for name in node["required"] if name not in read]
+    if isinstance(node.get("required"), list):
+        declared = _declared_read(document, node)
+        out["required"] = [name for name in node["required"] if name not in declared]
     return out
+
+
+def _declared_read(document: Mapping[str, Any], node: Mapping[str, Any], depth: int = 0) -> set[str]:
+    """The members of a schema, and of those that it is joined with, that are only read."""
+    if depth > 8:
+        return set()
+    properties = node.get("properties")
+    found = {
+        name
+        for name, sub in (properties.items() if isinstance(properties, Mapping) else ())
+        if _only_read(document, sub)
+    }
+    for part in node["allOf"] if isinstance(node.get("allOf"), list) else ():
+        try:
+            found |= (
+                _declared_read(document, _resolve(document, part, ""), depth + 1)
+                if isinstance(part, Mapping)
+                else set()
+            )
+        except ToolSchemaError:
+            continue
+    return found
 
 
 class PlainLoader(yaml.SafeLoader):

@@ -25,7 +25,7 @@ from needle.text.declarations import SkippedTool
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.jsontext import DecodeError
 from needle.text.prompt import Example, PromptError
-from needle.text.records import Call, Tool, ToolSchemaError
+from needle.text.records import Call, FieldError, Tool, ToolSchemaError, encodable
 from needle.text.validity import call_errors
 
 DECODINGS = ("constrained", "free")
@@ -166,6 +166,10 @@ class Engine:
         return [answer for answer in answers if answer is not None]
 
     def _prepare(self, index: int, request: Request) -> tuple[_Row, Example]:
+        try:
+            encodable(request.query, "request")
+        except FieldError as error:
+            raise PromptError(str(error)) from error
         request, shortened = self._usable(request)
         shown = self._choose_tools(request)
         example = self._read(shown)

@@ -23,6 +23,11 @@ MARKED = re.compile(
     r"|```(?:json|tool_code|tool_call|python)?\s*\n(?P<fenced>.*?)```",
     re.DOTALL,
 )
+THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|$)", re.DOTALL)
+FOREIGN = re.compile(  # marks of calls that aren't read
+    r"<function_calls>|<invoke name=|<｜tool▁call|<\|tool_call_begin\|>|<\|channel\|>commentary to=|^Action Input:",
+    re.MULTILINE,
+)
 PREFIX = re.compile(r"^(?:default_api|functions?|tools?|multi_tool_use|api)[.:/]")
 
 
@@ -68,35 +73,55 @@ def calls_in_text(text: str) -> list[Call] | None:
     Raises:
         FieldError: there is something like a call that can't be read.
     """
-    marked = [found for found in MARKED.finditer(text) if found]
+    text = THOUGHT.sub("", text)
+    marked = list(MARKED.finditer(text))
     calls: list[Call] = []
     for found in marked:
         if found["name"]:
             calls.append(Call(found["name"], read_arguments(found["arguments"], "text")))
             continue
         body = found["body"] or found["mistral"] or found["llama"] or found["fenced"] or ""
-        own = _spelled(body)
+        own = _spelled(body) or _python_values(body)
         if own is None and found["fenced"] is None:
             raise FieldError("text", f"expected a call inside the marks, got {body[:60]!r}")
         calls += own or []
     if calls or any(found["fenced"] is None for found in marked):
         return calls
+    if FOREIGN.search(text):
+        raise FieldError("text", f"a call that can be read, got {FOREIGN.search(text)[0]!r}")  # type: ignore[index]
     return _spelled(text)
 
 
 def _spelled(text: str) -> list[Call] | None:
     """Calls as JSON, one or a list, also in the midst of words, or as Python."""
     text = text.strip()
-    for value in _values(text):
-        calls = _from_value(value)
-        if calls is not None:
-            return calls
+    found = [calls for value in _values(text) if (calls := _from_value(value)) is not None]
+    if found:
+        return [call for calls in found for call in calls]
     mistral = re.findall(
         r"([\w.-]+)\s*(?:\[ARGS\])?\s*(\{.*?\})(?=\s*(?:\[TOOL_CALLS\]|[\w.-]+\s*(?:\[ARGS\])?\s*\{|$))", text
     )
     if mistral and "[ARGS]" in text:
         return [Call(name, read_arguments(body, "text")) for name, body in mistral]
     return _from_python(text)
+
+
+def _python_values(text: str) -> list[Call] | None:
+    """Calls as Python's dictionaries, with single quotes, also with JSON inside."""
+    calls: list[Call] = []
+    for line in [text] if "\n" not in text.strip() else [text, *text.splitlines()]:
+        line = re.sub(r"\'(\{.*\})\'", lambda found: json.dumps(found[1]), line.strip())  # Glaive's
+        for read in (json.loads, ast.literal_eval):
+            try:
+                own = _from_value(read(line))
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
+            if own:
+                calls += own
+                break
+        if calls and line == text.strip():
+            break
+    return calls or None
 
 
 def _values(text: str) -> Iterator[Any]:
@@ -130,26 +155,35 @@ def _is_call(row: Mapping[str, Any]) -> bool:
 def _from_python(text: str) -> list[Call] | None:
     """`f(x=1)`, `[f(x=1), g()]`, or one on each line."""
     try:
-        body = ast.parse(text.removeprefix("print(").removesuffix(")") if text.startswith("print(") else text).body
+        body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     nodes: list[ast.expr] = []
     for statement in body:
-        if not isinstance(statement, ast.Expr):
+        if not isinstance(statement, ast.Expr | ast.Assign):
             return None
         nodes += statement.value.elts if isinstance(statement.value, ast.List | ast.Tuple) else [statement.value]
     calls = []
     for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and len(node.args) == 1:
+            node = node.args[0]
         if not isinstance(node, ast.Call) or node.args or any(word.arg is None for word in node.keywords):
             return None
         name = ast.unparse(node.func)
         if not re.fullmatch(r"[\w.]+", name):
             return None
         try:
-            calls.append(Call(name, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}))
+            calls.append(Call(name, {str(word.arg): _literal(word.value) for word in node.keywords}))
         except (ValueError, TypeError, SyntaxError, RecursionError):
             return None
     return calls or None
+
+
+def _literal(node: ast.expr) -> Any:
+    """A value in Python's or in JSON's words. Raises `ValueError`."""
+    if isinstance(node, ast.Name) and node.id in ("null", "true", "false"):
+        return {"null": None, "true": True, "false": False}[node.id]
+    return ast.literal_eval(node)
 
 
 def fitted(call: Call, tools: Sequence[Tool]) -> Call:

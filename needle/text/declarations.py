@@ -26,6 +26,11 @@ PARAMETERS = (  # where declarations keep the schema of their arguments
 )  # fmt: skip
 PLAIN_PARAMETERS = ("parameter_definitions", "parameterDefinitions", "inputs", "args", "arguments", "fields")  # by name
 LISTS = ("functionDeclarations", "function_declarations", "tools", "functions")  # of tools, inside an entry
+OTHER = {  # what holds arguments elsewhere than a tool does
+    "requestBody": "an operation's body isn't read here (needle collect reads OpenAPI documents)",
+    "uriTemplate": "a resource isn't a tool",
+}
+REQUIRED = ("required", "is_required", "isRequired")  # of one argument among several
 WRAPPERS = ("function", "toolSpec", "tool_spec", "tool")
 ABOUT = {  # what a declaration says beside its arguments
     "name", "description", "type", "title", "strict", "returns", "response", "responses", "annotations", "outputSchema",
@@ -122,9 +127,17 @@ def entries(declarations: Any, pointer: str) -> Iterator[tuple[str, Any]]:
         if inner is not None:
             yield from entries(declarations[inner], f"{pointer}/{inner}")
             return
+        for key in ("result", "toolConfig", "tools"):  # JSON-RPC's, Bedrock's, and tools by name
+            if isinstance(declarations.get(key), Mapping):
+                yield from entries(declarations[key], f"{pointer}/{key}")
+                return
+        if isinstance(declarations.get("name"), str) or any(key in declarations for key in WRAPPERS):
+            yield pointer, declarations  # one tool
+            return
         if declarations and all(isinstance(own, Mapping) for own in declarations.values()):
             for name, own in declarations.items():
-                yield f"{pointer}/{name}", {**own, "name": own.get("name") if "fields" not in own else name}
+                called = own.get("name") if isinstance(own.get("name"), str) and "fields" not in own else name
+                yield f"{pointer}/{name}", {**own, "name": called}
             return
     if not isinstance(declarations, list | tuple):
         raise ToolSchemaError(pointer, f"expected an array of tools, got {type(declarations).__name__}")
@@ -149,7 +162,14 @@ def _name(declaration: Any) -> str:
 def _read(declaration: Mapping[str, Any], pointer: str) -> Tool:
     for wrapper in WRAPPERS:
         if isinstance(declaration.get(wrapper), Mapping):
-            return _read(declaration[wrapper], f"{pointer}/{wrapper}")
+            inner = declaration[wrapper]
+            named = inner if "name" in inner else {"name": declaration.get("name"), **inner}
+            return _read(named, f"{pointer}/{wrapper}")
+    for key, what in OTHER.items():
+        if declaration.get(key):
+            raise ToolSchemaError(f"{pointer}/{key}", f"{what}; arguments are read from 'parameters' alone")
+    if declaration.get("type") == "custom":
+        raise ToolSchemaError(f"{pointer}/type", "a custom tool takes free text, not arguments")
     name = declaration.get("name")
     if not isinstance(name, str) or not name.strip():
         kind = declaration.get("type")
@@ -183,9 +203,14 @@ def _parameters(declaration: Mapping[str, Any], pointer: str) -> tuple[str, Mapp
             found = _from_text(found, where)
         if isinstance(found, list):
             return where, _by_name(_listed(found, where), where)
-        if isinstance(found, Mapping) and set(found) == {"json"} and isinstance(found["json"], str | Mapping):
-            where, found = f"{where}/json", found["json"]  # Bedrock's
-            found = _from_text(found, where) if isinstance(found, str) else found
+        for inner in ("json", "jsonSchema"):  # Bedrock's, and the AI SDK's
+            if (
+                isinstance(found, Mapping)
+                and isinstance(found.get(inner), str | Mapping)
+                and not {"type", "properties"} & set(found)
+            ):
+                where, found = f"{where}/{inner}", found[inner]
+                found = _from_text(found, where) if isinstance(found, str) else found
         if not isinstance(found, Mapping):
             raise ToolSchemaError(where, "expected a JSON Schema object")
         return where, _as_object_schema(found, declaration, where)
@@ -231,6 +256,13 @@ def _parameters(declaration: Mapping[str, Any], pointer: str) -> tuple[str, Mapp
     return f"{pointer}/parameters", {"type": "object", "properties": {}}
 
 
+def _says_something(schema: Any) -> bool:
+    """Whether a schema, or a list of arguments, declares any."""
+    if isinstance(schema, Mapping):
+        return any(value for key, value in schema.items() if key not in ("type", "description", "title", "$schema"))
+    return bool(schema)
+
+
 def _from_text(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -250,12 +282,13 @@ def _as_object_schema(parameters: Mapping[str, Any], declaration: Mapping[str, A
         return parameters
     if not all(isinstance(value, Mapping | str) for value in parameters.values()):
         return parameters
-    if not all(isinstance(value, Mapping) or value.lower() in TYPE_NAMES for value in parameters.values()):
+    if set(parameters) <= {"description", "title", "$schema", "$id", "$comment", "additionalProperties"}:
         return parameters
-    found = {key: value for key, value in parameters.items() if isinstance(value, Mapping | str)}
-    return _by_name(found, where) if any(isinstance(value, Mapping) for value in found.values()) else {
-        "type": "object", "properties": found, "required": [],
-    }  # fmt: skip
+    found = {
+        key: value if isinstance(value, Mapping) or value.lower() in TYPE_NAMES else {"description": value}
+        for key, value in parameters.items()
+    }
+    return _by_name(found, where)
 
 
 def _is_schema(value: Any) -> bool:
@@ -281,11 +314,28 @@ def _by_name(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     own."""
     properties: dict[str, Any] = {}
     required = []
-    for name, own in found.items():
+    for name, own in list(found.items()):
+        if isinstance(own, Mapping) and isinstance(own.get("fields"), Mapping) and "selector" not in own:
+            inner = _by_name(own["fields"], f"{where}/{name}/fields")  # a section of a form
+            properties |= inner["properties"]
+            required += inner["required"]
+            continue
         if isinstance(own, Mapping):
-            if own.get("required") is True:
+            flags = {
+                key: own[key]
+                for key in ("required", "is_required", "isRequired")
+                if isinstance(own.get(key), bool | str)
+            }
+            if (
+                any(flag is True or str(flag).lower() == "true" for flag in flags.values())
+                or own.get("optional") is False
+            ):
                 required.append(name)
-            own = {key: value for key, value in own.items() if not (key == "required" and isinstance(value, bool))}
+            own = {key: value for key, value in own.items() if key not in (*flags, "optional")}
+            if "type" not in own and isinstance(own.get("dataType"), str):
+                own["type"] = own["dataType"]
+            if isinstance(own.get("schema_data"), Mapping):
+                own = {**own["schema_data"], **{key: own[key] for key in ("description",) if own.get(key)}}
             if isinstance(own.get("selector"), Mapping):
                 own = {
                     **_selected(own["selector"]),
@@ -312,6 +362,8 @@ def _selected(selector: Mapping[str, Any]) -> dict[str, Any]:
         values = [option.get("value") if isinstance(option, Mapping) else option for option in options]
         schema = {"type": "string"}
         schema |= {"enum": values} if values and not limits.get("custom_value") else {}
+    elif kind in ("duration", "location", "target", "constant"):
+        schema = {}
     elif kind in ("color_temp", "color_rgb", "boolean", "object", "date", "time", "datetime"):
         kinds: dict[str, dict[str, Any]] = {
             "color_temp": {"type": "number"},

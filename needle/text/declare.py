@@ -33,6 +33,10 @@ def declared_function(function: Callable[..., Any], where: str) -> dict[str, Any
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
+            if name.startswith("_") and parameter.default is not parameter.empty:
+                continue  # private
+            if not fields and name in ("self", "cls") and "." in getattr(function, "__qualname__", ""):
+                continue  # a method that isn't bound
             default = ... if parameter.default is parameter.empty else parameter.default
             said = str if default in (..., None) else type(default)  # without a hint, a default tells
             fields[name] = (hints.get(name, said), Field(default, description=about.get(name) or None))

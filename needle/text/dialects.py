@@ -19,7 +19,8 @@ Note = Callable[[str], None]
 """Hears what was left out of a line, as a reason that lines share."""
 
 SENT_ALONG = ("image", "audio", "video", "file", "document", "inlineData", "inline_data", "fileData", "file_data")
-SPEAKERS = {  # ShareGPT's, and others' names for OpenAI's roles
+SPEAKERS = {
+    "ai": "assistant", "tool_calls": "calls", "ipython": "tool",  # ShareGPT's, and others' names for OpenAI's roles
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt":
     "assistant", "bing": "assistant", "function_call": "calls", "function-call": "calls", "tool_call": "calls",
     "observation": "tool", "tool": "tool", "tool_response": "tool", "function_response": "tool", "function": "tool",
@@ -59,13 +60,24 @@ def chat(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     for index, message in enumerate(list_field(row, "messages")):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise FieldError(f"messages[{index}]", "expected an object with a role")
+        role = SPEAKERS.get(message["role"].lower())
+        if role is None:
+            raise FieldError(
+                f"messages[{index}].role", f"expected one of {', '.join(SPEAKERS)}, got '{message['role']}'"
+            )
+        message = {**message, "role": role}
+        if role == "calls":
+            rows = (
+                from_text(message["content"], f"messages[{index}]") if isinstance(message.get("content"), str) else []
+            )
+            message = {"role": "assistant", "tool_calls": rows if isinstance(rows, list) else [rows]}
         out += _blocks(message) if isinstance(message.get("content"), list) else [message]
     return out
 
 
 def _blocks(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    blocks = [block for block in message["content"] if isinstance(block, Mapping)]
-    kinds = {block.get("type") for block in blocks}
+    blocks = [_known(block) for block in message["content"] if isinstance(block, Mapping)]
+    kinds = {str(block.get("type")) for block in blocks}
     if not kinds & {"tool_use", "tool_result"}:
         yield message
         return
@@ -84,6 +96,27 @@ def _blocks(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {**message, "content": rest}
 
 
+def _known(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Other services' blocks under Anthropic's names: Bedrock's `toolUse`, the AI SDK's `tool-call`, Gemini's."""
+    for key in ("toolUse", "functionCall", "function_call"):
+        if isinstance(block.get(key), Mapping):
+            own = block[key]
+            return {
+                "type": "tool_use",
+                "name": own.get("name"),
+                "input": own.get("input", own.get("args", own.get("arguments"))),
+            }
+    if any(isinstance(block.get(key), Mapping) for key in ("toolResult", "functionResponse")):
+        return {"type": "tool_result"}
+    kind = str(block.get("type"))
+    if kind in ("tool-call", "mcp_tool_use", "server_tool_use", "function_call", "tool_call"):
+        given = next((block[key] for key in ("input", "args", "arguments") if key in block), None)
+        return {"type": "tool_use", "name": block.get("toolName", block.get("name")), "input": given}
+    if kind in ("tool-result", "mcp_tool_result", "web_search_tool_result"):
+        return {"type": "tool_result"}
+    return block
+
+
 def responses(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """OpenAI's Responses: `input`, a text or items, and what came as `output`."""
     items: list[Any] = []
@@ -96,9 +129,10 @@ def responses(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         elif value is not None:
             raise FieldError(field, "expected a string or an array of items")
     out: list[Mapping[str, Any]] = []
+    field = "items"
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
-            raise FieldError(f"input[{index}]", "expected an item as an object")
+            raise FieldError(f"{field}[{index}]", "expected an item as an object")
         kind = item.get("type", "message")
         if kind == "function_call":
             call = {"function": {"name": item.get("name"), "arguments": item.get("arguments")}}
@@ -109,7 +143,9 @@ def responses(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         elif kind == "function_call_output":
             out.append({"role": "tool", "content": item.get("output")})
         elif kind == "message":
-            out.append(item)
+            out.append({**item, "role": SPEAKERS.get(str(item.get("role")), "user")})
+        elif kind not in ("reasoning", "item_reference"):
+            raise FieldError(f"{field}[{index}].type", f"expected a message or a function_call, got '{kind}'")
     return out
 
 
@@ -166,9 +202,10 @@ def conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def hermes_tools(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The tools that a system message declares between `<tools>` and `</tools>`."""
     for message in messages:
-        found = HERMES_TOOLS.search(str(message.get("content"))) if message.get("role") == "system" else None
+        text = str(message.get("content")) if message.get("role") == "system" else ""
+        found = [one.strip() for one in HERMES_TOOLS.findall(text) if one.strip()]
         if found:
-            text = found[1].strip()
+            text = found[-1]
             rows = text if text.startswith("[") else f"[{','.join(line for line in text.splitlines() if line.strip())}]"
             declared = from_text(rows, "conversations[0].value")
             return declared if isinstance(declared, list) else []
@@ -188,6 +225,8 @@ def turns(messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], source:
     history: list[dict[str, str]] = []
     said: Mapping[str, Any] | None = None  # the last answer in words to what was asked
     number = 0
+    pending: list[Call] = []  # of neighbouring messages, until a result or another request comes
+    unlearned = False
 
     def record(calls: Sequence[Call]) -> Record:
         nonlocal number
@@ -196,32 +235,50 @@ def turns(messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], source:
         meta = {"history": list(history)} if history else {}
         return Record(name, "\n".join(words), tools, tuple(calls), str(row.get("source", source)), meta=meta)
 
+    def close() -> Iterator[Record]:
+        """The calls so far are the answer to the words so far."""
+        nonlocal words, said, pending, unlearned
+        if pending:
+            if unlearned:
+                note("an answer of weight 0, not to be learned")
+            else:
+                yield record(pending)
+            turn = {"request": "\n".join(words), "calls": json.dumps([call.to_json() for call in pending])}
+            history.append(turn)
+            words, said, pending, unlearned = [], None, [], False
+
     for index, message in enumerate(messages):
         role = message["role"]
         if role == "user":
+            yield from close()
             words.append(content(message.get("content"), f"messages[{index}].content"))
         elif role in ("tool", "function"):
-            said = None
-        elif role == "assistant" and words:
+            if not pending and words:
+                raise FieldError(f"messages[{index}]", "expected the call before its result")
+            yield from close()
+        elif role == "assistant":
             calls = answered(message, index, tools)
-            if not calls:
+            if calls and not words:
+                note("further calls after a tool's result")
+            elif calls:
+                pending += calls
+                unlearned = unlearned or message.get("weight") == 0
+            elif words and not pending:
                 said = message
-                continue
-            if message.get("weight") == 0:
-                note("an answer of weight 0, not to be learned")
-            else:
-                yield record(calls)
-            history.append({"request": "\n".join(words), "calls": json.dumps([call.to_json() for call in calls])})
-            words, said = [], None
-        elif role == "assistant" and answered(message, index, tools):
-            note("further calls after a tool's result")
-    if words and said is not None:
-        if said.get("weight") == 0:
-            note("an answer of weight 0, not to be learned")
-        else:
-            yield record(())
-    elif words and number:
-        note("a request at a conversation's end without an answer")
+    yield from close()
+    if words and said is not None and said.get("weight") == 0:
+        note("an answer of weight 0, not to be learned")
+    elif words and said is not None and not _has_words(said) and said.get("tool_calls") != []:
+        note("a request whose answer is empty")
+    elif words and said is not None:
+        yield record(())
+    elif words:
+        note("a request without an answer")
+
+
+def _has_words(message: Mapping[str, Any]) -> bool:
+    text = message.get("content")
+    return bool(text.strip()) if isinstance(text, str) else isinstance(text, list) and bool(text)
 
 
 def answered(message: Mapping[str, Any], index: int, tools: Sequence[Tool]) -> list[Call]:
@@ -234,6 +291,10 @@ def answered(message: Mapping[str, Any], index: int, tools: Sequence[Tool]) -> l
         raise FieldError("tool_calls", "expected an array")
     calls = [read_call(call, f"tool_calls[{place}]") for place, call in enumerate(given)]
     text = message.get("content")
+    if isinstance(text, list):
+        text = "\n".join(
+            part["text"] for part in text if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        )
     if not calls and isinstance(text, str):
         try:
             calls = [fitted(call, tools) for call in calls_in_text(text) or []]
@@ -252,15 +313,14 @@ def content(value: Any, where: str) -> str:
     words."""
     if isinstance(value, list):  # parts: {"type": "text", "text": ...}
         for part in value:
-            kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""
-            keys = [kind, *(part if isinstance(part, Mapping) else ())]
-            found = next(
-                (one for one in SENT_ALONG for key in keys if str(key).startswith((one, f"input_{one}"))), None
-            )
+            kind = str(part.get("type") or "") if isinstance(part, Mapping) else ""
+            filled = [str(key) for key, own in part.items() if own] if isinstance(part, Mapping) else []
+            keys = [kind] if "text" in kind else [kind, *filled]
+            found = next((one for one in SENT_ALONG for key in keys if key.startswith((one, f"input_{one}"))), None)
             if found:
                 raise FieldError(where, f"expected text; a part of it is '{found}', which no words can replace")
         words = [part.get("text") if isinstance(part, Mapping) else part for part in value]
-        value = "".join(word for word in words if isinstance(word, str)) or None
+        value = "\n".join(word for word in words if isinstance(word, str) and word) or None
     if not isinstance(value, str):
         raise FieldError(where, "expected a string or an array of text parts")
     return value

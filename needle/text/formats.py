@@ -79,8 +79,11 @@ def read_records(
             if row.get("id") is None:
                 row = {**row, "id": f"{path.name}-{number}"}
             records = [_checked(record) for record in reader(row, note)]
-        except (FieldError, ToolSchemaError) as error:
-            message = f"{path}, line {number}: {error}"
+        except (FieldError, ToolSchemaError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            known = isinstance(error, FieldError | ToolSchemaError)
+            message = (
+                f"{path}, line {number}: {error if known else f'not of this shape: {type(error).__name__}: {error}'}"
+            )
             if skipped is None:
                 raise DataError(message + " (data.on_error=skip leaves such lines out and lists them)") from error
             skipped.messages.append(message)
@@ -105,7 +108,7 @@ def detect_format(row: Mapping[str, Any]) -> str:
         return "xlam"
     if {"query", "tools"} <= has:
         return "needle"
-    if "input" in has and has & {"output", "tools"}:
+    if "input" in has and has & {"output", "tools"} and "instruction" not in has:
         return "responses"
     raise FieldError(
         "(line)",
@@ -120,18 +123,19 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix in ARROW:
         yield from enumerate(_table(path), 1)
         return
-    if path.suffix == ".json" and path.is_file():
+    lines = read_lines(path)
+    first = next(lines, None)
+    if first is None:
+        return
+    if first[1].lstrip().startswith("[") or first[1].strip() == "{":  # one value, on one line or many
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: expected UTF-8 text, but {error}") from error
-        if text.lstrip().startswith("["):  # otherwise JSON lines under another name, as BFCL has them
-            try:
-                yield from enumerate(json.loads(text), 1)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}: expected an array of objects, but {error}") from error
-            return
-    yield from read_lines(path)
+            value = json.loads("".join(line for _, line in (first, *lines)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: expected an array of objects, or one on each line, but {error}") from error
+        yield from enumerate(value if isinstance(value, list) else [value], 1)
+        return
+    yield first
+    yield from lines
 
 
 def _table(path: Path) -> Iterator[Any]:
@@ -169,7 +173,10 @@ def _possible_answers(path: Path) -> dict[str, Any]:
 
 def _checked(record: Record) -> Record:
     """The record, its calls in the words of their tools. Raises `FieldError` for a call that no tool accepts."""
-    encodable(json.dumps(record.to_json(), ensure_ascii=False), "(line)")
+    try:
+        encodable(json.dumps(record.to_json(), ensure_ascii=False), "(line)")
+    except TypeError as error:
+        raise FieldError("(line)", f"expected values that JSON has, but {error}") from error
     answers = tuple(fitted(call, record.tools) for call in record.answers)
     for index, call in enumerate(answers):
         errors = call_errors(call, record.tools)
@@ -212,10 +219,9 @@ def _openai(row: Mapping[str, Any], note: Note) -> Iterator[Record]:
         raise FieldError(
             "messages", "expected a message of role 'assistant' with the answer, or tool_calls beside the messages"
         )
-    if beside is not None and not any(message.get("tool_calls") or message.get("function_call") for message in said):
-        messages = [*(m for m in messages if m["role"] != "assistant"), {"role": "assistant", "tool_calls": beside}]
-        if not beside:
-            messages[-1] = {"role": "assistant", "content": ""}
+    if beside is not None and (not messages or messages[-1]["role"] == "user" or not any(map(_has_calls, said))):
+        asked = [m for m in messages if m["role"] != "assistant" or any(map(_has_calls, said))]
+        messages = [*asked, {"role": "assistant", "content": "", "tool_calls": beside}]
     if not any(message["role"] == "user" for message in messages):
         raise FieldError("messages", "expected at least one message of role 'user' before the answer")
     yield from turns(messages, row, "openai", note)

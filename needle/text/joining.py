@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from needle.text.keywords import BESIDE, LOWER, TYPE_NAMES, UPPER
+from needle.text.keywords import BESIDE, LOWER, NEVER, TYPE_NAMES, UPPER
 
 
 def join(schema: Any, other: Any) -> Any:
@@ -16,6 +16,7 @@ def join(schema: Any, other: Any) -> Any:
         return schema
     if schema is True or schema == {} or not isinstance(other, Mapping):
         return other
+    schema, other = (_const_as_enum(side) for side in (schema, other))
     checks = [*own_checks(schema), *own_checks(other)]  # and what both say and no one schema can hold
     schema, other = _without_checks(schema), _without_checks(other)
     out = {**schema, **other}
@@ -25,6 +26,8 @@ def join(schema: Any, other: Any) -> Any:
             continue
         if key in JOINS:
             out[key] = JOINS[key](one, two)
+            if out[key] == []:  # no type, no member that both allow
+                return dict(NEVER)
         elif key in ("anyOf", "oneOf", "not", "contains", "pattern", "multipleOf", "patternProperties"):
             checks.append({key: one})
     out = with_checks(out, checks)
@@ -70,13 +73,23 @@ def _join_types(one: Any, two: Any) -> Any:
     kept += [name for name in names[1] if "any" in names[0] and name not in kept]
     if "integer" not in kept and "integer" in names[0] + names[1] and "number" in names[0] + names[1]:
         kept.append("integer")
-    return (kept if len(kept) > 1 else kept[0]) if kept else two
+    return kept[0] if len(kept) == 1 else kept
+
+
+def _const_as_enum(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "const" not in node:
+        return node
+    rest = {key: value for key, value in node.items() if key != "const"}
+    if isinstance(node.get("enum"), list) and node["const"] not in node["enum"]:
+        return dict(NEVER)
+    return {**rest, "enum": [node["const"]]}
 
 
 def _join_members(one: Any, two: Any) -> Any:
     if not isinstance(one, list) or not isinstance(two, list):
         return two
-    return [member for member in one if member in two] or two
+    wanted = [json.dumps(member, sort_keys=True) for member in two]
+    return [member for member in one if json.dumps(member, sort_keys=True) in wanted]
 
 
 def _narrower(pick: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

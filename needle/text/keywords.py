@@ -43,7 +43,11 @@ ORDER = {
     )
 }
 CHECKS = (*OF_ONE, *OF_MANY, "dependentRequired", "minContains", "maxContains")
-MAPS = ("patternProperties", "unevaluatedProperties")  # of those, what also tells the values of a map
+MAPS = (
+    "patternProperties",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+)  # of those, what also tells the values of a map
 BESIDE = ("description", "default", "nullable", "title")  # of a union, about the whole
 DEFINITIONS = ("$defs", "definitions", "schemas")
 NEVER: Mapping[str, Any] = {"not": {}}  # what no value fits

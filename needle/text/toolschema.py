@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import unquote
@@ -64,6 +64,22 @@ def normalise_schema(schema: Any, root: Mapping[str, Any], pointer: str) -> dict
     return _within_limits(root, pointer, lambda walk: walk.schema(schema, (pointer, (), ())))
 
 
+def _mentioned(check: Any) -> Iterator[tuple[str, Any]]:
+    """The members that the branches of a check declare; not those of its conditions."""
+    if not isinstance(check, Mapping):
+        return
+    for name, sub in (check.get("properties") or {}).items():
+        if sub is not False:
+            yield name, sub
+    for key in ("then", "else"):
+        yield from _mentioned(check.get(key))
+    for key in ("allOf", "anyOf", "oneOf"):
+        for sub in check.get(key) or ():
+            yield from _mentioned(sub)
+    for sub in (check.get("dependentSchemas") or {}).values():
+        yield from _mentioned(sub)
+
+
 def _within_limits(root: Any, pointer: str, run: Callable[[_Normaliser], dict[str, Any]]) -> dict[str, Any]:
     for repeats, deep in OPENED:
         walk = _Normaliser(root, pointer, repeats, deep)
@@ -102,7 +118,10 @@ class _Normaliser:
             )
         schema.setdefault("properties", {})
         schema.setdefault("required", [])
-        if schema["properties"] or not isinstance(schema.get("additionalProperties"), Mapping):
+        open_ = isinstance(schema.get("additionalProperties"), Mapping)
+        if isinstance(self.root, Mapping) and self.root.get("additionalProperties") is True:
+            open_ = True  # arguments of any name, said so
+        if schema["properties"] or not open_:
             schema["additionalProperties"] = False
         length = len(json.dumps(schema))
         if length > MAX_TEXT:
@@ -136,9 +155,12 @@ class _Normaliser:
         if checks is None:
             return dict(NEVER)
         node = {key: value for key, value in node.items() if key not in CHECKS or key in MAPS}
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in node:
-                return with_checks(self.union(node, keyword, place), checks)
+        unions = [key for key in ("anyOf", "oneOf") if key in node]
+        if unions and ("const" in node or "enum" in node):  # the members are asked for, the union is checked
+            checks += [self.raw({key: node[key]}, place) for key in unions]
+            node = {key: value for key, value in node.items() if key not in unions}
+        for keyword in unions if "enum" not in node and "const" not in node else ():
+            return with_checks(self.union(node, keyword, place), checks)
         out = self.plain(node, pointer)
         if "const" in node or "enum" in node:
             return with_checks(self.enumeration(node, out, place), checks)
@@ -150,7 +172,7 @@ class _Normaliser:
             kinds = {**rest, "anyOf": [*branches, *([{"type": "null"}] if nullable else [])]}
             return with_checks(self.union(kinds, "anyOf", place), checks)
         kind = types[0]
-        if kind == "object" and not self.objects(node, out, place):
+        if kind == "object" and not self.objects(self.with_mentioned(node, checks), out, place):
             return dict(NEVER)
         if kind == "array":
             self.arrays(node, out, place)
@@ -229,8 +251,10 @@ class _Normaliser:
 
     def checks(self, node: Mapping[str, Any], place: Place) -> list[Any] | None:
         """The keywords that only say what is valid, as schemas without references; None if nothing is."""
+        before: list[Any] = []  # those of a schema that was read already
         if node.get("if") is True and "else" not in node and isinstance(node.get("then"), Mapping):
-            return [self.raw(part, place) for part in node["then"].get("allOf", [node["then"]])]
+            before = [self.raw(part, place) for part in node["then"].get("allOf", [node["then"]])]
+            node = {key: value for key, value in node.items() if key not in ("if", "then")}
         found: dict[str, Any] = {}
         for key in OF_ONE:
             if key in node:
@@ -258,7 +282,7 @@ class _Normaliser:
         together = [key for key in ("contains", "minContains", "maxContains", "if", "then", "else") if key in found]
         groups = [[key] for key in found if key not in together]
         groups += [[key for key in together if ("ontains" in key) == own] for own in (True, False)]
-        return [ordered({key: found[key] for key in group}) for group in groups if group]
+        return [*before, *(ordered({key: found[key] for key in group}) for group in groups if group)]
 
     def raw(self, node: Any, place: Place) -> Any:
         """The same schema, in JSON Schema's own words and without references."""
@@ -399,13 +423,25 @@ class _Normaliser:
         out["required"] = [name for name in result if name in required]
         patterns = node.get("patternProperties")
         extra = node.get("additionalProperties", node.get("unevaluatedProperties", not result))
-        if isinstance(patterns, Mapping) and patterns and not isinstance(extra, Mapping):
-            extra = {"anyOf": list(patterns.values())} if len(patterns) > 1 else next(iter(patterns.values()))
+        if isinstance(patterns, Mapping) and patterns:
+            kinds = [*patterns.values(), *([extra] if isinstance(extra, Mapping) else [])]
+            extra = {"anyOf": kinds} if len(kinds) > 1 else kinds[0]
         if not isinstance(extra, bool):
             extra = self.schema(extra, (f"{pointer}/additionalProperties", refs, around))
             extra = extra != NEVER and (extra or True)
         out["additionalProperties"] = extra
         return True
+
+    def with_mentioned(self, node: Mapping[str, Any], checks: Sequence[Any]) -> Mapping[str, Any]:
+        """The node with the members that only its conditions declare, as optional ones."""
+        found: dict[str, Any] = {}
+        for check in checks:
+            for name, sub in _mentioned(check):
+                found.setdefault(name, []).append(sub)
+        known = node.get("properties")
+        known = known if isinstance(known, Mapping) else {}
+        new = {name: own[0] if len(own) == 1 else {"anyOf": own} for name, own in found.items() if name not in known}
+        return {**node, "properties": {**known, **new}} if new and (known or "properties" in node) else node
 
     def arrays(self, node: Mapping[str, Any], out: dict[str, Any], place: Place) -> None:
         pointer, refs, around = place
@@ -418,6 +454,8 @@ class _Normaliser:
             out["prefixItems"] = [
                 self.schema(item, (f"{pointer}/prefixItems/{i}", refs, around)) for i, item in enumerate(prefix)
             ]
+        if items is None and node.get("unevaluatedItems") is False:
+            items = False
         if items is not None and items is not True:
             found = self.schema(items, (f"{pointer}/items", refs, around))
             if found == NEVER:
@@ -457,7 +495,19 @@ class _Normaliser:
                     found.append(solid)
         if not found:
             return {**self.plain(rest, pointer), "type": "null"} if nullable else dict(NEVER)
-        return self.joined_union(found, rest, nullable, keyword, place)
+        out = self.joined_union(found, rest, nullable, keyword, place)
+        kinds = [json.dumps(branch.get("type")) for branch in found]
+        if keyword == "oneOf" and len(set(kinds)) < len(kinds) and not self.apart(found):
+            bare = [{key: value for key, value in branch.items() if key not in BESIDE} for branch in found]
+            out = with_checks(out, [self.raw({"oneOf": [*bare, *([{"type": "null"}] if nullable else [])]}, place)])
+        return out
+
+    def apart(self, branches: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether no value can be of two branches: objects and lists are checked anyway, constants may differ."""
+        if any(branch.get("type") in ("object", "array", ["object", "null"], ["array", "null"]) for branch in branches):
+            return True
+        members = [json.dumps(value) for branch in branches for value in branch.get("enum", ())]
+        return all("enum" in branch for branch in branches) and len(set(members)) == len(members)
 
     def joined_union(
         self, found: list[dict[str, Any]], rest: Mapping[str, Any], nullable: bool, keyword: str, place: Place

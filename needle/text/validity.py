@@ -76,9 +76,15 @@ def _reads(read: Callable[[str], Any]) -> Callable[[str], bool]:
 
 
 _FORMATS = {  # as people and ISO 8601 have them: RFC 3339's `time` demands an offset, which nobody says
-    "date": _reads(date.fromisoformat),
+    "date": lambda text: len(text) == 10 and text[4:8:3] == "--" and _reads(date.fromisoformat)(text),
     "time": _reads(time.fromisoformat),
-    "date-time": lambda text: "T" in text.replace(" ", "T") and _reads(datetime.fromisoformat)(text),
+    "date-time": lambda text: (
+        re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:", text) is not None and _reads(datetime.fromisoformat)(text)
+    ),
+    "duration": lambda text: (
+        re.fullmatch(r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?", text) is not None
+    ),
+    "uri": lambda text: re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:\S+", text) is not None,
     "ip": _reads(ip_address),
     "email": lambda text: re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s.]+", text) is not None,
 }

@@ -230,6 +230,10 @@ def sent_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 def read_answer(raw: str, names: Mapping[str, str]) -> Reply:
     """Reads a body in either spelling (finishReason, finish_reason). `names` are the tools' names by the names they
     were sent under."""
+    return hosted.readable(lambda: _read_answer(raw, names), raw)
+
+
+def _read_answer(raw: str, names: Mapping[str, str]) -> Reply:
     body = read_body(raw)
     if body is None:
         return Reply(hosted.UNREADABLE, text=raw[:500])

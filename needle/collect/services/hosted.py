@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -109,11 +109,20 @@ def in_words_of(reply: Reply, tools: Sequence[Tool]) -> Reply:
     return replace(reply, calls=tuple(fitted(call, tools) for call in reply.calls))
 
 
+def readable(read: Callable[[], Reply], raw: str) -> Reply:
+    """What an answer says; `unreadable` where it hasn't the shape of one. It is stored already, and read in every later
+    run."""
+    try:
+        return read()
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError):
+        return Reply(UNREADABLE, text=raw[:500])
+
+
 def read_body(raw: str) -> Mapping[str, Any] | None:
     """The JSON object that an answer is; None for anything else."""
     try:
         body = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return body if isinstance(body, Mapping) else None
 

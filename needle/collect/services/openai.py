@@ -86,6 +86,10 @@ def chat_body(ask: Ask) -> dict[str, Any]:
 
 def read_completion(raw: str, names: Mapping[str, str]) -> Reply:
     """Reads a chat completion; arguments that several calls were merged into are taken apart again."""
+    return hosted.readable(lambda: _read_completion(raw, names), raw)
+
+
+def _read_completion(raw: str, names: Mapping[str, str]) -> Reply:
     body = read_body(raw)
     if body is None:
         return Reply(hosted.UNREADABLE, text=raw[:500])
@@ -108,7 +112,12 @@ def read_completion(raw: str, names: Mapping[str, str]) -> Reply:
     finish, text = FINISHES.get(said, said), message.get("content") or ""
     # The calls; one that can't be read spoils the answer.
     calls: list[Call] = []
-    for row in message.get("tool_calls") or []:
+    if isinstance(text, list):
+        text = "\n".join(str(part.get("text") or "") for part in text if isinstance(part, Mapping))
+    older, given = message.get("function_call"), message.get("tool_calls") or []
+    if isinstance(older, Mapping) and not given:
+        given = [{"function": older}]
+    for row in given if isinstance(given, list) else [given]:
         found = _calls(row, names)
         if found is None:
             return Reply(hosted.MALFORMED, text=json.dumps(row)[:500], usage=usage, model=model)

@@ -103,6 +103,7 @@ def test_every_sweep_composes_and_gives_a_grid(name: str) -> None:
             "Error merging override loss.alpha=much: Value 'much' of type 'str' could not be converted to Float",
         ),
         ("a b", "can't read the setting a b"),
+        ("data.train=a.jsonl", "a list is written in brackets: key=[value]"),
         ("most_tools=3", "'most_tools' is called 'max_tools' now"),
         ("data.augment.most_strangers=3", "is called 'data.augment.max_strangers' now"),
         ("arm=distill", "'arm' is called 'loss' now"),

@@ -232,6 +232,66 @@ def test_a_default_tells_the_type_that_no_hint_does(tmp_path: Path) -> None:
     assert kinds == {"room": "string", "level": "integer", "loud": "boolean", "near": "number", "note": "string"}
 
 
+SELF_CONTAINED = """
+from __future__ import annotations
+from dataclasses import dataclass
+from pydantic import BaseModel
+import beside
+
+@dataclass
+class Place:
+    city: str
+
+class Address(BaseModel):
+    street: str
+
+class BookRoom(BaseModel):
+    "Book a room."
+    where: Address
+
+def play(song: str, _cache: dict = {}) -> None:
+    "Play a song."
+"""
+
+
+def test_a_module_may_have_types_and_neighbours_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("x = 1")
+    (tmp_path / "json.py").write_text(SELF_CONTAINED)
+    sources, findings = read_catalogue(tmp_path / "json.py")
+    names = {source.tool.name: list(source.tool.parameters["properties"]) for source in sources}
+    assert names == {"Address": ["street"], "BookRoom": ["where"], "play": ["song"]}
+    assert not [finding for finding in findings if finding.error]
+    (tmp_path / "ends.py").write_text("raise SystemExit(2)")
+    with pytest.raises(DataError, match="can't be imported: SystemExit"):
+        read_catalogue(tmp_path / "ends.py")
+
+
+def test_references_of_a_document_that_lead_nowhere_are_said(tmp_path: Path) -> None:
+    gone = {"$ref": "#/components/parameters/none"}
+    far = {"$ref": "./params.yaml#/x"}
+    first = {"get": {"operationId": "first", "parameters": [{"name": "q", "in": "query", "schema": TEXT}]}}
+    shared = {"get": {"operationId": "shared", "parameters": [{"$ref": "#/paths/~1a/get/parameters/0"}]}}
+    paths = {
+        "/a": first,
+        "/b": shared,
+        "/c": {"get": {"operationId": "c", "parameters": [gone]}},
+        "/d": {"get": {"operationId": "d", "parameters": [far]}},
+        "/e": {"$ref": "./e.yaml"},
+        "/f": {"post": {"operationId": "f", "requestBody": "x"}},
+    }
+    tools, said = read_api(tmp_path, api(paths))
+    assert {name: list(schema["properties"]) for name, schema in tools.items()} == {"first": ["q"], "shared": ["q"]}
+    assert [one.split("/paths/~1")[1][0] for one in said if one.startswith("error: api.json")] == ["c", "d", "e", "f"]
+
+
+def test_members_that_are_only_read_are_required_nowhere(tmp_path: Path) -> None:
+    base = {"type": "object", "properties": {"id": {**NUMBER, "readOnly": True}, "name": TEXT}}
+    body = {"allOf": [{"$ref": "#/components/schemas/Base"}, {"required": ["id", "name"]}]}
+    (parameters,) = read_api(tmp_path, api({"/a": posting(body)}, components={"schemas": {"Base": base}}))[0].values()
+    assert parameters["required"] == ["name"]
+    assert list(parameters["properties"]) == ["name"]
+
+
 def test_everything_wrong_with_the_tools_is_found_at_once_with_its_place(tmp_path: Path) -> None:
     broken = [
         PLAIN,

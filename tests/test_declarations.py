@@ -154,6 +154,38 @@ def test_services_of_home_assistant_are_tools_by_name() -> None:
     }  # fmt: skip
 
 
+WRAPPED: list[Any] = [
+    {"tools": [{"name": "w", "parameters": SCHEMA}]},
+    {"w": {"description": "x", "inputSchema": SCHEMA}},
+    {"jsonrpc": "2.0", "result": {"tools": [{"name": "w", "inputSchema": SCHEMA}]}},
+    {"toolConfig": {"tools": [{"toolSpec": {"name": "w", "inputSchema": {"json": SCHEMA}}}]}},
+    {"name": "w", "parameters": SCHEMA},
+    [{"name": "w", "inputSchema": {"jsonSchema": SCHEMA}}],
+    [{"name": "w", "function": {"parameters": SCHEMA}}],
+    [{"name": "w", "parameters": {"type": "object", "properties": {}}, "inputSchema": SCHEMA}],
+    [
+        {
+            "name": "w",
+            "parameters": [{"name": "city", "type": "str", "is_required": True}, {"name": "days", "type": "int"}],
+        }
+    ],
+    [{"name": "w", "parameters": {"city": {"dataType": "STRING", "optional": False}, "days": {"type": "int"}}}],
+]
+
+
+@pytest.mark.parametrize("number", range(len(WRAPPED)))
+def test_tools_are_found_however_they_are_wrapped(number: int) -> None:
+    (tool,) = read_tools(WRAPPED[number], strict=True).tools
+    assert tool.name == "w"
+    assert argument_types(tool) == {"city": "string", "days": "integer"}
+    assert tool.parameters["required"] == ["city"]
+
+
+def test_arguments_with_words_for_a_schema_are_any_value() -> None:
+    (tool,) = read_tools([{"name": "q", "parameters": {"city": "The city to look for", "n": "int"}}]).tools
+    assert tool.parameters["properties"] == {"city": {"description": "The city to look for"}, "n": {"type": "integer"}}
+
+
 GOOD = {"name": "good", "description": "Good", "parameters": SCHEMA}
 BAD: list[tuple[Any, str, str]] = [
     ({"type": "web_search"}, "web_search", "declares no function"),
@@ -167,6 +199,9 @@ BAD: list[tuple[Any, str, str]] = [
     ({"name": "far", "parameters": {"$ref": "https://example.org/s.json"}}, "far", "inside the schema"),
     ({"name": "re", "parameters": {"type": "object", "properties": {"x": {"pattern": "("}}}}, "re", "regex"),
     ({"name": "\ud800"}, "\ud800", "Unicode"),
+    ({"type": "custom", "name": "run", "description": "Run code"}, "run", "takes free text"),
+    ({"name": "files", "uriTemplate": "file:///{path}"}, "files", "isn't a tool"),
+    ({"name": "op", "parameters": [], "requestBody": {"content": {}}}, "op", "an operation's body"),
 ]
 
 

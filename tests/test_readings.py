@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from needle.data.speech.numbers import spellings
 from needle.text.numbers import number_texts, read_number
-from needle.text.readings import boolean, clock, iso_duration, number, read, read_any, seconds
+from needle.text.numberwords import number
+from needle.text.readings import boolean, read, read_any
+from needle.text.times import clock, iso_duration, seconds
 
 NOW = datetime(2026, 11, 26, 10)  # a Thursday
 

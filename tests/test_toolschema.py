@@ -445,6 +445,29 @@ def test_steps_that_are_none_are_an_error(step: float) -> None:
             {"do": "drop", "id": 3},
             {"do": "add", "id": 3},
         ),
+        ({"allOf": [{"enum": ["a", "b"]}, {"const": "b"}]}, "b", "a"),
+        ({"enum": ["a", "b", 1], "anyOf": [{"type": "string"}, {"type": "boolean"}]}, "a", 1),
+        (
+            {"anyOf": [{"type": "string"}, {"type": "integer"}], "oneOf": [{"type": "integer"}, {"type": "boolean"}]},
+            1,
+            True,
+        ),
+        ({"oneOf": [{"type": "number", "minimum": 0}, {"type": "number", "maximum": 2}]}, 3, 1),
+        ({"oneOf": [{"enum": ["a", "b"]}, {"enum": ["b"]}]}, "a", "b"),
+        ({"allOf": [{"contains": {"const": 1}}, {"contains": {"const": 2}}], "type": "array"}, [1, 2], [1]),
+        ({"type": "array", "prefixItems": [{"type": "integer"}], "unevaluatedItems": False}, [1], [1, 2]),
+        (
+            {
+                "type": "object",
+                "patternProperties": {"^a": {"type": "integer"}},
+                "additionalProperties": {"type": "string"},
+            },
+            {"a": 1, "b": "x"},
+            {"a": "x"},
+        ),
+        ({"type": "string", "pattern": r"\A\d+\Z"}, "12", "1x"),
+        ({"type": "string", "format": "date"}, "2026-03-05", "20260305"),
+        ({"type": "string", "format": "duration"}, "PT1.5S", "P"),
         ({"$ref": "#/properties/other/anyOf/0"}, 5, "x"),
         ({"$ref": "#/$defs/Mode%5Bstr%5D"}, "fast", "slow"),
         ({"$ref": "#mode"}, "fast", "slow"),
@@ -458,6 +481,30 @@ def test_what_can_not_be_asked_for_is_checked_on_the_answer(schema: Any, good: A
     tool = normalise_tool({"name": "t", "parameters": declared})
     assert call_errors(Call("t", {"x": good}), (tool,)) == []
     assert call_errors(Call("t", {"x": bad}), (tool,)) != []
+    assert normalise_tool(tool.to_json()).declared == tool.declared
+
+
+CONDITIONAL = {"if": {"properties": {"mode": {"const": "b"}}}, "then": {"properties": {"n": {}}, "required": ["n"]}}
+KINDS = [{"anyOf": [{"properties": {name: {}}, "required": [name]} for name in pair]} for pair in ("ab", "cd")]
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"properties": {"mode": {}}, **CONDITIONAL}, {"mode": "b", "n": 1}, {"mode": "b"}),
+        ({"properties": {"mode": {}}, "allOf": [CONDITIONAL]}, {"mode": "b", "n": 1}, {"mode": "b"}),
+        (
+            {"properties": {"cc": {}}, "dependencies": {"cc": {"properties": {"addr": {}}, "required": ["addr"]}}},
+            {"cc": 1, "addr": 2},
+            {"cc": 1},
+        ),
+        ({"type": "object", "allOf": KINDS}, {"a": 1, "c": 2}, {"a": 1}),
+    ],
+)
+def test_members_that_only_a_condition_declares_may_be_given(schema: Any, good: Any, bad: Any) -> None:
+    tool = normalise_tool({"name": "t", "parameters": {"type": "object", **schema}})
+    assert call_errors(Call("t", good), (tool,)) == []
+    assert call_errors(Call("t", bad), (tool,)) != []
     assert normalise_tool(tool.to_json()).declared == tool.declared
 
 

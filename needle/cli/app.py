@@ -274,7 +274,8 @@ def misspelt(words: Sequence[str]) -> str | None:
         compose([_single(o) for o in overrides])
     except HydraException as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        return f"{str(error).splitlines()[0]}: {reason}"
+        hint = "; a list is written in brackets: key=[value]" if "not a ListConfig" in reason else ""
+        return f"{str(error).splitlines()[0]}: {reason}{hint}"
     return None
 
 

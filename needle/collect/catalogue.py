@@ -13,12 +13,14 @@ import inspect
 import json
 import random
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from needle.collect.openapi import operations, read_yaml
 from needle.data.catalogue import load_catalogue
@@ -145,19 +147,28 @@ def _family(name: str) -> str:
 
 
 def _module(path: Path) -> list[Callable[..., Any]]:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """The public functions and pydantic models of a module, which is run. Raises `DataError`."""
+    called = f"_tools_of_{path.stem}"  # not `json`, should the file be called so
+    spec = importlib.util.spec_from_file_location(called, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[called] = module  # its own types are looked up there
+    sys.path.insert(0, str(path.parent))  # and what stands beside it is imported
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[called]
         raise DataError(f"{path}: the module can't be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
     named = getattr(module, "__all__", None)
     found = [
         value
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == path.stem and not name.startswith("_")
+        if (inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, BaseModel)))
+        and value.__module__ == called
+        and not name.startswith("_")
     ]
     return [function for function in found if named is None or function.__name__ in named]
 

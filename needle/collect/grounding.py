@@ -18,7 +18,8 @@ from typing import Any
 from dateparser.search import search_dates
 from text_to_num import alpha2digit
 
-from needle.text.readings import number, seconds
+from needle.text.numberwords import number
+from needle.text.times import seconds
 
 WORD = re.compile(r"\w+(?:[.'’]\w+)*", re.UNICODE)
 NUMBER = re.compile(

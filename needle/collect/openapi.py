@@ -178,6 +178,11 @@ def _writable(node: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
     if isinstance(node.get("properties"), Mapping):
         read = {name for name, sub in node["properties"].items() if _only_read(document, sub)}
         out["properties"] = {name: sub for name, sub in out["properties"].items() if name not in read}
+    if isinstance(out.get("allOf"), list):  # one part requires what another declares
+        read = _declared_read(document, node)
+        for part in out["allOf"]:
+            if isinstance(part, dict) and isinstance(part.get("required"), list):
+                part["required"] = [name for name in part["required"] if name not in read]
     if isinstance(node.get("required"), list):
         declared = _declared_read(document, node)
         out["required"] = [name for name in node["required"] if name not in declared]

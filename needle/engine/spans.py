@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from needle.text.leaves import leaves
-from needle.text.readings import number
+from needle.text.numberwords import number
 from needle.text.records import Call, Spans, Tool
 from needle.text.tokenizer import TextTokenizer
 

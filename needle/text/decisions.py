@@ -24,8 +24,9 @@ from needle.text.leaves import (
     value_schema,
 )
 from needle.text.numbers import number_texts
+from needle.text.numberwords import number
 from needle.text.prompt import KINDS, Codec, PromptError
-from needle.text.readings import FORMS, number, read, read_any
+from needle.text.readings import FORMS, read, read_any
 from needle.text.records import Call, Tool
 from needle.text.tokenizer import TextTokenizer
 

@@ -194,7 +194,8 @@ def _read(declaration: Mapping[str, Any], pointer: str) -> Tool:
 def _parameters(declaration: Mapping[str, Any], pointer: str) -> tuple[str, Mapping[str, Any]]:
     """Where a declaration keeps its arguments, and their schema; without arguments an empty one."""
     # A JSON Schema, also as text or as a list of arguments.
-    for key in PARAMETERS:
+    given = sorted(PARAMETERS, key=lambda key: not _says_something(declaration.get(key)))
+    for key in given:
         found = declaration.get(key)
         if not found and found is not False:
             continue

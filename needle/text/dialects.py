@@ -19,6 +19,7 @@ Note = Callable[[str], None]
 """Hears what was left out of a line, as a reason that lines share."""
 
 SENT_ALONG = ("image", "audio", "video", "file", "document", "inlineData", "inline_data", "fileData", "file_data")
+WORDS = ("text", "thinking", "reasoning", "refusal", "tool_use")  # in the types of an assistant's parts
 SPEAKERS = {
     "ai": "assistant", "tool_calls": "calls", "ipython": "tool",  # ShareGPT's, and others' names for OpenAI's roles
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt":
@@ -162,6 +163,9 @@ def gemini(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         ]
         results = [part for part in parts if part.get("functionResponse") or part.get("function_response")]
         words = [part for part in parts if "text" in part or any(key in part for key in SENT_ALONG)]
+        odd = sorted({key for part in parts for key in part if part[key] and key in ("executableCode", "toolCall")})
+        if odd:
+            raise FieldError(f"contents[{index}]", f"text or a functionCall, got '{odd[0]}'")
         role = SPEAKERS.get(str(content.get("role", "user")), "user")
         if results:
             out.append({"role": "tool", "content": ""})
@@ -283,7 +287,10 @@ def _has_words(message: Mapping[str, Any]) -> bool:
 
 def answered(message: Mapping[str, Any], index: int, tools: Sequence[Tool]) -> list[Call]:
     """The calls of a message, those that its text spells too."""
+    extra = message.get("additional_kwargs")  # LangChain's
+    message = {**extra, **{k: v for k, v in message.items() if v}} if isinstance(extra, Mapping) else message
     older = message.get("function_call")
+    older = from_text(older, f"messages[{index}].function_call") if isinstance(older, str) else older
     given = message.get("tool_calls") or ([{"function": older}] if isinstance(older, Mapping) else [])
     if isinstance(given, str):
         given = from_text(given, f"messages[{index}].tool_calls")

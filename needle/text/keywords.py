@@ -82,6 +82,8 @@ def in_plain_words(node: Mapping[str, Any], pointer: str) -> Mapping[str, Any]:
             strict, node = node[bound], {key: value for key, value in node.items() if key != bound}
             if strict and limit in node:
                 node = {**{key: value for key, value in node.items() if key != limit}, bound: node[limit]}
+    if isinstance(node.get("pattern"), str) and node["pattern"].endswith("\\Z"):
+        node = {**node, "pattern": node["pattern"][:-1] + "z"}  # Python's end of a text
     if node.get("x-nullable") is True:
         node = {**node, "nullable": True}
     if isinstance(node.get("dependencies"), Mapping):  # before 2019

@@ -160,6 +160,8 @@ class _Normaliser:
             checks += [self.raw({key: node[key]}, place) for key in unions]
             node = {key: value for key, value in node.items() if key not in unions}
         for keyword in unions if "enum" not in node and "const" not in node else ():
+            if "object" in (node.get("type"), *(node["type"] if isinstance(node.get("type"), list) else ())):
+                node = self.with_mentioned({"properties": {}, **node}, checks)
             return with_checks(self.union(node, keyword, place), checks)
         out = self.plain(node, pointer)
         if "const" in node or "enum" in node:
@@ -406,6 +408,8 @@ class _Normaliser:
         required = node.get("required")
         if required is None or isinstance(required, bool):  # draft 3's way, on the property itself
             required = []
+        if isinstance(required, list):
+            required = [str(name) if isinstance(name, int) else name for name in required]  # YAML's keys
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise ToolSchemaError(f"{pointer}/required", "expected an array of argument names")
         required = [

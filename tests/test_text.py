@@ -192,6 +192,24 @@ def test_what_is_no_number_is_no_number(tokenizer: TextTokenizer, text: str) -> 
         build_codec("decisions", tokenizer).decode(target, [tool])
 
 
+@pytest.mark.parametrize("codec_name", ["decisions", "decisions-2"])
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        *((text, True) for text in ("180", "2.5", "3k", "2.5 million", "minus 18", "Twenty five", "$5", "1/2", "8%")),
+        *((text, False) for text in ("Paris", "four stars", "next week", "")),
+    ],
+)
+def test_a_number_is_made_of_digits_and_words_of_numbers(
+    tokenizer: TextTokenizer, codec_name: str, text: str, may: bool
+) -> None:
+    schema = {"type": "object", "properties": {"amount": {"type": "integer", "maximum": 100}}}
+    tool = normalise_tool({"name": "send", "parameters": schema})
+    label = tokenizer.first_argument_label
+    target = [tokenizer.first_tool_label, label, *tokenizer.encode(" " + text if text else ""), tokenizer.eos]
+    assert (Grammar(tokenizer, codec_name).matcher([tool]).accepts(target) == len(target)) is may
+
+
 INNER = {"type": "object", "properties": {"street": {"type": "string"}, "city": {"type": "string"}}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -24,7 +25,7 @@ from needle.text.leaves import (
     value_schema,
 )
 from needle.text.numbers import number_texts
-from needle.text.numberwords import number
+from needle.text.numberwords import NUMBER_FORM, number
 from needle.text.prompt import KINDS, Codec, PromptError
 from needle.text.readings import FORMS, read, read_any
 from needle.text.records import Call, Tool
@@ -130,7 +131,9 @@ class DecisionsCodec(Codec):
                 if inside[start] or inside[start + size]:
                     continue
                 part = query[start : start + size]
-                if _same(_read_or_none(self.tokenizer.decode(part).strip(), schema), value):
+                said = self.tokenizer.decode(part).strip()
+                form = isinstance(value, str) or re.fullmatch(NUMBER_FORM, said)
+                if form and _same(_read_or_none(said, schema), value):
                     return list(part)
         return forms[0] if forms else self.spelled(value, query)
 

@@ -33,6 +33,7 @@ from needle.text.leaves import (
     value_schema,
 )
 from needle.text.numbers import PLAIN
+from needle.text.numberwords import NUMBER_FORM
 from needle.text.readings import FORMS
 from needle.text.records import Tool, ToolSchemaError
 from needle.text.tokenizer import TextTokenizer, argument_label, tool_label
@@ -258,8 +259,9 @@ class _Decisions:
     def solid(self, schema: Mapping[str, Any], listed: bool) -> str:
         form = form_of(schema)
         values = [value for value in schema.get("enum", ()) if value is not None]
-        if form == "number" and listed and not self.spoken:
-            return self.rules.add(f"/ ?({PLAIN})/", terminal=True)
+        if form == "number":
+            said = PLAIN if listed and not self.spoken else NUMBER_FORM
+            return self.rules.add("/ ?(" + said.replace("/", r"\/") + ")/", terminal=True)
         if form == "literal" and solid_type(schema) == "boolean" and not values:
             values = [False, True]
         if form == "literal" and solid_type(schema) == "null":

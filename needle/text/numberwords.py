@@ -40,6 +40,11 @@ COUNTED = {*ONES, *TENS, *SCALES, "hundred"}
 JOINTS = {"and", "a", "an", "the", "of", "about", "around", "at", "by", "to", "for", "in", "exactly", "just", "only",
     "number", "least", "most", "almost", "nearly", "roughly", "over", "under", "approximately"}  # fmt: skip
 
+# What may be a number, for a grammar: digits with what touches them, and words of numbers; whether it is one is read.
+_DIGITS = rf"[-+#]?[{CURRENCY}]?(?:{THOUSANDS}|{DECIMAL_COMMA}|{PLAIN})(?:/[0-9]+)?[A-Za-z%°½¼¾]{{0,6}}"
+_SAID = "|".join(sorted({*COUNTED, *TH, *ONCE, *PARTS, *NTHS, *MINUS, "and", "a", "an", "point", "dot", "of"}))
+NUMBER_FORM = rf"(?:{_DIGITS}|(?i:{_SAID}|fifths|tenths|[½¼¾]))(?:[ -](?:{_DIGITS}|(?i:{_SAID}|fifths|tenths)))*"
+
 
 def number(text: str) -> int | float:
     """`two hundred`, `minus 18`, `2.5 million`, `3k`, `10,000`, `half`, `a dozen`, `3rd`, `$5`, `8%`, `20 minutes`: the

@@ -225,6 +225,19 @@ def test_words_of_yaml_stay_what_they_look_like(tmp_path: Path, written: str, re
     assert read_yaml("[1, -2, 1.5, 1e3, true, null, ~, '1']") == [1, -2, 1.5, 1000.0, True, None, None, "1"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "read"),
+    [
+        ("{type: string, enum: [1.0, 1.10, 2]}", {"enum": ["1.0", "1.10", "2"], "type": "string"}),
+        ("{type: number, default: 1.50, multipleOf: .01}", {"default": 1.5, "multipleOf": 0.01, "type": "number"}),
+    ],
+)
+def test_values_of_yaml_are_of_the_type_that_is_declared(tmp_path: Path, schema: str, read: dict[str, Any]) -> None:
+    operation = f"{{operationId: a, parameters: [{{name: x, in: query, schema: {schema}}}]}}"
+    tools, _ = read_api(tmp_path, f"openapi: 3.0.3\npaths: {{/a: {{get: {operation}}}}}\n", "api.yaml")
+    assert tools["a"]["properties"]["x"] == read
+
+
 def test_a_default_tells_the_type_that_no_hint_does(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text('def volume(room, level=3, loud=False, near=0.5, note=None):\n    "Set it."\n')
     (source,) = read_catalogue(tmp_path / "m.py")[0]

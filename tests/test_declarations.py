@@ -146,6 +146,8 @@ def test_services_of_home_assistant_are_tools_by_name() -> None:
     fields = {name: {"selector": selector} for name, selector in selectors.items()}
     found = read_tools({"light.turn_on": {"name": "Turn on", "description": "Lights", "fields": fields}})
     assert [tool.name for tool in found.tools] == ["light.turn_on"]
+    service = {"name": "Turn on", "description": "Lights", "fields": {"more": {"collapsed": True, "fields": fields}}}
+    assert read_tools([{"domain": "light", "services": {"turn_on": service}}]).tools == found.tools
     properties = found.tools[0].parameters["properties"]
     assert properties["brightness"] == {"type": "number", "minimum": 0, "maximum": 255}
     assert properties["effect"]["enum"] == ["fire", "rainbow"]

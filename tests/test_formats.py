@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from needle.text.formats import Skipped, read_records
+from needle.text.formats import FORMATS, Skipped, read_records
 from needle.text.records import Call, DataError, Record, write_jsonl
 
 TOOL = {
@@ -398,6 +399,12 @@ def test_an_array_that_is_no_unicode_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(json.dumps([OURS]).replace("Paris", "caf\u00e9").encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8 text"):
         list(read_records(tmp_path / "a.json"))
+
+
+def test_every_shape_stands_in_the_docs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.partition("| `data.format` | shape |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(FORMATS)
 
 
 def test_gzip_and_one_json_array_read_as_well(tmp_path: Path) -> None:

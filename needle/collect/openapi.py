@@ -6,6 +6,8 @@ What a server answers but isn't sent (`readOnly`) is no argument. Headers and co
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -174,7 +176,7 @@ def _writable(node: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
         return [_writable(one, document, depth + 1) for one in node]
     if not isinstance(node, Mapping):
         return node
-    out = {key: _writable(value, document, depth + 1) for key, value in node.items()}
+    out = _as_typed({key: _writable(value, document, depth + 1) for key, value in node.items()})
     if isinstance(node.get("properties"), Mapping):
         read = {name for name, sub in node["properties"].items() if _only_read(document, sub)}
         out["properties"] = {name: sub for name, sub in out["properties"].items() if name not in read}
@@ -187,6 +189,18 @@ def _writable(node: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
         declared = _declared_read(document, node)
         out["required"] = [name for name in node["required"] if name not in declared]
     return out
+
+
+def _as_typed(node: dict[str, Any]) -> dict[str, Any]:
+    """Members and defaults as their type has them: YAML writes `1.10` of a string without quotes, and `1.50` of a
+    number."""
+    if node.get("type") == "string" and isinstance(node.get("enum"), list):
+        node["enum"] = [one if one is None or isinstance(one, str) else json.dumps(one) for one in node["enum"]]
+    default = node.get("default")
+    if node.get("type") in ("number", "integer") and isinstance(default, str):
+        with contextlib.suppress(ValueError):
+            node["default"] = int(default) if node["type"] == "integer" else float(default)
+    return node
 
 
 def _declared_read(document: Mapping[str, Any], node: Mapping[str, Any], depth: int = 0) -> set[str]:

@@ -142,6 +142,11 @@ def entries(declarations: Any, pointer: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(declarations, list | tuple):
         raise ToolSchemaError(pointer, f"expected an array of tools, got {type(declarations).__name__}")
     for index, declaration in enumerate(declarations):
+        services = declaration.get("services") if isinstance(declaration, Mapping) else None
+        if isinstance(services, Mapping) and isinstance(declaration.get("domain"), str):  # Home Assistant's list
+            for name, own in services.items():
+                yield f"{pointer}/{index}/services/{name}", {**own, "name": f"{declaration['domain']}.{name}"}
+            continue
         inner = None
         if isinstance(declaration, Mapping) and "parameters" not in declaration:
             inner = next((key for key in LISTS if isinstance(declaration.get(key), list)), None)

@@ -327,10 +327,10 @@ class _Normaliser:
             if (
                 isinstance(value, str)
                 and kind is not str
-                and re.fullmatch(r"-?\d+(\.\d+)?", value)
+                and re.fullmatch(r"[-+]?(\d+(\.\d+)?|\.\d+)", value)
                 and key != "default"
             ):
-                value = json.loads(value)  # Gemini writes int64 as strings
+                value = float(value) if "." in value else int(value)  # Gemini writes int64 as strings
             if key in WHOLE and isinstance(value, float) and value.is_integer():
                 value = int(value)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (object, bool)):

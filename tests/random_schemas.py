@@ -9,6 +9,7 @@ back.
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
@@ -122,6 +123,7 @@ def try_declarations(count: int, seed: int = 0) -> Found:
     engine = Engine(Checkpoint(student, config, tokenizer, "decisions-2", 2048))
     codec = build_codec("decisions-2", tokenizer)
     found = Found()
+    engine.answer("set it to 5", (normalise_tool({"name": "t"}),))  # the first answer of a process takes a second more
 
     @settings(
         max_examples=count,
@@ -144,12 +146,15 @@ def try_declarations(count: int, seed: int = 0) -> Found:
         tool = read.tools[1]
         found.counts["read"] += 1
         assert normalise_tool(tool.to_json()).declared == tool.declared
+        gc.disable()  # what the generator keeps would be gone through in the midst of an answer
         start = time.process_time()
         try:
             answer = engine.answer_one(Request("set it to 5", (tool,)), max_tokens=12)
         except (ToolSchemaError, PromptError):
             found.counts["read, and too large to be answered"] += 1
             return
+        finally:
+            gc.enable()
         found.timed("answered", start, about)
         found.counts["answered"] += 1
         assert answer.calls is None or not any(call_errors(call, (tool,)) for call in answer.calls)

@@ -126,12 +126,12 @@ def from_python(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def inferred_type(node: Mapping[str, Any]) -> str:
     """The type of a schema that names none, from what else it says."""
+    if "enum" in node or "const" in node:
+        return "any"
     if any(key in node for key in ("properties", "additionalProperties", "patternProperties", "minProperties")):
         return "object"
     if any(key in node for key in ("items", "prefixItems", "minItems", "maxItems", "uniqueItems")):
         return "array"
-    if "enum" in node or "const" in node:
-        return "any"
     if any(key in node for key in ("minLength", "maxLength", "pattern")) or FORMATS.get(str(node.get("format"))):
         return "string"
     if any(key in node for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")):

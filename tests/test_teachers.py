@@ -25,7 +25,7 @@ from needle.teachers.local import ByteSpans, LocalTeacher, SampledAnswers, Token
 from needle.teachers.replay import ValueSignals
 from needle.teachers.signals import OnlineSignals, SignalCache
 from needle.text.codecs import build_codec
-from needle.text.declarations import normalise_tools
+from needle.text.declarations import normalise_tool, normalise_tools
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Call, DataError, Record, write_jsonl
 from needle.text.tokenizer import TextTokenizer
@@ -70,6 +70,25 @@ def value_signal(
     made = ValueSignals(tokenizer, codec, 8)
     example = render_record(Renderer(tokenizer), build_codec(codec, tokenizer), record)
     return example, made.make([record], [example], CPU)[0]
+
+
+def test_the_items_of_a_list_are_decisions_of_their_own(tokenizer: TextTokenizer) -> None:
+    item = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    schema = {"type": "object", "properties": {"items": {"type": "array", "items": item}}}
+    tool = normalise_tool({"name": "order", "parameters": schema})
+
+    def order(*names: str) -> Call:
+        return Call("order", {"items": [{"name": name} for name in names]})
+
+    said = [{"calls": [order(*names).to_json()], "count": 1} for names in (("tea", "milk"), ("tea", "sugar"))]
+    record = Record("1", "tea and milk", (tool,), (order("tea", "milk"),), teacher={"answers": said})
+    example, signal = value_signal(record, tokenizer, "decisions-2")
+    first = example.target.index(tokenizer.encode(" tea")[0])
+    second = example.target.index(tokenizer.encode(" milk")[0])
+    assert at(signal, first) == {example.target[first]: 1.0}
+    assert at(signal, second) == {
+        example.target[second]: 0.5, tokenizer.encode(" sugar")[0]: 0.5,
+    }  # fmt: skip
 
 
 # Recorded answers

@@ -10,7 +10,7 @@ argmax     the likeliest answer is the target.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,16 +83,20 @@ class ValueSignals:
         if self.codec_name == "json":
             return [((), tuple(ids))]
         steps: list[tuple[tuple[Any, ...], tuple[int, ...]]] = []
-        call, tool, argument, taken = 0, -1, -1, []
+        call, tool, taken = 0, -1, []
+        argument: tuple[int, int] = (-1, 0)  # its label, and how often it came before: once for each item of a list
+        times: Counter[int] = Counter()
         for token in ids:
             taken.append(token)
             if token == self.tokenizer.eos or token >= self.tokenizer.first_tool_label:
                 steps.append(((call, tool, argument), tuple(taken)))
                 taken = []
                 if self.tokenizer.is_tool_label(token):
-                    call, tool, argument = call + 1, token, -1
+                    call, tool, argument = call + 1, token, (-1, 0)
+                    times.clear()
                 else:
-                    argument = token
+                    argument = (token, times[token])
+                    times[token] += 1
         return steps
 
     def _pack(self, rows: Sequence[Shares]) -> Stored:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from needle.judging.compare import CompareConfig
 from needle.losses.loss import LossConfig
 from needle.release.recipe import RecipeConfig
 from needle.students.checkpoint import load_checkpoint, student_config
-from needle.students.pretrained import fit_config, words
+from needle.students.pretrained import fit_config, read_in, words
+from needle.students.span.student import SpanConfig
 from needle.teachers.build import TeacherConfig, build_signals
 from needle.teachers.signals import SignalCache
 from needle.text.codecs import build_codec, current_codec
@@ -156,8 +158,9 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     train, weights = build_targets(config, splits.train)
     student = fit_config(student_config(config.student))
     with main_process_first(config.hardware):
-        tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache), words(student))
-    codec_name = current_codec(config.codec)
+        pieces = partial(read_in, student) if isinstance(student, SpanConfig) else None
+        tokenizer = fit_tokenizer(splits.train, config.tokenizer, Path(config.cache), words(student), pieces)
+    codec_name = current_codec(config.codec, tokenizer)
     renderer, codec = Renderer(tokenizer), build_codec(codec_name, tokenizer)
     max_length = min(config.data.max_length, getattr(student, "max_length", config.data.max_length))
     data = encode_records(train, renderer, codec, max_length, config.data.on_long, weights)

@@ -21,7 +21,6 @@ from needle.text.validity import call_errors
 from needle.text.words import WORD
 
 SWAP = 0.6  # chance that a value is replaced
-NO_TOOL = 0.1  # chance that the fitting tools are taken away
 REDRAW = 0.5  # chance that the distractors are drawn anew: those that came with a record are the harder ones
 MAX_TOOLS = 8
 THIRD, TRIES = 0.3, 8  # chance that a joined request asks for three things; how many partners are looked at
@@ -41,20 +40,21 @@ class AugmentConfig:
     arguments declared in another order; the records of `strangers` of the copies are also offered up to
     `max_strangers` tools of other sources. These are shares of whole copies, whose records then share their tools.
     `join` is the share of records that are joined with one or two others of their source to a request for several
-    calls.
+    calls, `none` that of copies whose fitting tools are taken away, so that no call is right.
     """
 
     copies: int = 0
     rename: float = 0.0
     shuffle: float = 0.0
     join: float = 0.0
+    none: float = 0.1
     strangers: float = 0.0
     max_strangers: int = 20
 
     def __post_init__(self) -> None:
         if self.copies < 0:
             raise ValueError(f"data.augment.copies is {self.copies}; it must be at least 0")
-        for name in ("rename", "shuffle", "join", "strangers"):
+        for name in ("rename", "shuffle", "join", "none", "strangers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.augment.{name} is {getattr(self, name)}; it must be between 0 and 1")
 
@@ -76,7 +76,7 @@ def expand(records: Sequence[Record], config: AugmentConfig, seed: int) -> list[
             changed = swap_values(record, pools.values, source)
             if source.random() < config.join:
                 changed = join(changed, pools, source)
-            changed = redraw_tools(changed, pools.beside(changed, around.get(record.source, ())), source)
+            changed = redraw_tools(changed, pools.beside(changed, around.get(record.source, ())), source, config.none)
             if copy in crowded:
                 changed = add_strangers(changed, strangers, source.randint(1, config.max_strangers), pools, source)
             if copy in renamed:
@@ -226,7 +226,7 @@ def _unended(record: Record) -> str:
     return record.query.rstrip() if any(value in record.query and value not in bare for value in values) else bare
 
 
-def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) -> Record:
+def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random, none: float = 0.1) -> Record:
     """Other distractors from the pool, in another order; with a small chance the fitting tools go and no call is right.
 
     A record without answers keeps its tools: a new one might fit.
@@ -242,7 +242,7 @@ def redraw_tools(record: Record, pool: Sequence[Tool], source: random.Random) ->
             tool.name: tool for tool in source.sample(list(pool), min(2 * room, len(pool))) if tool.name not in wanted
         }
         others = list(drawn.values())[:room]
-    if others and source.random() < NO_TOOL:
+    if others and source.random() < none:
         source.shuffle(others)
         return replace(record, tools=tuple(others), answers=())
     mixed = fitting + others

@@ -13,6 +13,7 @@ import numpy as np
 from needle.data.choices import change_members
 from needle.data.rename import rename
 from needle.data.votes import votes_key
+from needle.text.pieces import Pieces
 from needle.text.prompt import Codec, Example, PromptError, Renderer, render_record
 from needle.text.records import DataError, Record, Tool
 from needle.text.tokenizer import SPLIT, TOOL_LABELS, TextTokenizer
@@ -36,11 +37,16 @@ class TokenizerConfig:
 
 
 def fit_tokenizer(
-    records: Sequence[Record], config: TokenizerConfig, cache: Path, words: Sequence[str] = ()
+    records: Sequence[Record],
+    config: TokenizerConfig,
+    cache: Path,
+    words: Sequence[str] = (),
+    pieces: Callable[[Sequence[str]], Pieces] | None = None,
 ) -> TextTokenizer:
     """Trains byte-level BPE on requests, tools and values, or reads what the same texts gave before.
 
-    `words`, most frequent first, are added as often as Zipf's law says: the words of a pretrained encoder.
+    `words`, most frequent first, are added as often as Zipf's law says: the words of a pretrained encoder. `pieces`
+    makes the word pieces of a student that reads in these, from the same texts; it writes with tokens of values alone.
     """
     if config.path:
         path = Path(config.path)
@@ -48,15 +54,18 @@ def fit_tokenizer(
             raise DataError(f"tokenizer.path={config.path} holds no tokenizer.json")
         return TextTokenizer.load(path)
     texts = list(_texts(records))
+    read = pieces(texts) if pieces else None
+    if read:
+        texts = [json.dumps(call.arguments, ensure_ascii=False) for record in records for call in record.answers]
     for rank, word in enumerate(words):
         texts += [" " + word] * max(MIN_WORD, WORDS // (rank + 20))
-    digest = hashlib.sha256(f"{config.size}{SPLIT}".encode())
+    digest = hashlib.sha256(f"{config.size}{SPLIT}{read.json if read else ''}".encode())
     for text in texts:
         digest.update(text.encode() + b"\0")
     folder = cache / f"tokenizer-{digest.hexdigest()[:16]}"
     if (folder / "tokenizer.json").is_file():
         return TextTokenizer.load(folder)
-    tokenizer = TextTokenizer.train(texts, config.size)
+    tokenizer = TextTokenizer.train(texts, config.size, read)
     tokenizer.save(folder)
     return tokenizer
 
@@ -185,21 +194,33 @@ def batch_order(
     data: Encoded,
     padded_length: Callable[[Example], int],
     batch_size: int,
-    micro_batch: int,
+    piece: int,
     seed: int,
-    by_source: bool,
+    group: str,
 ) -> BatchOrder:
-    """Batches of similar `padded_length`; `by_source` also fills each micro-batch with records of one source and
-    augmented copy."""
+    """Batches of similar `padded_length`; by `source` they are made of pieces of records of one source and augmented
+    copy, by `family` also of one family of tools."""
     lengths = [padded_length(example) for example in data.examples]
-    if not by_source:
+    if group == "length":
         return BatchOrder(lengths, batch_size, seed)
-    sources = [(record.source, int(record.meta.get("copy", 0))) for record in data.records]
-    numbers = {source: index for index, source in enumerate(sorted(set(sources)))}
-    groups = [numbers[source] for source in sources]
-    return BatchOrder(
-        lengths, batch_size, seed, groups, micro_batch, lambda piece: _tokens([data.examples[i] for i in piece])
+    kinds = [
+        (record.source, int(record.meta.get("copy", 0)), family_of(record) if group == "family" else "")
+        for record in data.records
+    ]
+    numbers = {kind: index for index, kind in enumerate(sorted(set(kinds)))}
+    groups = [numbers[kind] for kind in kinds]
+    cost = (
+        (lambda own: max(lengths[i] for i in own))
+        if group == "family"
+        else (lambda own: _tokens([data.examples[i] for i in own]))
     )
+    return BatchOrder(lengths, batch_size, seed, groups, piece, cost)
+
+
+def family_of(record: Record) -> str:
+    """What a record's tools belong to, as far as its set says so."""
+    meta = record.meta
+    return str(meta.get("family") or f"{meta.get('service', '')} {meta.get('schema_variant', '')}".strip())
 
 
 def _tokens(examples: Sequence[Example]) -> int:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from needle.data.augment import AugmentConfig, expand
+from needle.data.declared.requests import declared
 from needle.data.encoding import LONG
 from needle.data.invented.requests import invented
+from needle.data.surface import resurface
 from needle.data.synthetic import SyntheticConfig, generate
 from needle.data.votes import as_targets, votes
+from needle.text.declarations import normalise_tool
 from needle.text.formats import FORMATS, Skipped, read_records
-from needle.text.records import DataError, Record
+from needle.text.records import DataError, Record, Tool, ToolSchemaError, parse_line, read_lines
 
 KINDS = ("synthetic", "jsonl", "set", "mixed", "bfcl")
-SETS = ("snips", "hwu64", "mixed_calls", "sgd", "clinc150", "seal_tools", "ha_intents", "ha_gemini")
+SETS = (
+    *("snips", "hwu64", "mixed_calls", "sgd", "clinc150", "seal_tools", "ha_intents", "ha_gemini", "skills"),
+    *("thingpedia", "functions", "star", "coffee", "nlu_small"),
+)
 SPLITS = ("train", "validation", "test")
 ON_ERROR = ("stop", "skip")
 
@@ -28,8 +36,10 @@ ON_ERROR = ("stop", "skip")
 class DataConfig:
     """Where records come from; kind mixed trains on files and on synthetic records together.
 
-    `limits` keeps at most so many training records of a source, then `size` takes the first so many of a seeded order
-    of all: 500 lie inside 1,000.
+    `limits` keeps at most so many training records of a source, and `family_limit` of one family of tools; of records
+    whose calls have no arguments a share of `bare` is kept. Then `size` takes the first so many of a seeded order of
+    all: 500 lie inside 1,000. On top come `invented` records about made-up tools, and `declared` requests for the tools
+    of `declarations`, JSON lines with a `family`. A share of `surface` is changed as people type and speakers say it.
     """
 
     kind: str = "synthetic"
@@ -41,7 +51,12 @@ class DataConfig:
     test: list[str] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
     size: int | None = None
-    invented: int = 0  # so many training records about made-up tools, on top of all others
+    family_limit: int = 0  # 0 for none
+    bare: float = 1.0
+    invented: int = 0
+    declarations: list[str] = field(default_factory=list)
+    declared: int = 0
+    surface: float = 0.0
     unlabelled: int = (
         0  # so many records beyond `size` give their requests alone; the answers are those of their `teacher` field
     )
@@ -58,6 +73,8 @@ class DataConfig:
         for name, least in (
             ("size", 1),
             ("invented", 0),
+            ("declared", 0),
+            ("family_limit", 0),
             ("unlabelled", 0),
             ("validation_size", 1),
             ("test_size", 1),
@@ -129,6 +146,11 @@ def load_splits(config: DataConfig) -> Splits:
                 f" {', '.join(sorted({record.source for record in train}))}"
             )
         train = [record for record in train if record.source != name or id(record) in kept]
+    # At most so many of a family, and fewer without arguments.
+    if config.family_limit:
+        train = _by_family(train, config.family_limit, config.seed)
+    if config.bare < 1:
+        train = [record for record in train if not _bare(record) or _chance(record, config.seed) < config.bare]
     # The first so many of a seeded order, and further ones for their requests alone.
     every = subset(train, None if config.size is None else len(train), config.seed)
     train = every[: config.size]
@@ -149,11 +171,65 @@ def load_splits(config: DataConfig) -> Splits:
     made_up = invented(
         config.invented, config.seed, list({tool.name: tool for record in train for tool in record.tools}.values())
     )
+    asked = declared(config.declared, config.seed, read_declarations(config.declarations)) if config.declared else []
     if config.augment.copies:
-        train = expand(train, config.augment, config.seed)
-    train += made_up
+        train = _expanded(train, config)
+    train += made_up + asked
+    if config.surface:
+        train = [
+            resurface(record, random.Random(f"{config.seed}:surface:{record.id}:{record.meta.get('copy', 0)}"))
+            if _chance(record, config.seed + 1) < config.surface
+            else record
+            for record in train
+        ]
     validation, test = subset(validation, config.validation_size, 0), subset(test, config.test_size, 0)
     return Splits(train, validation, test, skipped, note.reasons)
+
+
+def _chance(record: Record, seed: int) -> float:
+    """0 to 1, a function of the record's id and the seed."""
+    text = f"{seed}:{record.id}:{record.meta.get('copy', 0)}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+
+
+def _bare(record: Record) -> bool:
+    return bool(record.answers) and not any(call.arguments for call in record.answers)
+
+
+def _by_family(records: list[Record], most: int, seed: int) -> list[Record]:
+    """At most so many records of each family of each source, in their own order; a source without families keeps
+    all."""
+    kept: set[int] = set()
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.source, str(record.meta.get("family", ""))), []).append(record)
+    for (_, family), own in groups.items():
+        kept |= {id(record) for record in (subset(own, most, seed) if family else own)}
+    return [record for record in records if id(record) in kept]
+
+
+def _expanded(records: list[Record], config: DataConfig) -> list[Record]:
+    """With changed copies. A family that a set names shares values and tools within itself alone, as a source does:
+    another family may have the same tool by another name."""
+    kin = [
+        replace(record, source=f"{record.source}/{record.meta['family']}") if record.meta.get("family") else record
+        for record in records
+    ]
+    return [replace(record, source=record.source.split("/")[0]) for record in expand(kin, config.augment, config.seed)]
+
+
+def read_declarations(paths: Sequence[str]) -> list[tuple[str, Tool]]:
+    """Tools with the name of their family; those that can't be read are left out."""
+    found = []
+    for path in paths:
+        for number, line in read_lines(Path(path).expanduser()):
+            row = parse_line(line)
+            if not isinstance(row, Mapping):
+                raise DataError(f"{path}, line {number}: expected a declaration as an object")
+            with contextlib.suppress(ToolSchemaError):
+                tool = normalise_tool({key: row[key] for key in ("name", "description", "parameters") if key in row})
+                found.append((f"{row.get('source', '')}/{row.get('family', '')}", tool))
+    return found
 
 
 def _unlabelled(records: list[Record], wanted: int) -> list[Record]:

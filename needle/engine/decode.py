@@ -18,12 +18,13 @@ from torch import Tensor
 
 from needle.engine.fit import shortened
 from needle.engine.retrieve import build_retriever
-from needle.engine.spans import copied_spans, with_scales
+from needle.engine.spans import copied_spans, pointed_spans, with_scales
 from needle.students.batch import move
 from needle.students.checkpoint import Checkpoint
 from needle.text.declarations import SkippedTool
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.jsontext import DecodeError
+from needle.text.pieces import Said
 from needle.text.prompt import Example, PromptError
 from needle.text.records import Call, FieldError, Tool, ToolSchemaError, encodable
 from needle.text.validity import call_errors
@@ -89,6 +90,7 @@ class _Row:
     request: Request
     matcher: Matcher | None
     shortened: tuple[SkippedTool, ...] = ()
+    said: Said | None = None
     limit: int = 0  # of tokens
     longest: int = 1 << 30  # tokens of a value; more were neither said nor declared
     value: int = 0  # tokens of the value that is being written
@@ -175,8 +177,8 @@ class Engine:
         example = self._read(shown)
         while True:
             try:
-                matcher = self.grammar.matcher(shown.tools) if self.grammar else None
-                return _Row(index, shown, matcher, shortened), example
+                matcher = self.grammar.matcher(shown.tools, example.said) if self.grammar else None
+                return _Row(index, shown, matcher, shortened, example.said), example
             except ToolSchemaError as error:
                 place, _, rest = error.pointer.removeprefix("/").partition("/")
                 if not place.isdigit():
@@ -352,8 +354,10 @@ class Engine:
         request = row.request
         left_out: list[str] | None = [] if request.omit else None
         try:
-            calls = self.codec.decode(row.tokens, request.tools, request.now, left_out)
+            calls = self.codec.decode(row.tokens, request.tools, request.now, left_out, row.said)
             spans = copied_spans(row.tokens, row.sources[1:], request.query, request.tools, self.tokenizer)
+            if row.said:
+                spans = pointed_spans(row.tokens, row.said, request.tools, self.tokenizer)
             named = {tool.name: tool for tool in request.tools}
             calls = [
                 replace(with_scales(call, own, request.query, named[call.name]), sources=own)

@@ -18,7 +18,7 @@ from torch import Tensor
 from needle.engine.bm25 import Bm25Retriever, descending
 from needle.students.base import Student
 from needle.students.batch import move
-from needle.text.prompt import Example, RenderedTool, Renderer
+from needle.text.prompt import RenderedTool, Renderer
 from needle.text.records import Record, Tool
 
 CACHED_BYTES = 400_000_000  # of tools' keys
@@ -59,11 +59,11 @@ class EncoderRetriever:
         known = {tool.key: self._keys.get(tool.key) for tool in tools}
         missing = {tool.key: tool for tool in tools if known[tool.key] is None}
         if missing:
-            keys = self.student.tool_keys([tool.ids for tool in missing.values()])
+            keys = self.student.tool_keys(list(missing.values()))
             for name, row in zip(missing, keys, strict=True):
                 known[name] = self._keys[name] = row.clone()  # not a view of all of them
         mine = torch.stack([key for tool in tools if (key := known[tool.key]) is not None])
-        asked = self.student.collate([Example("", self.renderer.query(query), ())], self.renderer.tokenizer)
+        asked = self.student.collate([self.renderer.prompt("", query, ())], self.renderer.tokenizer)
         request = self.student.request_keys(move(asked, mine.device))[0]
         return (mine @ request).float().cpu()
 

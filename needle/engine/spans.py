@@ -11,6 +11,7 @@ from typing import Any
 
 from needle.text.leaves import leaves
 from needle.text.numberwords import number
+from needle.text.pieces import Said
 from needle.text.records import Call, Spans, Tool
 from needle.text.tokenizer import TextTokenizer
 
@@ -47,6 +48,27 @@ def copied_spans(
             calls.append({})
         elif tokenizer.is_argument_label(token):
             places = calls[-1].setdefault(arguments[token - tokenizer.first_argument_label], [])
+    return [{name: tuple(found) for name, found in call.items() if found} for call in calls]
+
+
+def pointed_spans(tokens: Sequence[int], said: Said, tools: Sequence[Tool], tokenizer: TextTokenizer) -> list[Spans]:
+    """For each call of an answer in the codec `spans`, the places of its arguments' values, as `Call.sources`."""
+    calls: list[dict[str, list[tuple[int, int]]]] = []
+    arguments: Sequence[str] = ()
+    places: list[tuple[int, int]] = []
+    first = -1
+    for token in tokens:
+        place = token - tokenizer.first_place
+        if tokenizer.is_tool_label(token):
+            arguments = [leaf.name for leaf in leaves(tools[token - tokenizer.first_tool_label])]
+            calls.append({})
+        elif tokenizer.is_argument_label(token):
+            places = calls[-1].setdefault(arguments[token - tokenizer.first_argument_label], [])
+        elif place >= 0 and first < 0:
+            first = place
+        elif place >= 0:
+            places.append((said.offsets[first][0], said.offsets[place][1]))
+            first = -1
     return [{name: tuple(found) for name, found in call.items() if found} for call in calls]
 
 

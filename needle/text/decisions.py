@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +27,7 @@ from needle.text.leaves import (
 )
 from needle.text.numbers import number_texts
 from needle.text.numberwords import NUMBER_FORM, number
+from needle.text.pieces import Said
 from needle.text.prompt import KINDS, Codec, PromptError
 from needle.text.readings import FORMS, read, read_any
 from needle.text.records import Call, Tool
@@ -33,6 +35,17 @@ from needle.text.tokenizer import TextTokenizer
 
 MAX_SAID = 12  # tokens of a request that may say one number, date or time
 SYNTAX, NAME, KEY, VALUE = range(len(KINDS))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an answer is read against: the moment, and the request."""
+
+    now: datetime | None = None
+    said: Said | None = None
+
+
+NOTHING = Context()
 
 
 class DecisionsCodec(Codec):
@@ -45,7 +58,7 @@ class DecisionsCodec(Codec):
         self.tokenizer, self.spoken = tokenizer, spoken
 
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Any
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         index_of = {tool.name: index for index, tool in enumerate(tools)}
         ids: list[int] = []
@@ -69,7 +82,7 @@ class DecisionsCodec(Codec):
             SYNTAX if token == eos else VALUE if token < first else NAME if token < last else KEY for token in ids
         )
 
-    def _arguments(self, call: Call, tool: Tool, query: Sequence[int]) -> list[int]:
+    def _arguments(self, call: Call, tool: Tool, query: Any) -> list[int]:
         """The arguments of a call. What can't be written value by value, or would read back as something else (an empty
         object that may be left out), is spelled as a whole."""
         unknown = [name for name in call.arguments if name not in tool.parameters.get("properties", {})]
@@ -78,17 +91,26 @@ class DecisionsCodec(Codec):
         writer, ordered = _Writer(self, tool, query), in_schema_order(call.arguments, tool.parameters)
         try:
             ids = writer.members(call.arguments, tool.parameters, ())
-            if writer.plain or dump(in_schema_order(self._read(ids, tool), tool.parameters)) == dump(ordered):
+            if writer.plain or dump(in_schema_order(self._read(ids, tool, self.at(query)), tool.parameters)) == dump(
+                ordered
+            ):
                 return ids
         except (_UnwritableError, DecodeError):
             pass
         return self.spelled(ordered, query)
 
-    def spelled(self, value: Any, query: Sequence[int]) -> list[int]:
+    def at(self, query: Any) -> Context:
+        """Against what an answer to `query` is read while it is written."""
+        return NOTHING
+
+    def opened(self, leaf: Leaf, query: Any) -> None:
+        """Hears whose label comes before the next values."""
+
+    def spelled(self, value: Any, query: Any) -> list[int]:
         """A value as JSON, behind the marker that says so."""
         return [self.tokenizer.argument, *self.text(dump(value), query)]
 
-    def text(self, text: str, query: Sequence[int]) -> list[int]:
+    def text(self, text: str, query: Any) -> list[int]:
         """The tokens of " text"; without the space where the request has them so, since copying is easier than
         spelling."""
         ids = self.tokenizer.encode(" " + text)
@@ -98,7 +120,7 @@ class DecisionsCodec(Codec):
                 ids = bare
         return list(ids)
 
-    def scalar(self, value: Any, schema: Mapping[str, Any], query: Sequence[int], listed: bool = False) -> list[int]:
+    def scalar(self, value: Any, schema: Mapping[str, Any], query: Any, listed: bool = False) -> list[int]:
         """One value that isn't made of others; spelled where its text would be read as something else."""
         form = form_of(schema)
         if value is None and nullable(schema):
@@ -118,7 +140,7 @@ class DecisionsCodec(Codec):
             return self.text(dump(in_schema_order(value, schema)), query)
         return self.spelled(value, query)
 
-    def _as_said(self, value: Any, schema: Mapping[str, Any], query: Sequence[int]) -> list[int]:
+    def _as_said(self, value: Any, schema: Mapping[str, Any], query: Any) -> list[int]:
         """The tokens of the value where the request has them, else of the shortest part that is read as it."""
         texts = [value] if isinstance(value, str) else number_texts(value)
         forms = [self.text(text, query) for text in texts if _same(_read_or_none(text, schema), value)]
@@ -145,7 +167,9 @@ class DecisionsCodec(Codec):
         tools: Sequence[Tool],
         now: datetime | None = None,
         left_out: list[str] | None = None,
+        said: Said | None = None,
     ) -> list[Call]:
+        at = Context(now, said)
         calls: list[Call] = []
         position = 0
         while position < len(ids):
@@ -156,12 +180,12 @@ class DecisionsCodec(Codec):
             end = position + 1
             while end < len(ids) and not self.tokenizer.is_tool_label(ids[end]):
                 end += 1
-            calls.append(Call(tool.name, self._read(ids[position + 1 : end], tool, now, left_out)))
+            calls.append(Call(tool.name, self._read(ids[position + 1 : end], tool, at, left_out)))
             position = end
         return calls
 
     def _read(
-        self, ids: Sequence[int], tool: Tool, now: datetime | None = None, left_out: list[str] | None = None
+        self, ids: Sequence[int], tool: Tool, at: Context = NOTHING, left_out: list[str] | None = None
     ) -> dict[str, Any]:
         """The arguments of one call."""
         if ids and ids[0] == self.tokenizer.argument:
@@ -184,7 +208,7 @@ class DecisionsCodec(Codec):
             leaf = known[index]
             try:
                 if leaf.path[:1] not in dropped:
-                    self._put(arguments, leaf, ids[position + 1 : end], now)
+                    self._put(arguments, leaf, ids[position + 1 : end], at)
             except (DecodeError, TypeError, KeyError, IndexError, AttributeError) as error:
                 why = str(error) if isinstance(error, DecodeError) else "stands where it can't be"
                 if left_out is None or leaf.path[0] in tool.parameters.get("required", leaf.path):
@@ -196,7 +220,7 @@ class DecisionsCodec(Codec):
         _complete(arguments, tool.parameters)
         return arguments
 
-    def _put(self, arguments: dict[str, Any], leaf: Leaf, ids: Sequence[int], now: datetime | None) -> None:
+    def _put(self, arguments: dict[str, Any], leaf: Leaf, ids: Sequence[int], at: Context) -> None:
         """Puts a value where its leaf belongs: into the item or the entry that was begun last."""
         path: Path = ("", *leaf.path)
         here: Any = {"": arguments}
@@ -212,36 +236,36 @@ class DecisionsCodec(Codec):
         if items is not None:  # of a union, another object of its list
             form, schema = "items", items
         if not self._marked(ids) and form == "items":
-            item = {} if form_of(schema["items"]) == "object" else self._list(ids, schema["items"], now)
+            item = {} if form_of(schema["items"]) == "object" else self._list(ids, schema["items"], at)
             here.setdefault(name, []).append(item)
         elif not self._marked(ids) and form == "entries":
             cut = next(
                 (i for i, token in enumerate(ids) if self._marked([token]) or token == self.tokenizer.item), None
             )
-            key = self.tokenizer.decode(ids[:cut]).removeprefix(" ")
-            here.setdefault(name, {})[key] = self._entry(() if cut is None else ids[cut:], schema, now)
+            key = self.words(ids[:cut], at)
+            here.setdefault(name, {})[key] = self._entry(() if cut is None else ids[cut:], schema, at)
         else:
-            here[name] = self._value(ids, schema, now)
+            here[name] = self._value(ids, schema, at)
 
     def _marked(self, ids: Sequence[int]) -> bool:
         """Whether what follows is null, or spelled as JSON."""
         return bool(ids) and ids[0] in (self.tokenizer.null, self.tokenizer.argument)
 
-    def _entry(self, ids: Sequence[int], schema: Mapping[str, Any], now: datetime | None) -> Any:
+    def _entry(self, ids: Sequence[int], schema: Mapping[str, Any], at: Context) -> Any:
         own = value_schema(schema)
         form = form_of(own)
         if ids and ids[0] == self.tokenizer.argument:
             return self._from_json(ids[1:])
         if form == "object":
             return {}
-        values = self._list(ids, own if form == "list" else {"items": own}, now)
+        values = self._list(ids, own if form == "list" else {"items": own}, at)
         if form == "list":
             return values
         if len(values) != 1:
             raise DecodeError("expected one value for each key")
         return values[0]
 
-    def _list(self, ids: Sequence[int], schema: Mapping[str, Any], now: datetime | None) -> list[Any]:
+    def _list(self, ids: Sequence[int], schema: Mapping[str, Any], at: Context) -> list[Any]:
         items: list[list[int]] = []
         for token in ids:
             if token == self.tokenizer.item:
@@ -250,9 +274,9 @@ class DecisionsCodec(Codec):
                 items[-1].append(token)
             else:
                 raise DecodeError("a list's value before its first item")
-        return [self._value(item, item_schema(schema, index), now) for index, item in enumerate(items)]
+        return [self._value(item, item_schema(schema, index), at) for index, item in enumerate(items)]
 
-    def _value(self, ids: Sequence[int], schema: Mapping[str, Any], now: datetime | None) -> Any:
+    def _value(self, ids: Sequence[int], schema: Mapping[str, Any], at: Context) -> Any:
         form = form_of(schema)
         if list(ids) == [self.tokenizer.null]:
             return None
@@ -261,11 +285,11 @@ class DecisionsCodec(Codec):
         if form == "any" and ids and ids[0] == self.tokenizer.item:
             form, schema = "list", branch_of(schema, "list", "items") or {}
         if form == "list":
-            return self._list(ids, schema, now)
-        text = self.tokenizer.decode(ids).removeprefix(" ")
+            return self._list(ids, schema, at)
+        text = self.words(ids, at)
         try:
             if form == "text":
-                return read(text, schema, now) if schema.get("format") in FORMS and "enum" not in schema else text
+                return read(text, schema, at.now) if schema.get("format") in FORMS and "enum" not in schema else text
             if form == "number":
                 return finite(number(text))
             if form == "any":
@@ -274,6 +298,10 @@ class DecisionsCodec(Codec):
         except (ValueError, RecursionError, OverflowError) as error:
             wanted = {"number": "a number", "text": f"a {schema.get('format')}", "any": "a value that fits"}
             raise DecodeError(f"not {wanted.get(form, 'JSON')}: {text[:80]!r}") from error
+
+    def words(self, ids: Sequence[int], at: Context) -> str:
+        """The text that tokens write."""
+        return self.tokenizer.decode(ids).removeprefix(" ")
 
     def _from_json(self, ids: Sequence[int]) -> Any:
         text = self.tokenizer.decode(ids).removeprefix(" ")
@@ -290,7 +318,7 @@ class _UnwritableError(ValueError):
 class _Writer:
     """Writes the arguments of one call. `plain` as long as nothing was written that could read back otherwise."""
 
-    def __init__(self, codec: DecisionsCodec, tool: Tool, query: Sequence[int]) -> None:
+    def __init__(self, codec: DecisionsCodec, tool: Tool, query: Any) -> None:
         self.codec, self.query = codec, query
         self.leaves, self.numbers = leaves(tool), numbers(tool)
         self.plain = True
@@ -309,6 +337,10 @@ class _Writer:
                 ids += self._at(value[name], sub, (*path, name))
         return ids
 
+    def label(self, number: int) -> int:
+        self.codec.opened(self.leaves[number], self.query)
+        return self.codec.tokenizer.first_argument_label + number
+
     def _at(self, value: Any, schema: Mapping[str, Any], path: Path) -> list[int]:
         number = self.numbers.get(path)
         if number is None:  # an object: its members have the labels
@@ -316,7 +348,7 @@ class _Writer:
             if value is not None and not isinstance(value, Mapping):
                 raise _UnwritableError(path[-1])
             return self.members(value or {}, schema, path)
-        label = self.codec.tokenizer.first_argument_label + number
+        label = self.label(number)
         form = self.leaves[number].form
         if value is None and nullable(schema):
             return [label, self.codec.tokenizer.null]
@@ -369,10 +401,9 @@ class _Writer:
         return [label, *self.members(value, schema, (*path, ITEM))]
 
     def _entries(self, value: Mapping[str, Any], schema: Mapping[str, Any], path: Path) -> list[int]:
-        label = self.codec.tokenizer.first_argument_label + self.numbers[path]
         own, ids = value_schema(schema), []
         for key, item in value.items():
-            ids += [label, *self.codec.text(key, self.query)]
+            ids += [self.label(self.numbers[path]), *self.codec.text(key, self.query)]
             form = form_of(own)
             if form == "object" and isinstance(item, Mapping):
                 ids += self.members(item, own, (*path, ENTRY))

@@ -24,6 +24,7 @@ from needle.text.leaves import (
     Path,
     branch_of,
     by_name,
+    choices,
     form_of,
     item_schema,
     leaves,
@@ -34,9 +35,11 @@ from needle.text.leaves import (
 )
 from needle.text.numbers import PLAIN
 from needle.text.numberwords import NUMBER_FORM
+from needle.text.pieces import Said
+from needle.text.pointing import number_places
 from needle.text.readings import FORMS
 from needle.text.records import Tool, ToolSchemaError
-from needle.text.tokenizer import TextTokenizer, argument_label, tool_label
+from needle.text.tokenizer import MEMBER_LABELS, TextTokenizer, argument_label, tool_label
 
 SPACE = '" "?'
 READY = 128  # sets of tools whose matcher is kept, to be copied for each answer
@@ -62,15 +65,18 @@ class Grammar:
         self._limits = LLParserLimits()
         self._ready: LRUCache[tuple[Tool, ...], LLMatcher] = LRUCache(READY)
 
-    def matcher(self, tools: Sequence[Tool]) -> Matcher:
-        """A matcher at the start of an answer; raises `ToolSchemaError` for a schema that no grammar can express."""
+    def matcher(self, tools: Sequence[Tool], said: Said | None = None) -> Matcher:
+        """A matcher at the start of an answer to `said`, if it points at that; raises `ToolSchemaError` for a schema
+        that no grammar can express."""
         matcher = self._ready.get(tuple(tools))
         if matcher is None:
-            text = LLMatcher.grammar_from_lark(grammar_text(self.codec, tools))
+            text = LLMatcher.grammar_from_lark(grammar_text(self.codec, tools, self.tokenizer))
             matcher = LLMatcher(self._ll, text, log_level=0, limits=self._limits)
             if matcher.is_error():
                 raise ToolSchemaError(*_culprit(self, tools, matcher.get_error()))
             self._ready[tuple(tools)] = matcher
+        if said is not None:
+            return PlaceMatcher(matcher.deep_copy(), self.tokenizer, tools, said)
         return Matcher(matcher.deep_copy(), self.tokenizer.size)
 
 
@@ -102,10 +108,46 @@ class Matcher:
         return int(self._matcher.validate_tokens(list(tokens)))
 
 
+class PlaceMatcher(Matcher):
+    """Also lets a value end only behind its beginning, within the request, and a number be nothing but one."""
+
+    def __init__(self, matcher: LLMatcher, tokenizer: TextTokenizer, tools: Sequence[Tool], said: Said) -> None:
+        super().__init__(matcher, tokenizer.size)
+        self._tokenizer, self._tools, self._said = tokenizer, tools, said
+        self._tool: Tool | None = None
+        self._number = False  # whether the open argument is one
+        self._first = -1  # the piece that the value begins with, while it lacks its end
+
+    def allowed(self) -> NDArray[np.bool_]:
+        mask = super().allowed()
+        first, end = self._tokenizer.first_place, self._tokenizer.first_tool_label
+        if not mask[first:end].any():
+            return mask
+        places = np.zeros(end - first, dtype=np.bool_)
+        if self._number:
+            found = number_places(self._said)
+            places[[b if self._first >= 0 else a for a, b in found if self._first in (-1, a)]] = True
+        else:
+            places[max(self._first, 0) : len(self._said.offsets)] = True
+        mask = mask.copy()
+        mask[first:end] &= places
+        return mask
+
+    def consume(self, token: int) -> None:
+        super().consume(token)
+        names = self._tokenizer
+        if names.first_place <= token < names.first_tool_label:
+            self._first = token - names.first_place if self._first < 0 else -1
+        elif names.is_tool_label(token):
+            self._tool = self._tools[token - names.first_tool_label]
+        elif names.is_argument_label(token) and self._tool is not None:
+            self._number = leaves(self._tool)[token - names.first_argument_label].form == "number"
+
+
 def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str, str]:
     """Finds the tool that doesn't compile by itself, so that the error can name it."""
     for index, tool in enumerate(tools):
-        text = grammar_text(grammar.codec, [tool])
+        text = grammar_text(grammar.codec, [tool], grammar.tokenizer)
         if LLMatcher(grammar._ll, LLMatcher.grammar_from_lark(text), log_level=0).is_error():
             return (
                 f"/{index}/parameters",
@@ -114,11 +156,15 @@ def _culprit(grammar: Grammar, tools: Sequence[Tool], message: str) -> tuple[str
     return "", f"these tools together are too large for a grammar: {message.splitlines()[0][:200]}"
 
 
-def grammar_text(codec: str, tools: Sequence[Tool]) -> str:
-    """The grammar of the declared tools in llguidance's Lark dialect."""
+def grammar_text(codec: str, tools: Sequence[Tool], tokenizer: TextTokenizer | None = None) -> str:
+    """The grammar of the declared tools in llguidance's Lark dialect; the codec `spans` needs its `tokenizer`."""
     rules = _Rules()
     if codec == "json":
         _json_rules(rules, tools)
+    elif codec == "spans" and tokenizer is not None:
+        place = f"<[{tokenizer.first_place}-{tokenizer.first_tool_label - 1}]>"
+        rules.place, rules.member = f"{place} {place}", tokenizer.first_member
+        _decision_rules(rules, tools, spoken=True)
     else:
         _decision_rules(rules, tools, spoken=codec == "decisions-2")
     return rules.text()
@@ -130,6 +176,8 @@ class _Rules:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.names: dict[str, str] = {}
+        self.place = ""  # two places of the request, if values may be that
+        self.member = 0  # the label of an enum's first member
 
     def add(self, body: str, terminal: bool = False) -> str:
         name = self.names.get(body)
@@ -172,6 +220,7 @@ class _Decisions:
     def __init__(self, rules: _Rules, tool: Tool, spoken: bool) -> None:
         self.rules, self.tool, self.spoken = rules, tool, spoken
         self.leaves, self.numbers = leaves(tool), numbers(tool)
+        self.choices: Sequence[Any] = ()  # of the argument that is open
 
     def arguments(self) -> str:
         schema = self.tool.parameters
@@ -188,6 +237,8 @@ class _Decisions:
 
     def at(self, schema: Mapping[str, Any], path: Path, required: bool) -> str:
         number = self.numbers.get(path)
+        if number is not None:
+            self.choices = choices(self.leaves[number].schema)
         if number is None:  # an object
             body = f"({self.members(schema, path)})"
             return body if required and not nullable(schema) else body + "?"
@@ -203,7 +254,7 @@ class _Decisions:
         elif form == "items":
             options.append(f"({label} {self.item(schema['items'], path)})+")
         elif form == "entries":
-            options.append(f"({label} {self.rules.add(TEXT, terminal=True)} {self.entry(schema, path)})+")
+            options.append(f"({label} {self.said(TEXT)} {self.entry(schema, path)})+")
         elif form == "any":
             options.append(f"{label} {self.value(schema)}")
             listed = branch_of(schema, "list") or ({} if "anyOf" not in schema else None)
@@ -256,12 +307,22 @@ class _Decisions:
             body = f"({body} | {self.spelled({})})"
         return f"({body} | <null>)" if form_of(schema) != "any" and nullable(schema) else body
 
+    def said(self, terminal: str) -> str:
+        """A text: a part of the request, or spelled."""
+        text = self.rules.add(terminal, terminal=True)
+        return f"({self.rules.add(self.rules.place)} | {text})" if self.rules.place else text
+
     def solid(self, schema: Mapping[str, Any], listed: bool) -> str:
         form = form_of(schema)
-        values = [value for value in schema.get("enum", ()) if value is not None]
+        own = schema.get("enum", ())
+        values = [value for value in own if value is not None]
+        if self.rules.place and values and own == self.choices and len(own) <= MEMBER_LABELS:
+            label = self.rules.member
+            found = [f"<[{label + index}]>" for index, value in enumerate(own) if value is not None]
+            return found[0] if len(found) == 1 else f"({' | '.join(found)})"
         if form == "number":
             said = PLAIN if listed and not self.spoken else NUMBER_FORM
-            return self.rules.add("/ ?(" + said.replace("/", r"\/") + ")/", terminal=True)
+            return self.said("/ ?(" + said.replace("/", r"\/") + ")/")
         if form == "literal" and solid_type(schema) == "boolean" and not values:
             values = [False, True]
         if form == "literal" and solid_type(schema) == "null":
@@ -271,7 +332,7 @@ class _Decisions:
         elif values and form == "text":
             members = values
         else:
-            return self.rules.add(TEXT, terminal=True)
+            return self.said(TEXT)
         if len(members) > MANY:
             return self.rules.add(f"/{'|'.join(_before(one, ' ?') + _exactly(one) for one in members)}/", terminal=True)
         return f"({' | '.join(_before(one, SPACE) + ' ' + _literal(one) for one in members)})"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from needle.text.jsontext import DecodeError, dump, in_schema_order
+from needle.text.pieces import Said
 from needle.text.prompt import KINDS, Codec
 from needle.text.records import Call, Tool
 from needle.text.tokenizer import TextTokenizer
@@ -24,7 +25,7 @@ class JsonCodec(Codec):
         self.tokenizer = tokenizer
 
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int] | Said
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         schemas = {tool.name: tool.parameters for tool in tools}
         rows = [
@@ -52,6 +53,7 @@ class JsonCodec(Codec):
         tools: Sequence[Tool],
         now: datetime | None = None,
         left_out: list[str] | None = None,
+        said: Said | None = None,
     ) -> list[Call]:
         text = self.tokenizer.decode(ids)
         try:

@@ -158,3 +158,11 @@ def item_schema(schema: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 def branch_of(schema: Mapping[str, Any], *forms: str) -> Mapping[str, Any] | None:
     """The branch of a union that is written in one of these forms."""
     return next((branch for branch in schema.get("anyOf", ()) if form_of(branch) in forms), None)
+
+
+def choices(schema: Mapping[str, Any]) -> list[Any]:
+    """The enum's members of a value, or of what a list or map is made of."""
+    if "enum" in schema:
+        return list(schema["enum"])
+    inner = {"array": "items", "object": "additionalProperties"}.get(solid_type(schema) or "", "")
+    return choices(schema[inner]) if isinstance(schema.get(inner), Mapping) else []

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import Lock
 from typing import Any
 
 from cachetools import LRUCache
 
-from needle.text.leaves import by_name, leaves
+from needle.text.leaves import by_name, choices, leaves
+from needle.text.pieces import Pieces, Said
 from needle.text.records import Call, Record, Tool
-from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS, TextTokenizer
+from needle.text.tokenizer import ARGUMENT_LABELS, MEMBER_LABELS, TOOL_LABELS, TextTokenizer
 from needle.text.validity import CACHED_CHARACTERS
 
 IGNORE = -100  # a target that counts nowhere
@@ -38,7 +40,9 @@ class PromptError(ValueError):
 class RenderedTool:
     """Token ids of one tool. The tool's marker is at position 0, the markers of its leaves at `markers`.
 
-    `copyable` are the positions of names and enum members: what an answer may copy from a schema.
+    `copyable` are the positions of names and enum members: what an answer may copy from a schema. Of a tool that is
+    read in pieces, `cases` are those of its pieces, `named` is the position behind its name, and `members` are for each
+    leaf the positions of its enum's members, the first and the one behind the last.
     """
 
     name: str
@@ -46,6 +50,9 @@ class RenderedTool:
     markers: tuple[int, ...]
     copyable: tuple[int, ...]
     key: str
+    cases: tuple[int, ...] = ()
+    named: int = 0
+    members: tuple[tuple[tuple[int, int], ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Example:
     kinds: tuple[int, ...] = ()
     weight: float = 1.0
     votes: str = ""
+    cases: tuple[int, ...] = ()  # of the request's pieces
+    said: Said | None = None  # a request that is read in pieces
 
     @property
     def prompt_length(self) -> int:
@@ -103,7 +112,8 @@ class Renderer:
         self._lock = Lock()
 
     def query(self, text: str) -> tuple[int, ...]:
-        return self.tokenizer.encode(" " + text)
+        pieces = self.tokenizer.pieces
+        return pieces.read(text).ids if pieces else self.tokenizer.encode(" " + text)
 
     def tool(self, tool: Tool) -> RenderedTool:
         """Raises `PromptError` for a tool with more leaves than there are labels."""
@@ -119,7 +129,11 @@ class Renderer:
         """What a model reads before it answers; raises `PromptError` for more tools than there are labels."""
         if len(tools) > TOOL_LABELS:
             raise PromptError(f"{len(tools)} tools at once; at most {TOOL_LABELS} fit one request")
-        return Example(id, self.query(query), tuple(self.tool(tool) for tool in tools))
+        rendered, pieces = tuple(self.tool(tool) for tool in tools), self.tokenizer.pieces
+        if pieces is None:
+            return Example(id, self.query(query), rendered)
+        read = pieces.read(query)
+        return Example(id, read.ids, rendered, cases=read.cases, said=Said(query, read.offsets))
 
     def _render(self, tool: Tool) -> RenderedTool:
         arguments = leaves(tool)
@@ -127,6 +141,8 @@ class Renderer:
             raise PromptError(
                 f"tool '{tool.name}' has {len(arguments)} arguments; at most {ARGUMENT_LABELS} are supported"
             )
+        if self.tokenizer.pieces:
+            return _in_pieces(self.tokenizer.pieces, tool)
         encode = self.tokenizer.encode
         ids: list[int] = [self.tokenizer.tool]
         markers: list[int] = []
@@ -153,18 +169,51 @@ class Renderer:
         return RenderedTool(tool.name, tuple(ids), tuple(markers), tuple(copyable), tool.key)
 
 
+def _in_pieces(pieces: Pieces, tool: Tool) -> RenderedTool:
+    """The same text in pieces, names as the words that they are made of; members beyond `MEMBER_LABELS` have none."""
+    ids, cases = [pieces.begin], [0]
+
+    def add(text: str) -> tuple[int, int]:
+        read, start = pieces.read(text), len(ids)
+        ids.extend(read.ids)
+        cases.extend(read.cases)
+        return start, len(ids)
+
+    _, named = add(_worded(tool.name))
+    if tool.description:
+        add(": " + tool.description)
+    markers, found = [], []
+    for leaf in leaves(tool):
+        markers.append(len(ids))
+        ids.append(pieces.argument)
+        cases.append(0)
+        add(_worded(leaf.name) + ("*" if leaf.required else "") + (" " + type_word(leaf.schema)).rstrip())
+        if leaf.schema.get("description"):
+            add(": " + leaf.schema["description"])
+        own = []
+        for index, member in enumerate(members(leaf.schema)):
+            add("|" if index else "=")
+            start, end = add(_worded(member) if member.replace("_", "").isalnum() else member)
+            own.append((start, end) if end > start else (start - 1, start))
+        found.append(tuple(own if len(own) <= MEMBER_LABELS else ()))
+    return RenderedTool(tool.name, tuple(ids), tuple(markers), (), tool.key, tuple(cases), named, tuple(found))
+
+
+def _worded(name: str) -> str:
+    """`getWeather_v2` as "get Weather v2"."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", re.sub(r"[_.-]+", " ", name)).strip() or name
+
+
 def members(schema: Mapping[str, Any]) -> list[str]:
-    """The enum members of a value, or of the items of a list, as text."""
-    if schema.get("type") in ("array", ["array", "null"]) and isinstance(schema.get("items"), Mapping):
-        schema = schema["items"]
-    return [value if isinstance(value, str) else json.dumps(value) for value in schema.get("enum", [])]
+    """The enum members of a value, or of what a list or map is made of, as text."""
+    return [value if isinstance(value, str) else json.dumps(value) for value in choices(schema)]
 
 
 def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
     """Prompt and target of one record; raises `PromptError` when the answers can't be written for its tools."""
     prompt = renderer.prompt(record.id, record.query, record.tools)
-    target, open_tool = codec.encode(record.answers, record.tools, prompt.query)
-    return Example(prompt.id, prompt.query, prompt.tools, target, open_tool, codec.kinds(target))
+    target, open_tool = codec.encode(record.answers, record.tools, prompt.said or prompt.query)
+    return replace(prompt, target=target, open_tool=open_tool, kinds=codec.kinds(target))
 
 
 class Codec(ABC):
@@ -175,9 +224,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int]
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int] | Said
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none)."""
+        """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none). `query` is
+        `Example.said` of a request that is read in pieces."""
 
     @abstractmethod
     def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
@@ -191,8 +241,9 @@ class Codec(ABC):
         tools: Sequence[Tool],
         now: datetime | None = None,
         left_out: list[str] | None = None,
+        said: Said | None = None,
     ) -> list[Call]:
-        """The calls that `ids` (without `<eos>`) write.
+        """The calls that `ids` (without `<eos>`) write, for the request `said`.
 
         `now` is the moment against which "tomorrow" is read. With a list `left_out`, an optional argument whose words
         aren't a value of its type is left out and noted there.

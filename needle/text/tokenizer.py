@@ -3,6 +3,8 @@ arguments.
 
 Any Unicode text round-trips. Text never becomes a reserved symbol, whatever it spells. Every vocabulary ends in
 `TOOL_LABELS` labels for the tools of a record and `ARGUMENT_LABELS` for the arguments of one tool, in that order.
+Where a student reads word pieces (`needle.text.pieces`), this is what it writes with, and `MEMBER_LABELS` labels for
+the members of one enum and `PLACE_LABELS` for the pieces of a request stand before those.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from needle.text.files import replacing
+from needle.text.pieces import PIECES_FILE, Pieces
 
 TOOL_LABELS = 128
 ARGUMENT_LABELS = 64
+MEMBER_LABELS = 512
+PLACE_LABELS = 1024
 MARKERS = ("<pad>", "<eos>", "<query>", "<answer>", "<tool>", "<arg>", "<item>", "<null>")
 FILE_NAME = "tokenizer.json"
 
@@ -27,10 +32,14 @@ SPLIT = r" ?\p{Lu}+(?!\p{Ll})| ?\p{Lu}?[^\P{L}\p{Lu}]+| ?\p{L}+| ?\p{N}| ?[^\s\p
 
 
 class TextTokenizer:
-    """Text to token ids and back. `size` is V, the whole vocabulary, labels included."""
+    """Text to token ids and back. `size` is V, the whole vocabulary, labels included.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    With `pieces`, requests and tools are read in these. `text_size` tokens are no labels.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Pieces | None = None) -> None:
         self._tokenizer = tokenizer
+        self.pieces = pieces
         self._tokenizer.encode_special_tokens = True  # text that spells a reserved symbol stays text
         self.size: int = tokenizer.get_vocab_size()
         self.pad, self.eos, self.query, self.answer, self.tool, self.argument, self.item, self.null = (
@@ -38,8 +47,12 @@ class TextTokenizer:
         )
         self.first_argument_label = self.size - ARGUMENT_LABELS
         self.first_tool_label = self.first_argument_label - TOOL_LABELS
+        self.first_place = self.first_tool_label - PLACE_LABELS if pieces else self.first_tool_label
+        self.first_member = self.first_place - MEMBER_LABELS if pieces else self.first_tool_label
+        self.text_size = self.first_member
         self.json: str = tokenizer.to_str()
-        self.fingerprint: str = hashlib.sha256(self.json.encode()).hexdigest()[:16]
+        whole = self.json + (pieces.json if pieces else "")
+        self.fingerprint: str = hashlib.sha256(whole.encode()).hexdigest()[:16]
         self._cache: dict[str, tuple[int, ...]] = {}
         self._edges: dict[int, tuple[bool, bool]] = {}
 
@@ -50,10 +63,16 @@ class TextTokenizer:
         return int(token)
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int = 8192) -> TextTokenizer:
+    def train(cls, texts: Iterable[str], size: int = 8192, pieces: Pieces | None = None) -> TextTokenizer:
         """Trains on `texts`; the result has at most `size` entries, labels and markers included (256 bytes and 200
-        reserved at least)."""
-        reserved = len(MARKERS) + TOOL_LABELS + ARGUMENT_LABELS
+        reserved at least; with `pieces` 1,736)."""
+        labels = [tool_label(i) for i in range(TOOL_LABELS)] + [argument_label(i) for i in range(ARGUMENT_LABELS)]
+        if pieces:
+            labels = [f"<member_{i}>" for i in range(MEMBER_LABELS)] + [
+                *(f"<place_{i}>" for i in range(PLACE_LABELS)),
+                *labels,
+            ]
+        reserved = len(MARKERS) + len(labels)
         if size < reserved + 256:
             raise ValueError(
                 f"a vocabulary of {size} entries can't hold 256 bytes and {reserved} reserved symbols; give at least"
@@ -68,23 +87,23 @@ class TextTokenizer:
         )
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=size - TOOL_LABELS - ARGUMENT_LABELS,
+            vocab_size=size - len(labels),
             special_tokens=list(MARKERS),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             min_frequency=2,
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        labels = [tool_label(i) for i in range(TOOL_LABELS)] + [argument_label(i) for i in range(ARGUMENT_LABELS)]
         tokenizer.add_special_tokens(labels)
-        return cls(tokenizer)
+        return cls(tokenizer, pieces)
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
         """Reads `tokenizer.json`, or the folder that holds one."""
         file = path / FILE_NAME if path.is_dir() else path
+        pieces = file.parent / PIECES_FILE
         try:
-            return cls(Tokenizer.from_file(str(file)))
+            return cls(Tokenizer.from_file(str(file)), Pieces.load(pieces) if pieces.is_file() else None)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{file} isn't a tokenizer that can be read: {error}") from error
 
@@ -93,6 +112,8 @@ class TextTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FILE_NAME) as temporary:
             temporary.write_text(self.json, encoding="utf-8")
+        if self.pieces:
+            self.pieces.save(folder)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of `text`; cached, since names, descriptions and enum members come again and again."""

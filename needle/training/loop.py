@@ -46,7 +46,7 @@ from needle.training.tracking import Tracker, TrackerConfig
 
 STATE, LAST = "state", "last"
 RESUME = ("auto", "never")
-GROUPS = ("length", "source")
+GROUPS = ("length", "source", "family")
 
 
 @dataclass
@@ -55,8 +55,8 @@ class TrainConfig:
 
     `rename` is the share of passes whose tools stand under other names and descriptions, drawn anew for each: of a few
     tools, the few variants that `data.augment.rename` makes are soon known by heart. `group` says which records share a
-    micro-batch: those of similar length, or also of one source and augmented copy, whose tools a pointer student then
-    encodes once for all of them.
+    micro-batch: those of similar length, or also of one source and augmented copy, or of one family, whose tools a
+    pointer student then encodes once for all of them.
     """
 
     steps: int = 1000
@@ -72,6 +72,7 @@ class TrainConfig:
     log_every: int = 10
     resume: str = "auto"
     group: str = "length"
+    piece: int = 0  # records of one group that stay together in a batch; 0 is micro_batch
     start: str | None = None  # a checkpoint whose weights to begin with, in place of random ones
 
     def __post_init__(self) -> None:
@@ -213,9 +214,9 @@ class _Loop:
             job.data,
             student.padded_length,
             job.train.batch_size,
-            job.train.micro_batch,
+            job.train.piece or job.train.micro_batch,
             job.train.seed,
-            job.train.group == "source",
+            job.train.group,
         )
         objective = Objective(student, job.loss, self._matching(student))
         self.progress = Progress()

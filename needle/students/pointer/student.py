@@ -35,7 +35,7 @@ from needle.students.batch import Batch
 from needle.students.pointer.batch import PointerBatch
 from needle.students.pointer.copying import Keys, aimed, join_copies, offered_scores, request_scores
 from needle.students.pointer.encoder import Heads, PointerConfig, Reader
-from needle.text.prompt import Example
+from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
 ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
@@ -389,9 +389,9 @@ class PointerStudent(Reader):
 
     # Choosing a few tools among many
 
-    def tool_keys(self, tools: Sequence[Sequence[int]]) -> Tensor:
+    def tool_keys(self, tools: Sequence[RenderedTool]) -> Tensor:
         heads = torch.empty(len(tools), self.config.width, device=self.no_tool.device, dtype=self.no_tool.dtype)
-        for rows, ids, encoded in self.encode_tools(tools):
+        for rows, ids, encoded in self.encode_tools([tool.ids for tool in tools]):
             # Name and description: what stands before the first argument.
             named = (ids != 0) & ((ids == ARGUMENT).cumsum(1) == 0)
             mean = (encoded * named[..., None]).sum(1, dtype=torch.float32) / named.sum(1, keepdim=True)

@@ -1,0 +1,225 @@
+"""What the span student reads: requests and tools in word pieces, each distinct tool of a batch once, and each called
+tool together with its request.
+
+Legend: B records, T target positions, Q request positions, U distinct tools of the batch, M packed positions of all
+those tools, K tools of one record, S positions of one record's tools that say what they are for, and the empty slot;
+P pairs of a request and a tool that is called, R = B + P rows that an answer reads: requests alone, then pairs; W
+positions of one tool, A its arguments, E its enum members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from needle.students.batch import Batch, pad
+from needle.text.prompt import Example, RenderedTool
+from needle.text.tokenizer import TextTokenizer
+
+OVERHEAD = 400  # positions whose encoding takes as long as a group of rows takes by itself
+STEP = 8  # rows of pieces are padded to a multiple of it
+BLOCK = 256  # what is multiplied at once are multiples of so many positions
+
+
+def up(size: int, step: int) -> int:
+    """The next multiple of `step`. oneDNN makes a kernel for every shape, which takes longer than to multiply, so
+    that shapes must come again."""
+    return -(-size // step) * step
+
+
+@dataclass
+class Pieces:
+    """Pieces and their cases, two rows of numbers that stay together."""
+
+    ids: Tensor  # [R, s] right-padded with 0
+    cases: Tensor  # [R, s]
+
+    @classmethod
+    def of(cls, ids: Sequence[Sequence[int]], cases: Sequence[Sequence[int]], before: int = 0) -> Pieces:
+        """`before` pieces will be put in front of each row."""
+        width = up(max(len(row) for row in ids) + before, STEP) - before
+        return cls(pad(ids, width, 0), pad(cases, width, 0))
+
+    def select(self, rows: Tensor) -> Pieces:
+        return Pieces(self.ids[rows], self.cases[rows])
+
+
+@dataclass
+class SpanTools:
+    """The distinct tools of the batch, the shortest first."""
+
+    rows: Pieces  # [U, s]
+    tool_of: Tensor  # [M] which of the U tools a position tells the use of (name and description); U for none
+    name_of: Tensor  # [M] which of the U tools' names a position is in; U for none
+    starts: list[int]  # [U] first position of each tool in M
+    sizes: list[int]  # [U] positions of each tool
+    rendered: list[RenderedTool]
+
+    @classmethod
+    def of(cls, tools: Sequence[RenderedTool]) -> SpanTools:
+        sizes = [len(tool.ids) for tool in tools]
+        starts = np.cumsum([0, *sizes])
+        packed = up(int(starts[-1]) + 1, BLOCK) - 1
+        tool_of, name_of = np.full(packed, len(tools)), np.full(packed, len(tools))
+        for number, (start, tool) in enumerate(zip(starts, tools, strict=False)):
+            tool_of[start : start + (tool.markers[0] if tool.markers else len(tool.ids))] = number
+            name_of[start + 1 : start + max(tool.named, 2)] = number
+        return cls(
+            rows=Pieces.of([tool.ids for tool in tools] or [()], [tool.cases for tool in tools] or [()]),
+            tool_of=torch.from_numpy(tool_of),
+            name_of=torch.from_numpy(name_of),
+            starts=[int(start) for start in starts[:-1]],
+            sizes=sizes,
+            rendered=list(tools),
+        )
+
+
+@dataclass
+class Pairs:
+    """Requests and tools of similar length that are read together."""
+
+    record: Tensor  # [P] the request
+    tool: Tensor  # [P] the tool, of the U
+    places: Tensor  # [P, W] its positions in M, counted from 1; 0 is padding
+    arguments: Tensor  # [P, A, W] shares of each position in the mean of an argument
+    members: Tensor  # [P, E, W] and in the mean of an enum member
+    first: Tensor  # [P, A] the first member of each argument's enum
+    count: Tensor  # [P, A] how many it has; -1 on padding
+
+    @classmethod
+    def groups(cls, pairs: Sequence[tuple[int, int]], tools: SpanTools) -> list[Pairs]:
+        """`pairs` of a record and a tool of the batch, the shortest tools first, that cost least to read."""
+        return [
+            cls.of([pairs[place] for place in group], tools)
+            for group in groups_of([tools.sizes[tool] for _, tool in pairs])
+        ]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int]], tools: SpanTools) -> Pairs:
+        own = [tools.rendered[tool] for _, tool in pairs]
+        W = up(max([1, *(len(tool.ids) for tool in own)]), STEP)
+        A = max([1, *(len(tool.markers) for tool in own)])
+        E = up(max([1, *(sum(map(len, tool.members)) for tool in own)]), STEP)
+        places, P = np.zeros((len(pairs), W), np.int64), len(pairs)
+        arguments, members = np.zeros((P, A, W), np.float32), np.zeros((P, E, W), np.float32)
+        first, count = np.zeros((P, A), np.int64), np.full((P, A), -1, np.int64)
+        for row, ((_, number), tool) in enumerate(zip(pairs, own, strict=True)):
+            size, found = len(tool.ids), 0
+            places[row, :size] = np.arange(size) + tools.starts[number] + 1
+            for index, (start, end) in enumerate(zip(tool.markers, [*tool.markers[1:], size], strict=False)):
+                arguments[row, index, start:end] = 1 / (end - start)
+                first[row, index], count[row, index] = found, len(tool.members[index])
+                for begin, behind in tool.members[index]:
+                    members[row, found, begin:behind] = 1 / (behind - begin)
+                    found += 1
+        return cls(
+            torch.tensor([record for record, _ in pairs], dtype=torch.long),
+            torch.tensor([tool for _, tool in pairs], dtype=torch.long),
+            *(torch.from_numpy(array) for array in (places, arguments, members, first, count)),
+        )
+
+
+def groups_of(sizes: Sequence[int]) -> list[range]:
+    """Runs of rows of these sizes, the smallest first, that cost least to encode: every group takes `OVERHEAD` and as
+    many positions as its rows have when they are padded to the longest."""
+    widths = [up(size, STEP) for size in sizes]
+    ends = [place for place in range(1, len(widths) + 1) if place == len(widths) or widths[place] != widths[place - 1]]
+    starts = [0, *ends[:-1]]
+    costs, before = [0], [0]
+    for number, end in enumerate(ends):
+        width = widths[end - 1]
+        cost, k = min((costs[k] + OVERHEAD + (end - starts[k]) * width, k) for k in range(number + 1))
+        costs.append(cost)
+        before.append(k)
+    found, number = [], len(ends)
+    while number:
+        found.append(range(starts[before[number]], ends[number - 1]))
+        number = before[number]
+    return found[::-1]
+
+
+@dataclass
+class SpanBatch(Batch):
+    """Requests and tools apart, and which are read together."""
+
+    requests: Pieces  # [B, Q]
+    mask: Tensor  # [B, Q] true on the request
+    tools: SpanTools
+    offered: Tensor  # [B, K] the tools of each record, of the U; -1 is padding
+    owned: Tensor  # [B, S] positions in M, counted from 1, that tell what they are for; 0, the empty slot, stands first
+    pairs: list[Pairs]  # those that the targets call for, in groups
+    row: Tensor  # [B, T] the row that is read for target t
+    turns: Tensor  # [R, N] the flat positions B*T that read a row; B*T is padding
+    where: Tensor  # [B, T] where among the R*N a position stands; R*N on padding
+    argument: Tensor  # [B, T] the argument of the open tool that was named last, -1 for none
+    begun: Tensor  # [B, T] whether a value is begun, so that target t may be its end
+
+    @classmethod
+    def source(cls, examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> dict[str, Any]:
+        assert tokenizer.pieces is not None, "the span student reads word pieces"
+        every = {tool.key: tool for example in examples for tool in example.tools}
+        distinct = sorted(every.values(), key=lambda tool: len(tool.ids))
+        number = {tool.key: index for index, tool in enumerate(distinct)}
+        tools = SpanTools.of(distinct)
+        offered = [[number[tool.key] for tool in example.tools] for example in examples]
+        owned = [[0, *(place for tool in own for place in _uses(tools, tool))] for own in offered]
+        queries = [example.query or (tokenizer.pieces.unknown,) for example in examples]
+        requests = Pieces.of(queries, [example.cases or (0,) for example in examples], before=1)
+        # What has been opened at each position, and the pairs that are read there.
+        called = {
+            (record, offered[record][token - tokenizer.first_tool_label])
+            for record, example in enumerate(examples)
+            for token in example.target
+            if tokenizer.is_tool_label(token)
+        }
+        pairs = {pair: place for place, pair in enumerate(sorted(called, key=lambda pair: (pair[1], pair[0])))}
+        rows = np.tile(np.arange(len(examples))[:, None], (1, width))
+        arguments, begun = np.full_like(rows, -1), np.zeros_like(rows, dtype=bool)
+        for record, example in enumerate(examples):
+            for place, token in enumerate(example.target[:-1], 1):
+                rows[record, place], arguments[record, place] = rows[record, place - 1], arguments[record, place - 1]
+                if token >= tokenizer.first_argument_label:
+                    arguments[record, place] = token - tokenizer.first_argument_label
+                elif token >= tokenizer.first_tool_label:
+                    pair = (record, offered[record][token - tokenizer.first_tool_label])
+                    rows[record, place] = len(examples) + pairs[pair]
+                    arguments[record, place] = -1
+                elif token >= tokenizer.first_place:
+                    begun[record, place] = not begun[record, place - 1]
+        turns: list[list[int]] = [[] for _ in range(len(examples) + len(pairs))]
+        for record, example in enumerate(examples):
+            for place in range(max(len(example.target), 1)):
+                turns[rows[record, place]].append(record * width + place)
+        longest = up(max(len(own) for own in turns), STEP)
+        where = np.full(rows.size, len(turns) * longest)
+        for row, own in enumerate(turns):
+            where[own] = row * longest + np.arange(len(own))
+        return {
+            "requests": requests,
+            "mask": torch.arange(requests.ids.shape[1]) < torch.tensor([len(query) for query in queries])[:, None],
+            "tools": tools,
+            "offered": pad(offered, max([1, *(len(own) for own in offered)]), -1),
+            "owned": pad(owned, up(max(len(own) for own in owned), STEP), -1),
+            "pairs": Pairs.groups(list(pairs), tools),
+            "row": torch.from_numpy(rows),
+            "turns": pad(turns, longest, rows.size),
+            "where": torch.from_numpy(where.reshape(rows.shape)),
+            "argument": torch.from_numpy(arguments),
+            "begun": torch.from_numpy(begun),
+        }
+
+    def select(self, rows: Tensor) -> SpanBatch:
+        """The same tools for only these rows of the batch."""
+        own = {name: getattr(self, name)[rows] for name in ("mask", "offered", "owned")}
+        return replace(self, requests=self.requests.select(rows), **own)
+
+
+def _uses(tools: SpanTools, number: int) -> range:
+    """The positions that say what a tool is for, counted from 1."""
+    tool, start = tools.rendered[number], tools.starts[number] + 1
+    return range(start, start + (tool.markers[0] if tool.markers else len(tool.ids)))

@@ -1,0 +1,162 @@
+"""The codec `spans`: `decisions` in which a value is two places of the request, or a member of its argument's enum.
+
+    <tool_0> <arg_0> <place_3> <place_5> <arg_2> <member_1>
+
+The first and the last piece of a request stand for all characters from one to the other, so a value of any length takes
+two decisions and comes back as it was said. What wasn't said, and is no member, is written as in `decisions`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from needle.text.decisions import MAX_SAID, Context, DecisionsCodec
+from needle.text.jsontext import DecodeError, dump
+from needle.text.leaves import Leaf, choices, form_of
+from needle.text.numbers import number_texts
+from needle.text.numberwords import NUMBER_FORM, number
+from needle.text.pieces import Said
+from needle.text.readings import read, read_any
+from needle.text.records import Call, Tool
+from needle.text.tokenizer import MEMBER_LABELS, PLACE_LABELS, TextTokenizer
+
+FORM = re.compile(NUMBER_FORM)
+
+
+class SpansCodec(DecisionsCodec):
+    """Labels, places of the request and members; `query` is `Said`."""
+
+    name = "spans"
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        super().__init__(tokenizer, spoken=True)
+        if tokenizer.pieces is None:
+            raise ValueError("codec 'spans' needs a student that reads word pieces; see student.pieces")
+
+    def encode(
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Any
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return super().encode(calls, tools, _Search(query if isinstance(query, Said) else Said("", ())))
+
+    def _arguments(self, call: Call, tool: Tool, query: Any) -> list[int]:
+        query.begin = query.furthest
+        return super()._arguments(call, tool, query)
+
+    def at(self, query: Any) -> Context:
+        return Context(said=query.said)
+
+    def opened(self, leaf: Leaf, query: Any) -> None:
+        query.members = choices(leaf.schema)
+
+    def text(self, text: str, query: Any) -> list[int]:
+        return self._places(query.best(query.said.places(text)), query) or list(self.tokenizer.encode(text))
+
+    def scalar(self, value: Any, schema: Mapping[str, Any], query: Any, listed: bool = False) -> list[int]:
+        own = schema.get("enum")
+        if own and value is not None and own == query.members and len(own) <= MEMBER_LABELS:
+            member = next((i for i, one in enumerate(own) if type(one) is type(value) and one == value), None)
+            if member is not None:
+                return [self.tokenizer.first_member + member]
+        if form_of(schema) == "literal":
+            return list(self.tokenizer.encode(dump(value)))
+        return super().scalar(value, schema, query, listed)
+
+    def _as_said(self, value: Any, schema: Mapping[str, Any], query: Any) -> list[int]:
+        texts = [value] if isinstance(value, str) else number_texts(value)
+        texts = [text for text in texts if _same(_read(text, schema), value)]
+        found = [place for text in texts for place in query.said.places(text)]
+        found = [place for place in found if query.said.whole(*place)] or [
+            (first, last)
+            for first, last in windows(query.said)
+            if (isinstance(value, str) or FORM.fullmatch(query.said.part(first, last)))
+            and _same(_read(query.said.part(first, last), schema), value)
+        ]
+        shortest = min((last - first for first, last in found), default=0)
+        found = [(first, last) for first, last in found if last - first == shortest]
+        if found:
+            return self._places(query.best(found), query)
+        return list(self.tokenizer.encode(texts[0])) if texts else self.spelled(value, query)
+
+    def spelled(self, value: Any, query: Any) -> list[int]:
+        return [self.tokenizer.argument, *self.tokenizer.encode(dump(value))]
+
+    def _places(self, place: tuple[int, int] | None, query: Any) -> list[int]:
+        if place is None or place[1] >= PLACE_LABELS:
+            return []
+        query.furthest = max(query.furthest, place[1] + 1)
+        return [self.tokenizer.first_place + index for index in place]
+
+    def words(self, ids: Sequence[int], at: Context) -> str:
+        first, end = self.tokenizer.first_place, self.tokenizer.first_tool_label
+        if len(ids) == 2 and all(first <= token < end for token in ids):
+            start, last = (token - first for token in ids)
+            if at.said is None or not start <= last < len(at.said.offsets):
+                raise DecodeError(f"pieces {start} to {last} aren't a part of the request")
+            return at.said.part(start, last)
+        if any(token >= self.tokenizer.text_size for token in ids):
+            raise DecodeError("places and members stand by themselves")
+        return self.tokenizer.decode(ids)
+
+    def _value(self, ids: Sequence[int], schema: Mapping[str, Any], at: Context) -> Any:
+        if len(ids) == 1 and self.tokenizer.first_member <= ids[0] < self.tokenizer.first_place:
+            member = ids[0] - self.tokenizer.first_member
+            if member >= len(schema.get("enum", ())):
+                raise DecodeError(f"no member number {member}")
+            return schema["enum"][member]
+        return super()._value(ids, schema, at)
+
+
+class _Search:
+    """Where in a request values are looked for while an answer is written."""
+
+    def __init__(self, said: Said) -> None:
+        self.said = said
+        self.begin = self.furthest = 0  # behind what earlier calls took; behind all that was taken
+        self.members: list[Any] = []  # of the enum of the argument that is open
+
+    def best(self, places: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+        """Of equal places one that no word goes beyond, behind what earlier calls took."""
+        whole = [place for place in places if self.said.whole(*place)] or list(places)
+        return next((place for place in whole if place[0] >= self.begin), whole[0] if whole else None)
+
+
+@lru_cache(maxsize=256)
+def windows(said: Said) -> list[tuple[int, int]]:
+    """Every run of up to `MAX_SAID` pieces that no word goes beyond, the shortest first."""
+    count = len(said.offsets)
+    return [
+        (first, first + size)
+        for size in range(MAX_SAID)
+        for first in range(count - size)
+        if said.whole(first, first + size)
+    ]
+
+
+@lru_cache(maxsize=256)
+def number_places(said: Said) -> frozenset[tuple[int, int]]:
+    """The first and the last piece of every part of a request that is one number."""
+    return frozenset(place for place in windows(said) if _is_number(said.part(*place)))
+
+
+def _is_number(text: str) -> bool:
+    if not FORM.fullmatch(text):
+        return False
+    try:
+        number(text)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _read(text: str, schema: Mapping[str, Any]) -> Any:
+    try:
+        return read_any(text, schema) if form_of(schema) == "any" else read(text, schema)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _same(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and bool(one == two)

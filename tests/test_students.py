@@ -144,6 +144,7 @@ def test_a_request_without_tools_or_words_still_has_an_answer(
         ("san_mlp_26m", 8192),
         ("pointer_26m", 8192),
         ("pointer_pretrained_26m", 20480),
+        ("span_26m", 2760),
     ],
 )
 def test_26m_students_have_26m_parameters(name: str, vocabulary: int) -> None:

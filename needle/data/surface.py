@@ -29,16 +29,17 @@ def resurface(record: Record, source: random.Random) -> Record:
         ("lower", "upper", "bare", "lower bare", "polite", "slip", "spaces", "quotes", "wide", "title"),
         (26, 12, 14, 26, 7, 6, 3, 3, 1, 2),
     )[0]
-    changed = record
+    out = record
     for word in kind.split():
-        found = _changed(changed, word, source)
+        found = changed(out, word, source)
         if found is None:
             return record
-        changed = found
-    return changed
+        out = found
+    return out
 
 
-def _changed(record: Record, kind: str, source: random.Random) -> Record | None:
+def changed(record: Record, kind: str, source: random.Random) -> Record | None:
+    """The record with one kind of change; None if a value would be lost by it."""
     if kind == "polite":
         end = source.choice(POLITE)
         return replace(record, query=f"{record.query}{'' if end[0] in ' ,.!?' else ' '}{end}")

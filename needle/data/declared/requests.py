@@ -83,7 +83,7 @@ def declared(
     """`count` records of source `declared`; `together` records in a row ask for tools of one family."""
     families = Families.of(tools, held_out)
     return [
-        _Maker(random.Random(f"{seed}:{SOURCE}:{held_out}:{number}"), families, held_out).record(
+        Asker(random.Random(f"{seed}:{SOURCE}:{held_out}:{number}"), families, held_out).record(
             f"{SOURCE}-{'held-' if held_out else ''}{seed}-{number}",
             random.Random(f"{seed}:{SOURCE}:{held_out}:family:{number // together}"),
         )
@@ -103,7 +103,9 @@ class Wish:
         return Call(self.tool.name, {name: self.said[name].value for name in order if name in self.said})
 
 
-class _Maker:
+class Asker:
+    """Asks for the tools of one side. What is public here is what suites are made with."""
+
     def __init__(self, source: random.Random, families: Families, held_out: bool) -> None:
         self.draw = Values(source, held_out)
         self.families = families

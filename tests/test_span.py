@@ -20,21 +20,33 @@ from needle.students.span.student import SpanConfig, SpanStudent
 from needle.text.codecs import build_codec
 from needle.text.declarations import normalise_tool
 from needle.text.grammar import Grammar
+from needle.text.leaves import leaves
 from needle.text.pieces import CASES, Pieces, Said
 from needle.text.prompt import Example, Renderer, render_record
-from needle.text.records import Call, Record, Tool
+from needle.text.records import Call, Missing, Record, Tool
 from needle.text.tokenizer import TextTokenizer
 
 CONFIG = SpanConfig(
-    width=32, encoder_layers=2, encoder_heads=4, encoder_hidden=64, positions=64, heads=4, hidden=48, pieces=900, joint=1
-)  # fmt: skip
+    width=32,
+    encoder_layers=2,
+    encoder_heads=4,
+    encoder_hidden=64,
+    positions=64,
+    heads=4,
+    hidden=48,
+    pieces=900,
+    joint=1,
+)
 
 
 @pytest.fixture(scope="module")
 def writer(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return fit_tokenizer(
-        records, TokenizerConfig(size=2100), tmp_path_factory.mktemp("cache"), pieces=lambda texts: Pieces.train(texts, 900)
-    )  # fmt: skip
+        records,
+        TokenizerConfig(size=2100),
+        tmp_path_factory.mktemp("cache"),
+        pieces=lambda texts: Pieces.train(texts, 900),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +163,7 @@ def test_a_number_can_be_nothing_but_a_number_and_an_end_stands_behind_its_begin
     example = renderer.prompt("x", "two or 30 coffees", [ORDER])
     assert example.said is not None
     matcher = Grammar(writer, "spans").matcher([ORDER], example.said)
-    number = [leaf for leaf in sorted(ORDER.parameters["properties"])].index("count")
+    number = [leaf.name for leaf in leaves(ORDER)].index("count")
     for token in (writer.first_tool_label, writer.first_argument_label + number):
         matcher.consume(token)
 
@@ -163,6 +175,28 @@ def test_a_number_can_be_nothing_but_a_number_and_an_end_stands_behind_its_begin
     third = next(i for i in range(len(example.said.offsets)) if example.said.part(i, i) == "30")
     matcher.consume(writer.first_place + third)
     assert said(matcher.allowed()) == ["30"]
+
+
+def test_what_nobody_said_is_written_read_and_allowed(writer: TextTokenizer) -> None:
+    tool = normalise_tool(
+        {
+            "name": "alarm",
+            "parameters": {
+                "type": "object",
+                "properties": {"time": {"type": "string"}, "label": {"type": "string"}},
+                "required": ["time"],
+            },
+        }
+    )
+    record = Record("x", "set an alarm", (tool,), (), meta={"missing": {"name": "alarm", "arguments": ["time"]}})
+    codec, example = build_codec("spans", writer), render_record(Renderer(writer), build_codec("spans", writer), record)
+    missing: list[Missing] = []
+    assert codec.decode(example.target[:-1], [tool], said=example.said, missing=missing) == []
+    assert missing == [Missing("alarm", ("time",))]
+    matcher = Grammar(writer, "spans").matcher([tool], example.said)
+    for token in example.target:
+        assert matcher.allowed()[token]
+        matcher.consume(token)
 
 
 def test_the_codec_needs_pieces_and_pieces_need_the_codec(tokenizer: TextTokenizer, writer: TextTokenizer) -> None:
@@ -292,8 +326,10 @@ def test_sources_are_where_a_value_was_pointed_at(writer: TextTokenizer) -> None
 
     query = "send Flat White to bob"
     example = render_record(
-        Renderer(writer), build_codec("spans", writer), Record("x", query, (ORDER,), (Call("place_order", {"what": "Flat White"}),))
-    )  # fmt: skip
+        Renderer(writer),
+        build_codec("spans", writer),
+        Record("x", query, (ORDER,), (Call("place_order", {"what": "Flat White"}),)),
+    )
     assert example.said is not None
     (found,) = pointed_spans(example.target[:-1], example.said, [ORDER], writer)
     assert {name: [query[a:b] for a, b in places] for name, places in found.items()} == {"what": ["Flat White"]}

@@ -65,7 +65,11 @@ def rename(record: Record, variant: int, seed: int, strength: Strength | None = 
     tools = tuple(tool for tool, _ in found)
     if any(call_errors(call, tools) for call in answers):
         return record
-    return replace(record, tools=tools, answers=tuple(answers))
+    meta, lacking = record.meta, record.missing
+    if lacking is not None and lacking.name in names:
+        name, arguments = names[lacking.name]
+        meta = {**meta, "missing": {"name": name, "arguments": [arguments.get(own, own) for own in lacking.arguments]}}
+    return replace(record, tools=tools, answers=tuple(answers), meta=meta)
 
 
 @lru_cache(maxsize=8192)

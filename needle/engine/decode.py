@@ -26,7 +26,7 @@ from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.jsontext import DecodeError
 from needle.text.pieces import Said
 from needle.text.prompt import Example, PromptError
-from needle.text.records import Call, FieldError, Tool, ToolSchemaError, encodable
+from needle.text.records import Call, FieldError, Missing, Tool, ToolSchemaError, encodable
 from needle.text.validity import call_errors
 
 DECODINGS = ("constrained", "free")
@@ -69,7 +69,8 @@ class Answer:
 
     `confidence` is the product of the student's own probabilities of the tokens that it was free to choose and of those
     that end a value, 0 to 1. It isn't calibrated. `skipped` are tools that were left out, `shortened` those whose
-    descriptions were cut, `left_out` the optional arguments whose words didn't fit, each with the reason.
+    descriptions were cut, `left_out` the optional arguments whose words didn't fit, each with the reason, and `missing`
+    the tools that were wished for but lack a required value, which nobody said.
     """
 
     calls: tuple[Call, ...] | None
@@ -80,6 +81,7 @@ class Answer:
     skipped: tuple[SkippedTool, ...] = ()
     shortened: tuple[SkippedTool, ...] = ()
     left_out: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass
@@ -354,7 +356,8 @@ class Engine:
         request = row.request
         left_out: list[str] | None = [] if request.omit else None
         try:
-            calls = self.codec.decode(row.tokens, request.tools, request.now, left_out, row.said)
+            missing: list[Missing] = []
+            calls = self.codec.decode(row.tokens, request.tools, request.now, left_out, row.said, missing)
             spans = copied_spans(row.tokens, row.sources[1:], request.query, request.tools, self.tokenizer)
             if row.said:
                 spans = pointed_spans(row.tokens, row.said, request.tools, self.tokenizer)
@@ -367,7 +370,14 @@ class Engine:
                 calls = [_valid(call, request.tools, left_out) for call in calls]
         except DecodeError as error:
             return self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), str(error)))
-        answer = Answer(tuple(calls), math.exp(row.log_prob), "stop", len(row.tokens), left_out=tuple(left_out or ()))
+        answer = Answer(
+            tuple(calls),
+            math.exp(row.log_prob),
+            "stop",
+            len(row.tokens),
+            left_out=tuple(left_out or ()),
+            missing=tuple(missing),
+        )
         return self._answered(row, answer)
 
     def _answered(self, row: _Row, answer: Answer) -> Answer:

@@ -52,11 +52,12 @@ def copied_spans(
 
 
 def pointed_spans(tokens: Sequence[int], said: Said, tools: Sequence[Tool], tokenizer: TextTokenizer) -> list[Spans]:
-    """For each call of an answer in the codec `spans`, the places of its arguments' values, as `Call.sources`."""
+    """For each call of an answer in the codec `spans`, the places of its arguments' values, as `Call.sources`. One that
+    lacks a value is none."""
     calls: list[dict[str, list[tuple[int, int]]]] = []
     arguments: Sequence[str] = ()
     places: list[tuple[int, int]] = []
-    first = -1
+    first, lacking = -1, set[int]()
     for token in tokens:
         place = token - tokenizer.first_place
         if tokenizer.is_tool_label(token):
@@ -64,12 +65,18 @@ def pointed_spans(tokens: Sequence[int], said: Said, tools: Sequence[Tool], toke
             calls.append({})
         elif tokenizer.is_argument_label(token):
             places = calls[-1].setdefault(arguments[token - tokenizer.first_argument_label], [])
+        elif token == tokenizer.query:
+            lacking.add(len(calls) - 1)
         elif place >= 0 and first < 0:
             first = place
         elif place >= 0:
             places.append((said.offsets[first][0], said.offsets[place][1]))
             first = -1
-    return [{name: tuple(found) for name, found in call.items() if found} for call in calls]
+    return [
+        {name: tuple(found) for name, found in call.items() if found}
+        for number, call in enumerate(calls)
+        if number not in lacking
+    ]
 
 
 def with_scales(call: Call, sources: Spans, query: str, tool: Tool) -> Call:

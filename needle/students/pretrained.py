@@ -225,12 +225,12 @@ def _load_pieces(
     student.kind.weight[:] = weights["embeddings.token_type_embeddings.weight"][0]
     _norm(student.norm_encoder, weights, "embeddings.LayerNorm")
     identity = torch.eye(student.config.width)
-    student.begin.weight.copy_(BEGIN * identity)
+    student.opening.weight.copy_(BEGIN * identity)
     student.spell.weight.copy_(QUIET * identity)
     student.text_bias.fill_(RARE)
     student.text_bias[EOS] = 0
     for name in POINTERS:
-        student.key[name].weight.copy_(SPAN_SHARP[name] * identity)
+        student.key[name].get_parameter("weight").copy_(SPAN_SHARP[name] * identity)
     student.gate.weight.zero_()
     student.gate.bias.copy_(torch.tensor(OUTCOME_GATES))
     student.role.weight.normal_(std=ROLE)

@@ -30,7 +30,7 @@ from needle.text.numberwords import NUMBER_FORM, number
 from needle.text.pieces import Said
 from needle.text.prompt import KINDS, Codec, PromptError
 from needle.text.readings import FORMS, read, read_any
-from needle.text.records import Call, Tool
+from needle.text.records import Call, Missing, Tool
 from needle.text.tokenizer import TextTokenizer
 
 MAX_SAID = 12  # tokens of a request that may say one number, date or time
@@ -58,7 +58,7 @@ class DecisionsCodec(Codec):
         self.tokenizer, self.spoken = tokenizer, spoken
 
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Any
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Any, missing: Missing | None = None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         index_of = {tool.name: index for index, tool in enumerate(tools)}
         ids: list[int] = []
@@ -72,6 +72,13 @@ class DecisionsCodec(Codec):
             ids.append(self.tokenizer.first_tool_label + current)
             ids += self._arguments(call, tools[current], query)
             open_tool += [current] * (len(ids) - len(open_tool))
+        if missing is not None and missing.name in index_of:
+            written = self.lacking(missing, tools[index_of[missing.name]])
+            if written:
+                open_tool.append(current)
+                current = index_of[missing.name]
+                ids += [self.tokenizer.first_tool_label + current, *written]
+                open_tool += [current] * len(written)
         ids.append(self.tokenizer.eos)
         open_tool.append(current)
         return tuple(ids), tuple(open_tool)
@@ -98,6 +105,10 @@ class DecisionsCodec(Codec):
         except (_UnwritableError, DecodeError):
             pass
         return self.spelled(ordered, query)
+
+    def lacking(self, missing: Missing, tool: Tool) -> list[int]:
+        """What says which arguments of a tool are missing; nothing in a codec that can't."""
+        return []
 
     def at(self, query: Any) -> Context:
         """Against what an answer to `query` is read while it is written."""
@@ -168,6 +179,7 @@ class DecisionsCodec(Codec):
         now: datetime | None = None,
         left_out: list[str] | None = None,
         said: Said | None = None,
+        missing: list[Missing] | None = None,
     ) -> list[Call]:
         at = Context(now, said)
         calls: list[Call] = []
@@ -180,9 +192,17 @@ class DecisionsCodec(Codec):
             end = position + 1
             while end < len(ids) and not self.tokenizer.is_tool_label(ids[end]):
                 end += 1
-            calls.append(Call(tool.name, self._read(ids[position + 1 : end], tool, at, left_out)))
+            lacking = self.lacked(ids[position + 1 : end], tool)
+            if lacking is None:
+                calls.append(Call(tool.name, self._read(ids[position + 1 : end], tool, at, left_out)))
+            elif missing is not None:
+                missing.append(lacking)
             position = end
         return calls
+
+    def lacked(self, ids: Sequence[int], tool: Tool) -> Missing | None:
+        """What `lacking` wrote; None for the arguments of a call."""
+        return None
 
     def _read(
         self, ids: Sequence[int], tool: Tool, at: Context = NOTHING, left_out: list[str] | None = None

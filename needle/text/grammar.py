@@ -210,6 +210,9 @@ def _decision_rules(rules: _Rules, tools: Sequence[Tool], spoken: bool) -> None:
     calls = []
     for index, tool in enumerate(tools):
         body = _Decisions(rules, tool, spoken).arguments()
+        lacking = [f"<{argument_label(number)[1:-1]}>" for number, leaf in enumerate(leaves(tool)) if leaf.required]
+        if rules.place and lacking:
+            body = f"({body} | (({' | '.join(lacking)}) <query>)+)"
         calls.append(rules.add(f"<{tool_label(index)[1:-1]}> {body}".strip()))
     rules.lines.append(f"start: ({' | '.join(calls)})*")
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from needle.text.jsontext import DecodeError, dump, in_schema_order
 from needle.text.pieces import Said
 from needle.text.prompt import KINDS, Codec
-from needle.text.records import Call, Tool
+from needle.text.records import Call, Missing, Tool
 from needle.text.tokenizer import TextTokenizer
 
 SYNTAX, NAME, KEY, VALUE = range(len(KINDS))
@@ -25,7 +25,7 @@ class JsonCodec(Codec):
         self.tokenizer = tokenizer
 
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int] | Said
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int] | Said, missing: Missing | None = None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         schemas = {tool.name: tool.parameters for tool in tools}
         rows = [
@@ -54,6 +54,7 @@ class JsonCodec(Codec):
         now: datetime | None = None,
         left_out: list[str] | None = None,
         said: Said | None = None,
+        missing: list[Missing] | None = None,
     ) -> list[Call]:
         text = self.tokenizer.decode(ids)
         try:

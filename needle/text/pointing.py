@@ -2,8 +2,9 @@
 
     <tool_0> <arg_0> <place_3> <place_5> <arg_2> <member_1>
 
-The first and the last piece of a request stand for all characters from one to the other, so a value of any length takes
-two decisions and comes back as it was said. What wasn't said, and is no member, is written as in `decisions`.
+The first and the last piece of a request stand for all characters from one to the other, so a value of any length
+takes two decisions and comes back as it was said. What wasn't said, and is no member, is written as in `decisions`. A
+tool that is wished for, but lacks a value, is followed by that value's label and `<query>`: <tool_0> <arg_1> <query>.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 from needle.text.decisions import MAX_SAID, Context, DecisionsCodec
 from needle.text.jsontext import DecodeError, dump
-from needle.text.leaves import Leaf, choices, form_of
+from needle.text.leaves import Leaf, choices, form_of, leaves
 from needle.text.numbers import number_texts
 from needle.text.numberwords import NUMBER_FORM, number
 from needle.text.pieces import Said
 from needle.text.readings import read, read_any
-from needle.text.records import Call, Tool
+from needle.text.records import Call, Missing, Tool
 from needle.text.tokenizer import MEMBER_LABELS, PLACE_LABELS, TextTokenizer
 
 FORM = re.compile(NUMBER_FORM)
@@ -37,9 +38,24 @@ class SpansCodec(DecisionsCodec):
             raise ValueError("codec 'spans' needs a student that reads word pieces; see student.pieces")
 
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Any
+        self, calls: Sequence[Call], tools: Sequence[Tool], query: Any, missing: Missing | None = None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return super().encode(calls, tools, _Search(query if isinstance(query, Said) else Said("", ())))
+        return super().encode(calls, tools, _Search(query if isinstance(query, Said) else Said("", ())), missing)
+
+    def lacking(self, missing: Missing, tool: Tool) -> list[int]:
+        labels = [
+            self.tokenizer.first_argument_label + number
+            for number, leaf in enumerate(leaves(tool))
+            if leaf.required and leaf.path[0] in missing.arguments
+        ]
+        return [token for label in labels for token in (label, self.tokenizer.query)]
+
+    def lacked(self, ids: Sequence[int], tool: Tool) -> Missing | None:
+        if self.tokenizer.query not in ids:
+            return None
+        known, first = leaves(tool), self.tokenizer.first_argument_label
+        named = [str(known[label - first].path[0]) for label in ids[::2] if 0 <= label - first < len(known)]
+        return Missing(tool.name, tuple(dict.fromkeys(named)))
 
     def _arguments(self, call: Call, tool: Tool, query: Any) -> list[int]:
         query.begin = query.furthest

@@ -24,7 +24,7 @@ from cachetools import LRUCache
 
 from needle.text.leaves import by_name, choices, leaves
 from needle.text.pieces import Pieces, Said
-from needle.text.records import Call, Record, Tool
+from needle.text.records import Call, Missing, Record, Tool
 from needle.text.tokenizer import ARGUMENT_LABELS, MEMBER_LABELS, TOOL_LABELS, TextTokenizer
 from needle.text.validity import CACHED_CHARACTERS
 
@@ -212,7 +212,7 @@ def members(schema: Mapping[str, Any]) -> list[str]:
 def render_record(renderer: Renderer, codec: Codec, record: Record) -> Example:
     """Prompt and target of one record; raises `PromptError` when the answers can't be written for its tools."""
     prompt = renderer.prompt(record.id, record.query, record.tools)
-    target, open_tool = codec.encode(record.answers, record.tools, prompt.said or prompt.query)
+    target, open_tool = codec.encode(record.answers, record.tools, prompt.said or prompt.query, record.missing)
     return replace(prompt, target=target, open_tool=open_tool, kinds=codec.kinds(target))
 
 
@@ -224,10 +224,14 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(
-        self, calls: Sequence[Call], tools: Sequence[Tool], query: Sequence[int] | Said
+        self,
+        calls: Sequence[Call],
+        tools: Sequence[Tool],
+        query: Sequence[int] | Said,
+        missing: Missing | None = None,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns target ids, ending in `<eos>`, and the open tool at each of them (-1 for none). `query` is
-        `Example.said` of a request that is read in pieces."""
+        `Example.said` of a request that is read in pieces. Only the codec `spans` writes what is `missing`."""
 
     @abstractmethod
     def kinds(self, ids: Sequence[int]) -> tuple[int, ...]:
@@ -242,8 +246,10 @@ class Codec(ABC):
         now: datetime | None = None,
         left_out: list[str] | None = None,
         said: Said | None = None,
+        missing: list[Missing] | None = None,
     ) -> list[Call]:
-        """The calls that `ids` (without `<eos>`) write, for the request `said`.
+        """The calls that `ids` (without `<eos>`) write, for the request `said`; `missing` hears of tools that lack a
+        value.
 
         `now` is the moment against which "tomorrow" is read. With a list `left_out`, an optional argument whose words
         aren't a value of its type is left out and noted there.

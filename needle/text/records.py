@@ -90,8 +90,17 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A tool that was wished for, and its required arguments that nobody said."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Record:
-    """One example. No answers means that no tool fits."""
+    """One example. No answers means that no tool fits, or that a required value isn't said: `meta["missing"]` then has
+    the `name` of the tool and the names of these `arguments`."""
 
     id: str
     query: str
@@ -100,6 +109,13 @@ class Record:
     source: str = ""
     teacher: Mapping[str, Any] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> Missing | None:
+        found = self.meta.get("missing")
+        if not isinstance(found, Mapping):
+            return None
+        return Missing(str(found["name"]), tuple(map(str, found["arguments"])))
 
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {

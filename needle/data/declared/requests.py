@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from needle.data.declared.values import Spoken, Values, worded
 from needle.data.rename import other_words
@@ -121,10 +122,13 @@ class Asker:
                 query, offered, calls = found
                 tools = tuple({tool.name: tool for tool in offered}.values())
                 if not any(call_errors(call, tools) for call in calls):
-                    return Record(id, query, tools, tuple(calls), SOURCE, meta={"family": f"{SOURCE} {family[0].name}"})
+                    meta: dict[str, Any] = {"family": f"{SOURCE} {family[0].name}"}
+                    meta |= {"missing": self.missing} if self.missing else {}
+                    return Record(id, query, tools, tuple(calls), SOURCE, meta=meta)
                 around, strangers = self.source.sample(family, min(len(family), 8)), strangers
 
     def attempt(self, around: list[Tool], strangers: list[Tool]) -> tuple[str, list[Tool], list[Call]] | None:
+        self.missing: dict[str, Any] | None = None
         tool = self.one(around) if self.chance(0.9) else self.one(self.families.every)
         wish = self.wish(tool)
         if wish is None:
@@ -146,7 +150,9 @@ class Asker:
         elif name == "unsaid":
             required = [own for own in tool.parameters.get("required", ()) if own in wish.said]
             if required:
-                del wish.said[self.one(required)]
+                unsaid = self.one(required)
+                del wish.said[unsaid]
+                self.missing = {"name": tool.name, "arguments": [unsaid]}
                 query, calls = self.finished(self.sentence(wish), wish), []
         elif name == "undone":
             query, calls = self.one(self.draw.said["undone"]).format(self.sentence(wish, command=True)), []

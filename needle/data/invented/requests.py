@@ -108,6 +108,7 @@ class _Maker:
         # Now and then no call is right: missing tool, missing value, taken back, about a tool.
         query = self.finished(self.joined(queries))
         offered, refused = [wish.tool for wish in wishes], None
+        meta: dict[str, Any] = {}
         draw = self.draw.source.random()
         if draw < MISSING:  # of two tools one may remain
             refused = offered.pop(self.draw.source.randrange(len(offered)))
@@ -116,6 +117,13 @@ class _Maker:
             unsaid = self.one([part for part in wishes[-1].parts if part.required])
             query = self.finished(self.joined([*queries[: len(wishes) - 1], self.request(wishes[-1], unsaid)[0]]))
             calls = [call for call in calls if call.name != wishes[-1].tool.name]
+            required = wishes[-1].tool.parameters.get("required", ())
+            meta = {
+                "missing": {
+                    "name": wishes[-1].tool.name,
+                    "arguments": [name for name in unsaid.schemas if name in required],
+                }
+            }
         elif draw < MISSING + VAGUE + UNDONE and not queries[0].lower().startswith((*KNOWN, *self.draw.words["asked"])):
             query, calls = self.one(self.draw.words["undone"]).format(self.joined(queries)), []
         elif draw < MISSING + VAGUE + UNDONE + ASKED:
@@ -135,7 +143,7 @@ class _Maker:
         if not offered:
             offered.append(self.made_up().tool)
         self.draw.source.shuffle(offered)
-        return Record(id, query, tuple(offered), tuple(calls), SOURCE)
+        return Record(id, query, tuple(offered), tuple(calls), SOURCE, meta=meta)
 
     # -- requests
     # ---------------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ class SpanStudent(Student):
         # What answers.
         self.write = nn.Embedding(self.text, D)
         self.role = nn.Embedding(len(ROLES), D)
-        self.begin = nn.Linear(D, D, bias=False)
+        self.opening = nn.Linear(D, D, bias=False)  # of the mean of a request
         self.decoder = nn.ModuleList([DecoderBlock(config) for _ in range(config.decoder_layers)])
         self.norm_decoder = nn.LayerNorm(D, bias=False)
         self.spell = nn.Linear(D, D, bias=False)
@@ -405,7 +405,7 @@ class SpanStudent(Student):
         is_tool, is_argument = (tool >= 0) & (tool < TOOL_LABELS), tool >= TOOL_LABELS
         open_argument = argument.clamp(0, rows.arguments.shape[1] - 1)
         x = self.write(torch.where(tokens < self.text, tokens, ANSWER))
-        x = torch.where((tokens == ANSWER)[..., None], self.begin(asked)[:, None].to(x.dtype), x)
+        x = torch.where((tokens == ANSWER)[..., None], self.opening(asked)[:, None].to(x.dtype), x)
         if len(tools.uses):
             number = batch.offered.gather(1, tool.clamp(0, batch.offered.shape[1] - 1)).clamp_min(0)
             x = torch.where(is_tool[..., None], tools.uses[number].to(x.dtype), x)
@@ -593,7 +593,9 @@ class SpanStudent(Student):
     def request_keys(self, batch: Batch) -> Tensor:
         """A product is the score of the tool's label as an answer's first token, of a decoder that reads the request
         alone."""
-        return self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])[:, 0] * self.scale
+        hidden: Tensor = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
+        keys: Tensor = hidden[:, 0] * self.scale
+        return keys
 
 
 def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:

@@ -69,7 +69,7 @@ class Needle:
         Returns:
             `calls`, each with `name`, `arguments` and `sources`: where in the request a value was copied from. None are
             right when no tool fits; `calls` is None when there is no answer, `finish` says which way and `error` why.
-            `confidence` is 0 to 1.
+            `confidence` is 0 to 1. `missing` are tools that were wished for but lack a required value: ask for it.
 
         Raises:
             ToolSchemaError: no tool can be used, or with `strict` one of them. PromptError: the request is too long.

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from needle.data.augment import AugmentConfig, expand
+from needle.data.check import request_key
 from needle.data.declared.requests import declared
 from needle.data.encoding import LONG
 from needle.data.invented.requests import invented
@@ -57,6 +58,7 @@ class DataConfig:
     declarations: list[str] = field(default_factory=list)
     declared: int = 0
     surface: float = 0.0
+    apart: bool = False  # leave out training records whose request stands in validation or test
     unlabelled: int = (
         0  # so many records beyond `size` give their requests alone; the answers are those of their `teacher` field
     )
@@ -182,6 +184,11 @@ def load_splits(config: DataConfig) -> Splits:
             else record
             for record in train
         ]
+    if config.apart:
+        judged = {request_key(record.query) for record in (*validation, *test)}
+        unseen = [record for record in train if request_key(record.query) not in judged]
+        note.reasons["the request stands in validation or test (data.apart)"] += len(train) - len(unseen)
+        train = unseen
     validation, test = subset(validation, config.validation_size, 0), subset(test, config.test_size, 0)
     return Splits(train, validation, test, skipped, note.reasons)
 

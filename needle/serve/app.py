@@ -75,6 +75,13 @@ class SkippedFunction(BaseModel):
     reason: str
 
 
+class MissingArguments(BaseModel):
+    """A function that was wished for, and the required arguments that nobody said."""
+
+    name: str
+    arguments: list[str]
+
+
 class ToolCallResponse(BaseModel):
     """`function_name` and `parameters` are those of the first call; null when no function fits. The fields behind
     `finish` are there when they have something to say."""
@@ -88,6 +95,7 @@ class ToolCallResponse(BaseModel):
     skipped: list[SkippedFunction] = []
     shortened: list[SkippedFunction] = []
     left_out: list[str] = []
+    missing: list[MissingArguments] = []
 
 
 def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -180,6 +188,7 @@ def _notes(answer: Answer) -> dict[str, Any]:
         "skipped": [tool.to_json() for tool in answer.skipped],
         "shortened": [tool.to_json() for tool in answer.shortened],
         "left_out": list(answer.left_out),
+        "missing": [{"name": one.name, "arguments": list(one.arguments)} for one in answer.missing],
     }
     return {name: value for name, value in found.items() if value}
 

@@ -40,9 +40,11 @@ class PromptError(ValueError):
 class RenderedTool:
     """Token ids of one tool. The tool's marker is at position 0, the markers of its leaves at `markers`.
 
-    `copyable` are the positions of names and enum members: what an answer may copy from a schema. Of a tool that is
-    read in pieces, `cases` are those of its pieces, `named` is the position behind its name, and `members` are for each
-    leaf the positions of its enum's members, the first and the one behind the last.
+    `copyable` are the positions of names and enum members: what an answer may copy from a schema.
+
+    Of a tool that is read in pieces, `cases` are those of its pieces, `members` are for each leaf the positions of its
+    enum's members, the first and the one behind the last, and `card` is what tells its use: its name, up to position
+    `named`, its description and the names of its arguments, as pieces and their cases.
     """
 
     name: str
@@ -51,6 +53,8 @@ class RenderedTool:
     copyable: tuple[int, ...]
     key: str
     cases: tuple[int, ...] = ()
+    card: tuple[int, ...] = ()
+    card_cases: tuple[int, ...] = ()
     named: int = 0
     members: tuple[tuple[tuple[int, int], ...], ...] = ()
 
@@ -169,34 +173,52 @@ class Renderer:
         return RenderedTool(tool.name, tuple(ids), tuple(markers), tuple(copyable), tool.key)
 
 
+class _Row:
+    """Pieces that are written one behind the other."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces, self.ids, self.cases = pieces, [pieces.begin], [0]
+
+    def add(self, text: str) -> tuple[int, int]:
+        """Where the pieces of a text stand: the first, and the one behind the last."""
+        read, start = self.pieces.read(text), len(self.ids)
+        self.ids.extend(read.ids)
+        self.cases.extend(read.cases)
+        return start, len(self.ids)
+
+    def mark(self) -> int:
+        """Where the marker of an argument stands."""
+        self.ids.append(self.pieces.argument)
+        self.cases.append(0)
+        return len(self.ids) - 1
+
+
 def _in_pieces(pieces: Pieces, tool: Tool) -> RenderedTool:
     """The same text in pieces, names as the words that they are made of; members beyond `MEMBER_LABELS` have none."""
-    ids, cases = [pieces.begin], [0]
-
-    def add(text: str) -> tuple[int, int]:
-        read, start = pieces.read(text), len(ids)
-        ids.extend(read.ids)
-        cases.extend(read.cases)
-        return start, len(ids)
-
-    _, named = add(_worded(tool.name))
-    if tool.description:
-        add(": " + tool.description)
+    card, whole = _Row(pieces), _Row(pieces)
+    for row in (card, whole):
+        _, named = row.add(_worded(tool.name))
+        if tool.description:
+            row.add(": " + tool.description)
     markers, found = [], []
+    if leaves(tool):
+        card.mark()
+        card.add(", ".join(_worded(leaf.name) for leaf in leaves(tool)))
     for leaf in leaves(tool):
-        markers.append(len(ids))
-        ids.append(pieces.argument)
-        cases.append(0)
-        add(_worded(leaf.name) + ("*" if leaf.required else "") + (" " + type_word(leaf.schema)).rstrip())
+        markers.append(whole.mark())
+        whole.add(_worded(leaf.name) + ("*" if leaf.required else "") + (" " + type_word(leaf.schema)).rstrip())
         if leaf.schema.get("description"):
-            add(": " + leaf.schema["description"])
+            whole.add(": " + leaf.schema["description"])
         own = []
         for index, member in enumerate(members(leaf.schema)):
-            add("|" if index else "=")
-            start, end = add(_worded(member) if member.replace("_", "").isalnum() else member)
+            whole.add("|" if index else "=")
+            start, end = whole.add(_worded(member) if member.replace("_", "").isalnum() else member)
             own.append((start, end) if end > start else (start - 1, start))
         found.append(tuple(own if len(own) <= MEMBER_LABELS else ()))
-    return RenderedTool(tool.name, tuple(ids), tuple(markers), (), tool.key, tuple(cases), named, tuple(found))
+    return RenderedTool(
+        tool.name, tuple(whole.ids), tuple(markers), (), tool.key, tuple(whole.cases), tuple(card.ids),
+        tuple(card.cases), named, tuple(found),
+    )  # fmt: skip
 
 
 def _worded(name: str) -> str:

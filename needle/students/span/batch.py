@@ -2,14 +2,14 @@
 tool together with its request.
 
 Legend: B records, T target positions, Q request positions, U distinct tools of the batch, M packed positions of all
-those tools, K tools of one record, S positions of one record's tools that say what they are for, and the empty slot;
-P pairs of a request and a tool that is called, R = B + P rows that an answer reads: requests alone, then pairs; W
-positions of one tool, A its arguments, E its enum members.
+those tools' cards, K tools of one record, S positions of one record's cards, and the empty slot; F tools that are
+called, P pairs of a request and a tool that is called, R = B + P rows that an answer reads: requests alone, then
+pairs; W positions of one tool, A its arguments, E its enum members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,26 +51,26 @@ class Pieces:
 
 @dataclass
 class SpanTools:
-    """The distinct tools of the batch, the shortest first."""
+    """The distinct tools of the batch, those with the shortest cards first."""
 
-    rows: Pieces  # [U, s]
-    tool_of: Tensor  # [M] which of the U tools a position tells the use of (name and description); U for none
-    name_of: Tensor  # [M] which of the U tools' names a position is in; U for none
-    starts: list[int]  # [U] first position of each tool in M
-    sizes: list[int]  # [U] positions of each tool
+    cards: Pieces  # [U, s] what tells their use
+    tool_of: Tensor  # [M] which of the U a position of the packed cards belongs to; U on padding
+    name_of: Tensor  # [M] which of the U tools' names it is in; U for none
+    starts: list[int]  # [U] first position of each card in M
+    sizes: list[int]  # [U] positions of each card
     rendered: list[RenderedTool]
 
     @classmethod
     def of(cls, tools: Sequence[RenderedTool]) -> SpanTools:
-        sizes = [len(tool.ids) for tool in tools]
+        sizes = [len(tool.card) for tool in tools]
         starts = np.cumsum([0, *sizes])
         packed = up(int(starts[-1]) + 1, BLOCK) - 1
         tool_of, name_of = np.full(packed, len(tools)), np.full(packed, len(tools))
         for number, (start, tool) in enumerate(zip(starts, tools, strict=False)):
-            tool_of[start : start + (tool.markers[0] if tool.markers else len(tool.ids))] = number
+            tool_of[start : start + len(tool.card)] = number
             name_of[start + 1 : start + max(tool.named, 2)] = number
         return cls(
-            rows=Pieces.of([tool.ids for tool in tools] or [()], [tool.cases for tool in tools] or [()]),
+            cards=Pieces.of([tool.card for tool in tools] or [()], [tool.card_cases for tool in tools] or [()]),
             tool_of=torch.from_numpy(tool_of),
             name_of=torch.from_numpy(name_of),
             starts=[int(start) for start in starts[:-1]],
@@ -80,37 +80,54 @@ class SpanTools:
 
 
 @dataclass
+class Forms:
+    """Tools that are called, the shortest first, with all of their arguments."""
+
+    rows: Pieces  # [F, W]
+    sizes: list[int]  # [F]
+    starts: list[int]  # [F] first position of each in the packed row
+    tools: list[int]  # [F] which of the U each is
+
+    @classmethod
+    def of(cls, numbers: Iterable[int], tools: SpanTools) -> Forms:
+        chosen = sorted(numbers, key=lambda number: len(tools.rendered[number].ids))
+        own = [tools.rendered[number] for number in chosen]
+        sizes = [len(tool.ids) for tool in own]
+        rows = Pieces.of([tool.ids for tool in own] or [()], [tool.cases for tool in own] or [()])
+        return cls(rows, sizes, [int(start) for start in np.cumsum([0, *sizes])[:-1]], chosen)
+
+
+@dataclass
 class Pairs:
     """Requests and tools of similar length that are read together."""
 
     record: Tensor  # [P] the request
-    tool: Tensor  # [P] the tool, of the U
-    places: Tensor  # [P, W] its positions in M, counted from 1; 0 is padding
+    places: Tensor  # [P, W] the tool's positions in the packed forms, counted from 1; 0 is padding
     arguments: Tensor  # [P, A, W] shares of each position in the mean of an argument
     members: Tensor  # [P, E, W] and in the mean of an enum member
     first: Tensor  # [P, A] the first member of each argument's enum
     count: Tensor  # [P, A] how many it has; -1 on padding
 
     @classmethod
-    def groups(cls, pairs: Sequence[tuple[int, int]], tools: SpanTools) -> list[Pairs]:
-        """`pairs` of a record and a tool of the batch, the shortest tools first, that cost least to read."""
+    def groups(cls, pairs: Sequence[tuple[int, int]], forms: Forms, tools: SpanTools) -> list[Pairs]:
+        """`pairs` of a record and a form, the shortest forms first, that cost least to read."""
         return [
-            cls.of([pairs[place] for place in group], tools)
-            for group in groups_of([tools.sizes[tool] for _, tool in pairs])
+            cls.of([pairs[place] for place in group], forms, tools)
+            for group in groups_of([forms.sizes[form] for _, form in pairs])
         ]
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[int, int]], tools: SpanTools) -> Pairs:
-        own = [tools.rendered[tool] for _, tool in pairs]
+    def of(cls, pairs: Sequence[tuple[int, int]], forms: Forms, tools: SpanTools) -> Pairs:
+        own = [tools.rendered[forms.tools[form]] for _, form in pairs]
         W = up(max([1, *(len(tool.ids) for tool in own)]), STEP)
         A = max([1, *(len(tool.markers) for tool in own)])
         E = up(max([1, *(sum(map(len, tool.members)) for tool in own)]), STEP)
         places, P = np.zeros((len(pairs), W), np.int64), len(pairs)
         arguments, members = np.zeros((P, A, W), np.float32), np.zeros((P, E, W), np.float32)
         first, count = np.zeros((P, A), np.int64), np.full((P, A), -1, np.int64)
-        for row, ((_, number), tool) in enumerate(zip(pairs, own, strict=True)):
+        for row, ((_, form), tool) in enumerate(zip(pairs, own, strict=True)):
             size, found = len(tool.ids), 0
-            places[row, :size] = np.arange(size) + tools.starts[number] + 1
+            places[row, :size] = np.arange(size) + forms.starts[form] + 1
             for index, (start, end) in enumerate(zip(tool.markers, [*tool.markers[1:], size], strict=False)):
                 arguments[row, index, start:end] = 1 / (end - start)
                 first[row, index], count[row, index] = found, len(tool.members[index])
@@ -119,7 +136,6 @@ class Pairs:
                     found += 1
         return cls(
             torch.tensor([record for record, _ in pairs], dtype=torch.long),
-            torch.tensor([tool for _, tool in pairs], dtype=torch.long),
             *(torch.from_numpy(array) for array in (places, arguments, members, first, count)),
         )
 
@@ -151,8 +167,9 @@ class SpanBatch(Batch):
     mask: Tensor  # [B, Q] true on the request
     tools: SpanTools
     offered: Tensor  # [B, K] the tools of each record, of the U; -1 is padding
-    owned: Tensor  # [B, S] positions in M, counted from 1, that tell what they are for; 0, the empty slot, stands first
-    pairs: list[Pairs]  # those that the targets call for, in groups
+    owned: Tensor  # [B, S] their positions in M, counted from 1; 0, the empty slot, stands first; -1 is padding
+    forms: Forms  # those that the targets call
+    pairs: list[Pairs]  # of requests and these, in groups
     row: Tensor  # [B, T] the row that is read for target t
     turns: Tensor  # [R, N] the flat positions B*T that read a row; B*T is padding
     where: Tensor  # [B, T] where among the R*N a position stands; R*N on padding
@@ -163,11 +180,21 @@ class SpanBatch(Batch):
     def source(cls, examples: Sequence[Example], tokenizer: TextTokenizer, width: int) -> dict[str, Any]:
         assert tokenizer.pieces is not None, "the span student reads word pieces"
         every = {tool.key: tool for example in examples for tool in example.tools}
-        distinct = sorted(every.values(), key=lambda tool: len(tool.ids))
+        distinct = sorted(every.values(), key=lambda tool: len(tool.card))
         number = {tool.key: index for index, tool in enumerate(distinct)}
         tools = SpanTools.of(distinct)
         offered = [[number[tool.key] for tool in example.tools] for example in examples]
-        owned = [[0, *(place for tool in own for place in _uses(tools, tool))] for own in offered]
+        owned = [
+            [
+                0,
+                *(
+                    place + 1
+                    for tool in own
+                    for place in range(tools.starts[tool], tools.starts[tool] + tools.sizes[tool])
+                ),
+            ]
+            for own in offered
+        ]
         queries = [example.query or (tokenizer.pieces.unknown,) for example in examples]
         requests = Pieces.of(queries, [example.cases or (0,) for example in examples], before=1)
         # What has been opened at each position, and the pairs that are read there.
@@ -177,7 +204,9 @@ class SpanBatch(Batch):
             for token in example.target
             if tokenizer.is_tool_label(token)
         }
-        pairs = {pair: place for place, pair in enumerate(sorted(called, key=lambda pair: (pair[1], pair[0])))}
+        forms = Forms.of({tool for _, tool in called}, tools)
+        form_of = {tool: form for form, tool in enumerate(forms.tools)}
+        pairs = {pair: place for place, pair in enumerate(sorted(called, key=lambda pair: (form_of[pair[1]], pair[0])))}
         rows = np.tile(np.arange(len(examples))[:, None], (1, width))
         arguments, begun = np.full_like(rows, -1), np.zeros_like(rows, dtype=bool)
         for record, example in enumerate(examples):
@@ -205,7 +234,8 @@ class SpanBatch(Batch):
             "tools": tools,
             "offered": pad(offered, max([1, *(len(own) for own in offered)]), -1),
             "owned": pad(owned, up(max(len(own) for own in owned), STEP), -1),
-            "pairs": Pairs.groups(list(pairs), tools),
+            "forms": forms,
+            "pairs": Pairs.groups([(record, form_of[tool]) for record, tool in pairs], forms, tools),
             "row": torch.from_numpy(rows),
             "turns": pad(turns, longest, rows.size),
             "where": torch.from_numpy(where.reshape(rows.shape)),
@@ -217,9 +247,3 @@ class SpanBatch(Batch):
         """The same tools for only these rows of the batch."""
         own = {name: getattr(self, name)[rows] for name in ("mask", "offered", "owned")}
         return replace(self, requests=self.requests.select(rows), **own)
-
-
-def _uses(tools: SpanTools, number: int) -> range:
-    """The positions that say what a tool is for, counted from 1."""
-    tool, start = tools.rendered[number], tools.starts[number] + 1
-    return range(start, start + (tool.markers[0] if tool.markers else len(tool.ids)))

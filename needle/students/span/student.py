@@ -1,8 +1,9 @@
 """The span student: reads requests and tools with one encoder, then points at tools, arguments, members and places.
 
-A pretrained bidirectional encoder reads each request and each distinct tool by itself, so that a tool's encoding is
-kept for ever in serving. Once a tool is chosen, the encoder's last layers read it and the request together, from where
-both stood before these layers: every argument has then looked for its value, and every word knows what it may be.
+A pretrained bidirectional encoder reads each request by itself, and of each distinct tool its card: name, description
+and the names of its arguments, which is what tools are chosen by. Once one is chosen, the encoder's last layers read it
+whole and the request together, from where both stood before these layers: every argument has then looked for its value,
+and every word knows what it may be. Cards, and tools before those layers, are kept for ever in serving.
 A short causal decoder attends to the answer so far, to that pair, and to what all tools are for. It emits one
 distribution: a few tokens to write with, the members of the open argument's enum, the places of the request where a
 value begins or ends, the tools, and the arguments of the open tool. Its input for a label is the encoding that the
@@ -15,7 +16,7 @@ Legend: as in `span.batch`, and D width, H heads, L decoder layers, n positions 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,13 +41,13 @@ from needle.students.base import (
 )
 from needle.students.batch import Batch, to_device
 from needle.students.pointer.encoder import CACHED_BYTES, Heads
-from needle.students.span.batch import BLOCK, STEP, Pairs, Pieces, SpanBatch, groups_of, up
+from needle.students.span.batch import BLOCK, STEP, Forms, Pairs, Pieces, SpanBatch, groups_of, up
 from needle.text.pieces import CASES, SPECIAL
 from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, MEMBER_LABELS, PLACE_LABELS, TOOL_LABELS
 
 ANSWER = MARKERS.index("<answer>")
-BEGIN, ARGUMENT = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")  # the former is what is read in front of a request
+BEGIN = SPECIAL.index("[CLS]")  # what is read in front of a request
 ROLES = ("answer", "text", "tool", "argument", "member", "begins", "ends")  # what an answer has come to
 OUTCOMES = ("text", "member", "place", "tool", "argument")
 POINTERS = ("member", "begin", "end", "tool", "argument")
@@ -85,11 +86,10 @@ class SpanConfig:
 
 @dataclass
 class Tools:
-    """The tools of a batch. Positions are packed, with one empty slot in front."""
+    """The cards of a batch. Positions are packed, with one empty slot in front."""
 
     read: Tensor  # [1+M, D]
-    lower: Tensor  # [1+M, D] before the layers that read together
-    uses: Tensor  # [U, D] the means of what tells what they are for
+    uses: Tensor  # [U, D] their means
     names: Tensor | None  # [U, D] the means of their names
 
 
@@ -126,9 +126,10 @@ class SpanState(State):
     rows: Rows
     keys: Keys
     cross: list[tuple[Tensor, Tensor]]
-    seen: list[tuple[Tensor, Tensor]]  # keys and values of what the tools are for, for each layer
+    seen: list[tuple[Tensor, Tensor]]  # keys and values of the cards, for each layer
     asked: Tensor  # [B, D]
     cache: list[tuple[Tensor, Tensor] | None]
+    kept: Any  # tools that were read before
     argument: Tensor  # [B] the open argument, -1 for none
     begun: Tensor  # [B] whether a value is begun
     position: int = 0
@@ -274,16 +275,28 @@ class SpanStudent(Student):
 
     def _encode(self, pieces: Pieces, mask: Tensor, kind: int) -> tuple[Tensor, Tensor]:
         """[R, s, D], and as it was before the layers that read together."""
-        x, alone = self._embedded(pieces, kind), len(self.encoder) - self.config.joint
-        lower = x
-        for number, block in enumerate(self.encoder):
-            lower = x if number == alone else lower
+        lower = self._lower(pieces, mask, kind)
+        x = lower
+        for block in self._upper:
             x = self.run(block, x, mask)
-        return x, lower if self.config.joint else x
+        return x, lower
 
-    def _read_rows(self, rows: Pieces, chosen: Sequence[int], sizes: Sequence[int]) -> tuple[Encoded, list[int]]:
-        """The `chosen` of tools of these sizes, in groups of similar size that are padded to common sizes: as
-        `_encode`, all laid end to end, and where each tool begins there."""
+    def _lower(self, pieces: Pieces, mask: Tensor, kind: int) -> Tensor:
+        """[R, s, D] before the layers that read together."""
+        x = self._embedded(pieces, kind)
+        for block in list(self.encoder)[: len(self.encoder) - self.config.joint]:
+            x = self.run(block, x, mask)
+        return x
+
+    @property
+    def _upper(self) -> Sequence[nn.Module]:
+        return list(self.encoder)[len(self.encoder) - self.config.joint :]
+
+    def _in_groups(
+        self, rows: Pieces, chosen: Sequence[int], sizes: Sequence[int], read: Callable[[Pieces, Tensor, int], Tensor]
+    ) -> tuple[Tensor, list[int]]:
+        """The `chosen` of rows of these sizes, the smallest first, `read` in groups of similar size that are padded to
+        common sizes: all laid end to end [m, D], and where each begins there."""
         found, starts, offset = [], [], 0
         for group in groups_of([sizes[row] for row in chosen]):
             width = up(sizes[chosen[group[-1]]], STEP)
@@ -291,39 +304,48 @@ class SpanStudent(Student):
             index = torch.tensor([*(chosen[place] for place in group), *[chosen[group[0]]] * (count - len(group))])
             index = index.to(rows.ids.device)
             pieces = Pieces(rows.ids[index, :width], rows.cases[index, :width])
-            found.append([part.flatten(0, 1) for part in self._encode(pieces, pieces.ids != 0, 1)])
+            found.append(read(pieces, pieces.ids != 0, 1).flatten(0, 1))
             starts += [offset + place * width for place in range(len(group))]
             offset += count * width
-        return tuple(torch.cat(part) for part in zip(*found, strict=True)), starts
+        return torch.cat(found), starts
 
-    def _packed(self, batch: SpanBatch) -> Encoded:
-        """[1+M, D] twice, as `Tools` has them; in training without the gradient of all but a drawn share."""
+    def _card(self, pieces: Pieces, mask: Tensor, kind: int) -> Tensor:
+        return self._encode(pieces, mask, kind)[0]
+
+    def _cards(self, batch: SpanBatch) -> Tensor:
+        """[1+M, D] of the packed cards, the empty slot in front; in training without the gradient of all but a drawn
+        share."""
         sizes, share = batch.tools.sizes, self.config.tool_gradient
         empty = working_precision(self.no_tool[None])
         if not sizes:
-            return empty, empty
+            return empty
         loud = (torch.rand(len(sizes)) < share).tolist() if self.training and share < 1 else [True] * len(sizes)
         parts, begins, offset = [], [0] * len(sizes), 0
         for learned in (False, True):
             chosen = [row for row in range(len(sizes)) if loud[row] == learned]
             if chosen:
                 with torch.set_grad_enabled(learned and torch.is_grad_enabled()):
-                    read, starts = self._read_rows(batch.tools.rows, chosen, sizes)
+                    read, starts = self._in_groups(batch.tools.cards, chosen, sizes, self._card)
                 for row, start in zip(chosen, starts, strict=True):
                     begins[row] = offset + start
                 parts.append(read)
-                offset += len(read[0])
-        total = len(batch.tools.tool_of)
-        pack = np.concatenate([np.arange(begin, begin + size) for begin, size in zip(begins, sizes, strict=True)])
-        index = torch.from_numpy(np.concatenate([pack, np.zeros(total - len(pack), np.int64)])).to(empty.device)
-        whole = [torch.cat(part).index_select(0, index) for part in zip(*parts, strict=True)]
-        return tuple(torch.cat([empty.to(part.dtype), part]) for part in whole)
+                offset += len(read)
+        return _packed(empty, torch.cat(parts), begins, sizes, len(batch.tools.tool_of))
+
+    def _forms(self, batch: SpanBatch) -> Tensor:
+        """[1+n, D] of the packed forms, one empty slot in front."""
+        forms = batch.forms
+        empty = working_precision(self.no_tool[None])
+        if not forms.sizes:
+            return empty
+        read, starts = self._in_groups(forms.rows, range(len(forms.sizes)), forms.sizes, self._lower)
+        return _packed(empty, read, starts, forms.sizes, sum(forms.sizes))
 
     def read_tools(self, batch: SpanBatch, cache: Any = None) -> Tools:
-        read, lower = self._packed(batch) if cache is None else self._kept(batch, cache)
+        read = self._cards(batch) if cache is None else self._kept(batch, cache)
         own, bare, count = batch.tools, read[1:], len(batch.tools.sizes)
         names = _means(bare, own.name_of, count + 1)[:count] if self.config.names else None
-        return Tools(read, lower, _means(bare, own.tool_of, count + 1)[:count], names)
+        return Tools(read, _means(bare, own.tool_of, count + 1)[:count], names)
 
     def read_requests(self, batch: SpanBatch) -> tuple[Tensor, Tensor, Tensor]:
         """[B, Q, D] of the requests, [B, 1+Q, D] before the layers that read together, and their means [B, D]."""
@@ -333,12 +355,12 @@ class SpanStudent(Student):
         asked = (x * mask).sum(1, dtype=torch.float32) / mask.sum(1)
         return x, lower, asked.to(x.dtype)
 
-    def read_together(self, lower: Tensor, mask: Tensor, tools: Tools, pairs: Pairs) -> Rows:
-        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D]."""
+    def read_together(self, lower: Tensor, mask: Tensor, forms: Tensor, pairs: Pairs) -> Rows:
+        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools at the packed `forms`."""
         Q, here = mask.shape[1], pairs.places > 0
-        x = torch.cat([lower, F.embedding(pairs.places, tools.lower)], dim=1)
+        x = torch.cat([lower, F.embedding(pairs.places, forms)], dim=1)
         every = torch.cat([F.pad(mask, (1, 0), value=True), here], dim=1)
-        for block in list(self.encoder)[len(self.encoder) - self.config.joint :]:
+        for block in self._upper:
             x = self.run(block, x, every)
         tool = x[:, 1 + Q :]
         arguments, members = (share.to(x.dtype) @ tool for share in (pairs.arguments, pairs.members))
@@ -365,24 +387,33 @@ class SpanStudent(Student):
 
     # Keeping tools
 
-    def new_cache(self) -> LRUCache[str, Encoded]:
-        return LRUCache(CACHED_BYTES, getsizeof=lambda own: sum(one.numel() * one.element_size() for one in own))
+    def new_cache(self) -> LRUCache[str, Tensor]:
+        return LRUCache(CACHED_BYTES, getsizeof=_bytes)
 
-    def _kept(self, batch: SpanBatch, cache: LRUCache[str, Encoded]) -> Encoded:
-        """As `_packed`; `cache` keeps encodings by a tool's content, and what is in it isn't encoded again."""
+    def _kept(self, batch: SpanBatch, cache: LRUCache[str, Tensor]) -> Tensor:
+        """As `_cards`; `cache` keeps cards by a tool's content, and what is in it isn't encoded again."""
         tools = batch.tools
         known = {tool.key: cache.get(tool.key) for tool in tools.rendered}
         missing = [row for row, tool in enumerate(tools.rendered) if known[tool.key] is None]
         if missing:
-            read, starts = self._read_rows(tools.rows, missing, tools.sizes)
+            read, starts = self._in_groups(tools.cards, missing, tools.sizes, self._card)
             for row, start in zip(missing, starts, strict=True):
-                new = tuple(part[start : start + tools.sizes[row]].clone() for part in read)
-                known[tools.rendered[row].key] = new
-                if cache.getsizeof(new) <= cache.maxsize:
-                    cache[tools.rendered[row].key] = new
-        empty = self.no_tool[None]
-        every = [(empty, empty), *(own for tool in tools.rendered if (own := known[tool.key]) is not None)]
-        return tuple(torch.cat([one.to(empty.dtype) for one in part]) for part in zip(*every, strict=True))
+                key, card = tools.rendered[row].key, read[start : start + tools.sizes[row]].clone()
+                known[key] = card
+                _keep(cache, key, card)
+        every = [self.no_tool[None], *(own for tool in tools.rendered if (own := known[tool.key]) is not None)]
+        return torch.cat([own.to(self.no_tool.dtype) for own in every])
+
+    def _form(self, tool: RenderedTool, cache: LRUCache[str, Tensor] | None) -> Tensor:
+        """[w, D] of one tool before the layers that read together."""
+        key = f"whole {tool.key}"
+        own = None if cache is None else cache.get(key)
+        if own is None:
+            pieces = to_device(Pieces.of([tool.ids], [tool.cases]), self.no_tool.device)
+            own = self._lower(pieces, pieces.ids != 0, 1)[0, : len(tool.ids)].clone()
+            if cache is not None:
+                _keep(cache, key, own)
+        return own
 
     # What an answer has come to
 
@@ -482,8 +513,9 @@ class SpanStudent(Student):
             visible = visible & (seeing | (batch.owned == 0))
         tools = self.read_tools(batch)
         query, lower, asked = self.read_requests(batch)
+        forms = self._forms(batch)
         pairs = [
-            self.read_together(lower[group.record], batch.mask[group.record], tools, group) for group in batch.pairs
+            self.read_together(lower[group.record], batch.mask[group.record], forms, group) for group in batch.pairs
         ]
         rows = _joined(query, batch.mask, pairs)
         turns, place = _Turns(batch, batch.inputs.shape[1]), (batch.row, batch.argument, batch.begun)
@@ -515,7 +547,7 @@ class SpanStudent(Student):
         rows = _stacked(own)
         return SpanState(
             batch, tools, lower, own, rows, self._keys(rows, tools), self._cross(rows), self._seen(batch, tools), asked,
-            [None] * len(self.decoder), none, begun,
+            [None] * len(self.decoder), cache, none, begun,
         )  # fmt: skip
 
     def step(self, state: SpanState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
@@ -549,15 +581,21 @@ class SpanStudent(Student):
         """Reads the requests of `records` together with their open tools."""
         batch = state.batch
         numbers = batch.offered[records].gather(1, open_tool[records][:, None])[:, 0].tolist()
-        pairs = to_device(Pairs.of(list(zip(records.tolist(), numbers, strict=True)), batch.tools), records.device)
-        read = self.read_together(state.lower[records], batch.mask[records], state.tools, pairs)
+        forms = Forms.of(set(numbers), batch.tools)
+        packed = torch.cat(
+            [self.no_tool[None], *(self._form(batch.tools.rendered[tool], state.kept) for tool in forms.tools)]
+        )
+        rows = records.tolist()
+        chosen = [(row, forms.tools.index(tool)) for row, tool in zip(rows, numbers, strict=True)]
+        pairs = to_device(Pairs.of(chosen, forms, batch.tools), records.device)
+        read = self.read_together(state.lower[records], batch.mask[records], packed, pairs)
         sizes = batch.mask.sum(1).tolist()
-        for place, (record, number) in enumerate(zip(records.tolist(), numbers, strict=True)):
+        for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
             tool = batch.tools.rendered[number]
             A, E = len(tool.markers), sum(map(len, tool.members))
-            state.own[record] = (
-                read.query[place, : sizes[record]], read.arguments[place, :A],
-                read.members[place, :E], read.first[place, :A], read.count[place, :A],
+            state.own[row] = (
+                read.query[place, : sizes[row]], read.arguments[place, :A], read.members[place, :E],
+                read.first[place, :A], read.count[place, :A],
             )  # fmt: skip
         state.rows = _stacked(state.own)
         state.keys, state.cross = self._keys(state.rows, state.tools), self._cross(state.rows)
@@ -577,17 +615,13 @@ class SpanStudent(Student):
 
     def tool_keys(self, tools: Sequence[RenderedTool]) -> Tensor:
         heads = torch.empty(len(tools), self.config.width, device=self.no_tool.device, dtype=self.no_tool.dtype)
-        order = sorted(range(len(tools)), key=lambda index: len(tools[index].ids))
+        order = sorted(range(len(tools)), key=lambda index: len(tools[index].card))
         for start in range(0, len(order), 64):
             rows = order[start : start + 64]
-            pieces = to_device(
-                Pieces.of([tools[row].ids for row in rows], [tools[row].cases for row in rows]), heads.device
-            )
-            encoded = self._encode(pieces, pieces.ids != 0, 1)[0]
-            # Name and description: what stands before the first argument.
-            named = (pieces.ids != 0) & ((pieces.ids == ARGUMENT).cumsum(1) == 0)
-            mean = (encoded * named[..., None]).sum(1, dtype=torch.float32) / named.sum(1, keepdim=True)
-            heads[torch.tensor(rows)] = mean.to(heads.dtype)
+            pieces = Pieces.of([tools[row].card for row in rows], [tools[row].card_cases for row in rows])
+            pieces = to_device(pieces, heads.device)
+            encoded, mask = self._card(pieces, pieces.ids != 0, 1), (pieces.ids != 0)[..., None]
+            heads[torch.tensor(rows)] = ((encoded * mask).sum(1, dtype=torch.float32) / mask.sum(1)).to(heads.dtype)
         return self.key["tool"](heads)  # type: ignore[no-any-return]
 
     def request_keys(self, batch: Batch) -> Tensor:
@@ -596,6 +630,23 @@ class SpanStudent(Student):
         hidden: Tensor = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
         keys: Tensor = hidden[:, 0] * self.scale
         return keys
+
+
+def _packed(empty: Tensor, read: Tensor, starts: Sequence[int], sizes: Sequence[int], total: int) -> Tensor:
+    """[1+total, D]: an empty slot, then rows of these sizes from where each begins in `read`, padded with anything."""
+    places = np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
+    places = np.concatenate([places, np.zeros(total - len(places), np.int64)])
+    index = torch.from_numpy(places).to(read.device)
+    return torch.cat([empty.to(read.dtype), read.index_select(0, index)])
+
+
+def _keep(cache: LRUCache[str, Tensor], key: str, own: Tensor) -> None:
+    if _bytes(own) <= cache.maxsize:
+        cache[key] = own
+
+
+def _bytes(own: Tensor) -> int:
+    return own.numel() * own.element_size()
 
 
 def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:

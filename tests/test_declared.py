@@ -46,15 +46,19 @@ TOOLS = [
 def test_the_same_seed_asks_the_same_and_every_call_is_valid() -> None:
     one, two, other = declared(300, 1, TOOLS), declared(300, 1, TOOLS), declared(300, 2, TOOLS)
     assert [record.to_json() for record in one] == [record.to_json() for record in two]
-    assert one[:100] == declared(100, 1, TOOLS) and one != other
+    assert one[:100] == declared(100, 1, TOOLS)
+    assert one != other
     for record in one:
-        assert record.query.strip() and record.tools
+        assert record.query.strip()
+        assert record.tools
         assert not [error for call in record.answers for error in call_errors(call, record.tools)]
 
 
 def test_there_are_single_calls_several_and_none() -> None:
     counts = Counter(min(len(record.answers), 2) for record in declared(1000, 3, TOOLS))
-    assert counts[1] > 400 and counts[2] > 150 and counts[0] > 150
+    assert counts[1] > 400
+    assert counts[2] > 150
+    assert counts[0] > 150
 
 
 def test_half_of_families_and_phrases_are_kept_apart() -> None:
@@ -62,7 +66,9 @@ def test_half_of_families_and_phrases_are_kept_apart() -> None:
         {one.name for record in declared(400, 1, TOOLS, held_out=side) for one in record.tools}
         for side in (False, True)
     ]
-    assert names[0] and names[1] and not names[0] & names[1]
+    assert names[0]
+    assert names[1]
+    assert not names[0] & names[1]
     for kind, lines in phrases(False).items():
         if isinstance(lines, list) and kind not in ("frames", "wants", "named"):  # those repeat the plain form
             assert not set(lines) & set(phrases(True)[kind]), kind
@@ -81,7 +87,8 @@ def test_an_unsaid_value_names_tool_and_argument() -> None:
     lacking = [record for record in declared(1500, 7, TOOLS) if record.missing]
     assert len(lacking) > 30
     for record in lacking:
-        assert record.missing is not None and not record.answers
+        assert record.missing is not None
+        assert not record.answers
         wanted = next(one for one in record.tools if one.name == record.missing.name)
         assert set(record.missing.arguments) <= set(wanted.parameters["required"])
 
@@ -89,7 +96,10 @@ def test_an_unsaid_value_names_tool_and_argument() -> None:
 def test_a_flag_is_said_both_ways() -> None:
     values = Values(random.Random(0), held_out=False)
     on, off = ({values.flag("include_archived", side) for _ in range(200)} for side in (True, False))
-    assert len(on) > 4 and len(off) > 4 and not on & off and all("archived" in said for said in on | off)
+    assert len(on) > 4
+    assert len(off) > 4
+    assert not on & off
+    assert all("archived" in said for said in on | off)
 
 
 def test_odd_texts_come_back_to_their_last_character() -> None:
@@ -112,7 +122,8 @@ RECORD = Record(
 @pytest.mark.parametrize("kind", ["lower", "upper", "title", "bare", "spaces", "quotes", "wide", "polite", "slip"])
 def test_values_follow_the_surface_and_members_stay_as_declared(kind: str) -> None:
     found = changed(RECORD, kind, random.Random(3))
-    assert found is not None and found.query != RECORD.query
+    assert found is not None
+    assert found.query != RECORD.query
     arguments = dict(found.answers[0].arguments)
     assert arguments.pop("mode") == "Loud"
     assert all(str(value) in found.query for value in arguments.values())
@@ -127,7 +138,8 @@ def test_a_number_keeps_its_point_and_a_name_loses_its_dots() -> None:
 
 def test_a_surface_is_a_function_of_its_source() -> None:
     a, b = ([resurface(RECORD, random.Random(n)).query for n in range(40)] for _ in range(2))
-    assert a == b and len(set(a)) > 5
+    assert a == b
+    assert len(set(a)) > 5
 
 
 def test_real_declarations_are_asked_for(real_data: Path) -> None:

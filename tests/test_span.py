@@ -93,7 +93,8 @@ def test_a_part_of_a_request_comes_back_to_the_byte(writer: TextTokenizer) -> No
     assert said.part(0, len(said.offsets) - 1) == text
     (place,) = said.places("https://Ex.org/a?b=1&c=2;d")
     assert said.part(*place) == "https://Ex.org/a?b=1&c=2;d"
-    assert said.places("Ｆｕｌｌ") and not said.places("nothing of it")
+    assert said.places("Ｆｕｌｌ")
+    assert not said.places("nothing of it")
 
 
 # Writing and reading back
@@ -155,7 +156,8 @@ def test_a_value_that_is_said_takes_two_places_whatever_its_length(writer: TextT
     record = Record("x", f"note: {note}", (ORDER,), (Call("place_order", {"note": note}),))
     target = render_record(renderer, codec, record).target
     places = [token for token in target if writer.first_place <= token < writer.first_tool_label]
-    assert len(target) == 5 and len(places) == 2
+    assert len(target) == 5
+    assert len(places) == 2
 
 
 def test_a_number_can_be_nothing_but_a_number_and_an_end_stands_behind_its_beginning(writer: TextTokenizer) -> None:
@@ -171,7 +173,8 @@ def test_a_number_can_be_nothing_but_a_number_and_an_end_stands_behind_its_begin
         places = [i for i in range(len(example.said.offsets)) if mask[writer.first_place + i]]  # type: ignore[index,union-attr]
         return [example.said.part(i, i) for i in places]  # type: ignore[union-attr]
 
-    assert said(matcher.allowed())[0].startswith("t") and "30" in said(matcher.allowed())
+    assert said(matcher.allowed())[0].startswith("t")
+    assert "30" in said(matcher.allowed())
     third = next(i for i in range(len(example.said.offsets)) if example.said.part(i, i) == "30")
     matcher.consume(writer.first_place + third)
     assert said(matcher.allowed()) == ["30"]
@@ -271,7 +274,8 @@ def test_every_parameter_gets_a_finite_gradient(
     batch = batch_of(student, spans[:60], writer)
     torch.nn.functional.cross_entropy(student(batch).flatten(0, 1), batch.targets.flatten()).backward()
     for name, parameter in student.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_order_of_keys_and_tools_only_renames_labels(student: SpanStudent, writer: TextTokenizer) -> None:
@@ -318,7 +322,8 @@ def test_a_checkpoint_keeps_its_pieces_and_answers_alike(
     ours, theirs = (Engine(one) for one in (Checkpoint(student, CONFIG, writer, "spans", 512), again))
     for record in records[:6]:
         mine, its = ours.answer(record.query, record.tools), theirs.answer(record.query, record.tools)
-        assert mine == its and mine.finish in ("stop", "length", "invalid")
+        assert mine == its
+        assert mine.finish in ("stop", "length", "invalid")
 
 
 def test_sources_are_where_a_value_was_pointed_at(writer: TextTokenizer) -> None:

@@ -1,4 +1,5 @@
-"""Two ways to write calls as target tokens: `json`, the compact text, and `decisions`, what the text can't do without.
+"""Ways to write calls as target tokens: `json`, the compact text, `decisions`, what the text can't do without, and
+`spans`, the same with places of the request for values (`needle.text.pointing`).
 
 json        [{"name":"set_alarm","arguments":{"time":"7 am"}}]
 decisions   <tool_0> <arg_0> 7 am          (the program renders the JSON)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,18 @@ def run(config: Settings, words: Sequence[str]) -> float | None:
         else f"trained {summary['steps']} steps in {summary['seconds']:.0f} s"
     )
     console.print(f"[bold]{output}[/] {state}{known}")
+    _print_groups(summary.get("validation", {}))
     return best
+
+
+def _print_groups(groups: Mapping[str, Any]) -> None:
+    """A line for each source, and for tools that training showed and didn't show."""
+    if len(groups) < 2:
+        return
+    for name, row in groups.items():
+        wrong = row["false_call_rate"]
+        false = "" if wrong is None else f", false calls {100 * wrong:.1f}%"
+        console.print(f"  {name}: {100 * row['exact_call']:.1f}% of {row['records']}{false}", markup=False)
 
 
 def _recipe(config: Settings, words: Sequence[str]) -> float | None:
@@ -71,6 +82,7 @@ def _recipe(config: Settings, words: Sequence[str]) -> float | None:
             raise ValueError(f"{name} is the recipe's to say, for each of its parts; give recipe.output=DIR")
     last = run_recipe(config.recipe, train_words, given, lambda text: console.print(text, markup=False))
     best: float | None = last.summary["validation_exact_call"]
+    _print_groups(last.summary.get("validation", {}))
     return best
 
 

@@ -141,6 +141,7 @@ class Progress:
     tokens: int = 0
     records: int = 0
     stopped: bool = False
+    groups: dict[str, Any] = field(default_factory=dict)  # the best validation by source, and on tools not trained on
 
 
 def train(job: Job, report: Report | None = None) -> dict[str, Any]:
@@ -402,6 +403,7 @@ class _Loop:
             if float(exact) > at.best:
                 at.best, at.best_step, at.waited = float(exact), at.step, 0
                 if self.main:
+                    at.groups = _by_group(summary)
                     save_checkpoint(job.output, checkpoint)
             else:
                 at.waited += 1
@@ -439,6 +441,7 @@ class _Loop:
             "steps": at.step,
             "best_step": at.best_step or at.step,
             "validation_exact_call": at.best if at.best >= 0 else None,
+            "validation": at.groups,
             "stopped_early": at.stopped,
             "seconds": round(at.seconds, 2),
             "records": at.records,
@@ -467,3 +470,16 @@ class _Loop:
             shutil.rmtree(job.output / STATE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return summary
+
+
+def _by_group(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a judgement, the share of exact calls and of false ones by source, and on tools that weren't trained on."""
+    return {
+        f"{group}: {member}": {
+            "records": row["records"],
+            "exact_call": row["exact_call"]["value"],
+            "false_call_rate": row["false_call_rate"]["value"],
+        }
+        for group in ("source", "seen")
+        for member, row in summary["groups"].get(group, {}).items()
+    }

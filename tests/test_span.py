@@ -22,6 +22,7 @@ from needle.text.declarations import normalise_tool
 from needle.text.grammar import Grammar
 from needle.text.leaves import leaves
 from needle.text.pieces import CASES, Pieces, Said
+from needle.text.pointing import number_places
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Call, Missing, Record, Tool
 from needle.text.tokenizer import TextTokenizer
@@ -178,6 +179,15 @@ def test_a_number_can_be_nothing_but_a_number_and_an_end_stands_behind_its_begin
     third = next(i for i in range(len(example.said.offsets)) if example.said.part(i, i) == "30")
     matcher.consume(writer.first_place + third)
     assert said(matcher.allowed()) == ["30"]
+
+
+def test_every_number_of_a_request_is_found_whole(writer: TextTokenizer) -> None:
+    assert writer.pieces is not None
+    text = "two hundred and five for 3.5k, $1,200.50 or minus 18 degrees, half a dozen at 0.46666889893832975"
+    said = Said(text, writer.pieces.read(text).offsets)
+    found = {said.part(*place) for place in number_places(said)}
+    assert {"two hundred and five", "3.5k", "$1,200.50", "minus 18", "half a dozen", "0.46666889893832975"} <= found
+    assert not {"for", "degrees", "or", "two hundred and"} & found
 
 
 def test_what_nobody_said_is_written_read_and_allowed(writer: TextTokenizer) -> None:

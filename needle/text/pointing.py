@@ -25,6 +25,8 @@ from needle.text.records import Call, Missing, Tool
 from needle.text.tokenizer import MEMBER_LABELS, PLACE_LABELS, TextTokenizer
 
 FORM = re.compile(NUMBER_FORM)
+OPEN = (" and", " of", " a", " an", " point", " dot")  # what a number doesn't end in
+BOUND = re.compile(rf"(?:{NUMBER_FORM})(?!\w)")
 
 
 class SpansCodec(DecisionsCodec):
@@ -84,11 +86,9 @@ class SpansCodec(DecisionsCodec):
         texts = [value] if isinstance(value, str) else number_texts(value)
         texts = [text for text in texts if _same(_read(text, schema), value)]
         found = [place for text in texts for place in query.said.places(text)]
+        parts = windows(query.said) if isinstance(value, str) else number_places(query.said)
         found = [place for place in found if query.said.whole(*place)] or [
-            (first, last)
-            for first, last in windows(query.said)
-            if (isinstance(value, str) or FORM.fullmatch(query.said.part(first, last)))
-            and _same(_read(query.said.part(first, last), schema), value)
+            place for place in parts if _same(_read(query.said.part(*place), schema), value)
         ]
         shortest = min((last - first for first, last in found), default=0)
         found = [(first, last) for first, last in found if last - first == shortest]
@@ -152,13 +152,21 @@ def windows(said: Said) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=256)
-def number_places(said: Said) -> frozenset[tuple[int, int]]:
+def number_places(said: Said) -> tuple[tuple[int, int], ...]:
     """The first and the last piece of every part of a request that is one number."""
-    return frozenset(place for place in windows(said) if _is_number(said.part(*place)))
+    found = []
+    for first, (start, _) in enumerate(said.offsets):
+        most = BOUND.match(said.text, start)
+        last = first
+        while most and last < len(said.offsets) and said.offsets[last][1] <= most.end():
+            if said.whole(first, last) and _is_number(said.part(first, last)):
+                found.append((first, last))
+            last += 1
+    return tuple(found)
 
 
 def _is_number(text: str) -> bool:
-    if not FORM.fullmatch(text):
+    if not FORM.fullmatch(text) or text.lower().endswith(OPEN):
         return False
     try:
         number(text)

@@ -87,14 +87,23 @@ class Forms:
     sizes: list[int]  # [F]
     starts: list[int]  # [F] first position of each in the packed row
     tools: list[int]  # [F] which of the U each is
+    places: Tensor  # [F, W] its positions in the packed row, counted from 1; 0 is padding
+    members: Tensor  # [F, E, W] shares of each position in the mean of an enum member
 
     @classmethod
     def of(cls, numbers: Iterable[int], tools: SpanTools) -> Forms:
         chosen = sorted(numbers, key=lambda number: len(tools.rendered[number].ids))
         own = [tools.rendered[number] for number in chosen]
         sizes = [len(tool.ids) for tool in own]
+        starts = [int(start) for start in np.cumsum([0, *sizes])[:-1]]
         rows = Pieces.of([tool.ids for tool in own] or [()], [tool.cases for tool in own] or [()])
-        return cls(rows, sizes, [int(start) for start in np.cumsum([0, *sizes])[:-1]], chosen)
+        E = up(max([1, *(sum(map(len, tool.members)) for tool in own)]), STEP)
+        members = np.zeros((len(own), E, rows.ids.shape[1]), np.float32)
+        for row, tool in enumerate(own):
+            for number, (begin, behind) in enumerate(place for leaf in tool.members for place in leaf):
+                members[row, number, begin:behind] = 1 / (behind - begin)
+        places = [range(start + 1, start + 1 + size) for start, size in zip(starts, sizes, strict=True)]
+        return cls(rows, sizes, starts, chosen, pad(places, rows.ids.shape[1], 0), torch.from_numpy(members))
 
 
 @dataclass
@@ -102,9 +111,9 @@ class Pairs:
     """Requests and tools of similar length that are read together."""
 
     record: Tensor  # [P] the request
-    places: Tensor  # [P, W] the tool's positions in the packed forms, counted from 1; 0 is padding
-    arguments: Tensor  # [P, A, W] shares of each position in the mean of an argument
-    members: Tensor  # [P, E, W] and in the mean of an enum member
+    form: Tensor  # [P] the tool, of the F
+    places: Tensor  # [P, W] its positions in the packed forms, counted from 1; 0 is padding
+    markers: Tensor  # [P, A] those of its arguments' markers
     first: Tensor  # [P, A] the first member of each argument's enum
     count: Tensor  # [P, A] how many it has; -1 on padding
 
@@ -119,24 +128,22 @@ class Pairs:
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, int]], forms: Forms, tools: SpanTools) -> Pairs:
         own = [tools.rendered[forms.tools[form]] for _, form in pairs]
-        W = up(max([1, *(len(tool.ids) for tool in own)]), STEP)
-        A = max([1, *(len(tool.markers) for tool in own)])
-        E = up(max([1, *(sum(map(len, tool.members)) for tool in own)]), STEP)
-        places, P = np.zeros((len(pairs), W), np.int64), len(pairs)
-        arguments, members = np.zeros((P, A, W), np.float32), np.zeros((P, E, W), np.float32)
-        first, count = np.zeros((P, A), np.int64), np.full((P, A), -1, np.int64)
-        for row, ((_, form), tool) in enumerate(zip(pairs, own, strict=True)):
-            size, found = len(tool.ids), 0
-            places[row, :size] = np.arange(size) + forms.starts[form] + 1
-            for index, (start, end) in enumerate(zip(tool.markers, [*tool.markers[1:], size], strict=False)):
-                arguments[row, index, start:end] = 1 / (end - start)
-                first[row, index], count[row, index] = found, len(tool.members[index])
-                for begin, behind in tool.members[index]:
-                    members[row, found, begin:behind] = 1 / (behind - begin)
-                    found += 1
+        places, markers, first, count = [], [], [], []
+        for (_, form), tool in zip(pairs, own, strict=True):
+            start, sizes = forms.starts[form] + 1, [len(leaf) for leaf in tool.members]
+            places.append(range(start, start + len(tool.ids)))
+            markers.append([start + marker for marker in tool.markers])
+            first.append(np.cumsum([0, *sizes])[:-1])
+            count.append(sizes)
+        A = up(max([1, *(len(row) for row in markers)]), STEP)
+        W = up(max([1, *(len(row) for row in places)]), STEP)
         return cls(
             torch.tensor([record for record, _ in pairs], dtype=torch.long),
-            *(torch.from_numpy(array) for array in (places, arguments, members, first, count)),
+            torch.tensor([form for _, form in pairs], dtype=torch.long),
+            pad(places, W, 0),
+            pad(markers, A, 0),
+            pad(first, A, 0),
+            pad(count, A, -1),
         )
 
 

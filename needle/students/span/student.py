@@ -1,9 +1,10 @@
 """The span student: reads requests and tools with one encoder, then points at tools, arguments, members and places.
 
 A pretrained bidirectional encoder reads each request by itself, and of each distinct tool its card: name, description
-and the names of its arguments, which is what tools are chosen by. Once one is chosen, the encoder's last layers read it
-whole and the request together, from where both stood before these layers: every argument has then looked for its value,
-and every word knows what it may be. Cards, and tools before those layers, are kept for ever in serving.
+and the names of its arguments, which is what tools are chosen by. Once one is chosen, the encoder's last layers read
+the request and the markers of the tool's arguments together, beside the whole tool: every argument has then looked for
+its value, and every word knows what it may be. Cards and whole tools know nothing of a request, and are kept for ever
+in serving.
 A short causal decoder attends to the answer so far, to that pair, and to what all tools are for. It emits one
 distribution: a few tokens to write with, the members of the open argument's enum, the places of the request where a
 value begins or ends, the tools, and the arguments of the open tool. Its input for a label is the encoding that the
@@ -16,7 +17,7 @@ Legend: as in `span.batch`, and D width, H heads, L decoder layers, n positions 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,6 +82,7 @@ class SpanConfig:
     case_dropout: float = 0.3  # share of rows whose cases aren't told in training
     tool_gradient: float = 1.0  # share of a batch's tools learned from; the rest are read, at a third of the cost
     blind: float = 0.0  # share of records whose tools can only be pointed at in training: for choosing among many
+    frozen: bool = True  # keep the encoder's pieces as they are
     encoder: str | None = None
 
 
@@ -156,11 +158,14 @@ class ReadingBlock(nn.Module):
         self.norm_attention, self.norm_mlp = (nn.LayerNorm(config.width, eps=1e-12) for _ in range(2))
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[R, s, D]; `mask` [R, s] is true where anything stands."""
-        q, (k, v) = self.attention.queries(x), self.attention.keys_values(x)
+    def forward(self, x: Tensor, mask: Tensor, beside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[R, s, D], and the keys and values that were made of it, [R, s, 2D]. `beside` [R, S, 2D] are those of what is
+        attended to as well, and `mask` [R, s+S] is true where anything stands."""
+        own = self.attention.kv_proj(x)
+        k, v = (own if beside is None else torch.cat([own, beside.to(own.dtype)], dim=1)).chunk(2, dim=-1)
+        q, k, v = self.attention.queries(x), self.attention.heads(k), self.attention.heads(v)
         x = self.norm_attention(x + self.dropout(self.attention.join(attention(q, k, v, mask[:, None, None]))))
-        return self.norm_mlp(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
+        return self.norm_mlp(x + self.dropout(self.mlp(x))), own
 
 
 class DecoderBlock(nn.Module):
@@ -261,6 +266,7 @@ class SpanStudent(Student):
         init_weights(self, 2 * config.encoder_layers)
         nn.init.zeros_(self.case.weight)
         if config.encoder is not None:
+            self.embed.requires_grad_(not config.frozen)
             self.pretrained = ("embed.", "position.", "kind.", "norm_encoder.", "encoder.")
 
     # Reading
@@ -273,30 +279,21 @@ class SpanStudent(Student):
         x = self.embed(pieces.ids) + self.case(cases) + self.position(places) + self.kind.weight[kind]
         return working_precision(self.dropout(self.norm_encoder(x)))
 
-    def _encode(self, pieces: Pieces, mask: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-        """[R, s, D], and as it was before the layers that read together."""
-        lower = self._lower(pieces, mask, kind)
-        x = lower
-        for block in self._upper:
-            x = self.run(block, x, mask)
-        return x, lower
-
-    def _lower(self, pieces: Pieces, mask: Tensor, kind: int) -> Tensor:
-        """[R, s, D] before the layers that read together."""
-        x = self._embedded(pieces, kind)
-        for block in list(self.encoder)[: len(self.encoder) - self.config.joint]:
-            x = self.run(block, x, mask)
-        return x
-
-    @property
-    def _upper(self) -> Sequence[nn.Module]:
-        return list(self.encoder)[len(self.encoder) - self.config.joint :]
+    def _encode(self, pieces: Pieces, mask: Tensor, kind: int) -> Encoded:
+        """[R, s, D], as it was before the layers that read together, and keys and values [R, s, 2D] in those."""
+        x, alone, kept = self._embedded(pieces, kind), len(self.encoder) - self.config.joint, list[Tensor]()
+        lower = x
+        for number, block in enumerate(self.encoder):
+            lower = x if number == alone else lower
+            x, own = self.run(block, x, mask)
+            kept += [own] if number >= alone else []
+        return (x, lower if kept else x, *kept)
 
     def _in_groups(
-        self, rows: Pieces, chosen: Sequence[int], sizes: Sequence[int], read: Callable[[Pieces, Tensor, int], Tensor]
-    ) -> tuple[Tensor, list[int]]:
-        """The `chosen` of rows of these sizes, the smallest first, `read` in groups of similar size that are padded to
-        common sizes: all laid end to end [m, D], and where each begins there."""
+        self, rows: Pieces, chosen: Sequence[int], sizes: Sequence[int], whole: bool
+    ) -> tuple[Encoded, list[int]]:
+        """The `chosen` of rows of these sizes, the smallest first, in groups of similar size that are padded to common
+        sizes, as `_encode` (only the first unless `whole`): all laid end to end, and where each begins there."""
         found, starts, offset = [], [], 0
         for group in groups_of([sizes[row] for row in chosen]):
             width = up(sizes[chosen[group[-1]]], STEP)
@@ -304,13 +301,11 @@ class SpanStudent(Student):
             index = torch.tensor([*(chosen[place] for place in group), *[chosen[group[0]]] * (count - len(group))])
             index = index.to(rows.ids.device)
             pieces = Pieces(rows.ids[index, :width], rows.cases[index, :width])
-            found.append(read(pieces, pieces.ids != 0, 1).flatten(0, 1))
+            read = self._encode(pieces, pieces.ids != 0, 1)
+            found.append([part.flatten(0, 1) for part in (read if whole else read[:1])])
             starts += [offset + place * width for place in range(len(group))]
             offset += count * width
-        return torch.cat(found), starts
-
-    def _card(self, pieces: Pieces, mask: Tensor, kind: int) -> Tensor:
-        return self._encode(pieces, mask, kind)[0]
+        return tuple(torch.cat(part) for part in zip(*found, strict=True)), starts
 
     def _cards(self, batch: SpanBatch) -> Tensor:
         """[1+M, D] of the packed cards, the empty slot in front; in training without the gradient of all but a drawn
@@ -325,21 +320,28 @@ class SpanStudent(Student):
             chosen = [row for row in range(len(sizes)) if loud[row] == learned]
             if chosen:
                 with torch.set_grad_enabled(learned and torch.is_grad_enabled()):
-                    read, starts = self._in_groups(batch.tools.cards, chosen, sizes, self._card)
+                    (read,), starts = self._in_groups(batch.tools.cards, chosen, sizes, whole=False)
                 for row, start in zip(chosen, starts, strict=True):
                     begins[row] = offset + start
                 parts.append(read)
                 offset += len(read)
         return _packed(empty, torch.cat(parts), begins, sizes, len(batch.tools.tool_of))
 
-    def _forms(self, batch: SpanBatch) -> Tensor:
-        """[1+n, D] of the packed forms, one empty slot in front."""
+    def _forms(self, batch: SpanBatch) -> Encoded:
+        """As `_encode` of the packed forms, one empty slot in front: [1+n, D] twice, then [1+n, 2D]."""
         forms = batch.forms
-        empty = working_precision(self.no_tool[None])
         if not forms.sizes:
-            return empty
-        read, starts = self._in_groups(forms.rows, range(len(forms.sizes)), forms.sizes, self._lower)
-        return _packed(empty, read, starts, forms.sizes, sum(forms.sizes))
+            return self._empty()
+        read, starts = self._in_groups(forms.rows, range(len(forms.sizes)), forms.sizes, whole=True)
+        packed = [
+            _packed(part.new_zeros(1, part.shape[1]), part, starts, forms.sizes, sum(forms.sizes)) for part in read
+        ]
+        return tuple(packed)
+
+    def _empty(self) -> Encoded:
+        """What stands in front of the packed forms."""
+        one = self.no_tool.detach()[None]
+        return (one, one, *[torch.cat([one, one], dim=1)] * self.config.joint)
 
     def read_tools(self, batch: SpanBatch, cache: Any = None) -> Tools:
         read = self._cards(batch) if cache is None else self._kept(batch, cache)
@@ -350,22 +352,22 @@ class SpanStudent(Student):
     def read_requests(self, batch: SpanBatch) -> tuple[Tensor, Tensor, Tensor]:
         """[B, Q, D] of the requests, [B, 1+Q, D] before the layers that read together, and their means [B, D]."""
         ids, cases = F.pad(batch.requests.ids, (1, 0), value=BEGIN), F.pad(batch.requests.cases, (1, 0))
-        x, lower = self._encode(Pieces(ids, cases), F.pad(batch.mask, (1, 0), value=True), 0)
+        x, lower, *_ = self._encode(Pieces(ids, cases), F.pad(batch.mask, (1, 0), value=True), 0)
         x, mask = x[:, 1:], batch.mask[..., None]
         asked = (x * mask).sum(1, dtype=torch.float32) / mask.sum(1)
         return x, lower, asked.to(x.dtype)
 
-    def read_together(self, lower: Tensor, mask: Tensor, forms: Tensor, pairs: Pairs) -> Rows:
-        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools at the packed `forms`."""
-        Q, here = mask.shape[1], pairs.places > 0
-        x = torch.cat([lower, F.embedding(pairs.places, forms)], dim=1)
-        every = torch.cat([F.pad(mask, (1, 0), value=True), here], dim=1)
-        for block in self._upper:
-            x = self.run(block, x, every)
-        tool = x[:, 1 + Q :]
-        arguments, members = (share.to(x.dtype) @ tool for share in (pairs.arguments, pairs.members))
+    def read_together(self, lower: Tensor, mask: Tensor, forms: Encoded, members: Tensor, pairs: Pairs) -> Rows:
+        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools are the packed `forms`, with
+        the means [F, E, D] of their enums' members."""
+        Q = mask.shape[1]
+        read, before, *kept = forms
+        x = torch.cat([lower, F.embedding(pairs.markers, before).to(lower.dtype)], dim=1)
         mask = torch.cat([mask, pairs.count >= 0], dim=1)
-        return Rows(x[:, 1 : 1 + Q], mask, arguments, members, pairs.first, pairs.count)
+        every = torch.cat([F.pad(mask, (1, 0), value=True), pairs.places > 0], dim=1)
+        for block, beside in zip(list(self.encoder)[len(self.encoder) - len(kept) :], kept, strict=True):
+            x, _ = self.run(block, x, every, F.embedding(pairs.places, beside))
+        return Rows(x[:, 1 : 1 + Q], mask, x[:, 1 + Q :], members[pairs.form], pairs.first, pairs.count)
 
     def _keys(self, rows: Rows, tools: Tools) -> Keys:
         parts = ("begin", rows.query), ("end", rows.query), ("argument", rows.arguments), ("member", rows.members)
@@ -396,7 +398,7 @@ class SpanStudent(Student):
         known = {tool.key: cache.get(tool.key) for tool in tools.rendered}
         missing = [row for row, tool in enumerate(tools.rendered) if known[tool.key] is None]
         if missing:
-            read, starts = self._in_groups(tools.cards, missing, tools.sizes, self._card)
+            (read,), starts = self._in_groups(tools.cards, missing, tools.sizes, whole=False)
             for row, start in zip(missing, starts, strict=True):
                 key, card = tools.rendered[row].key, read[start : start + tools.sizes[row]].clone()
                 known[key] = card
@@ -404,16 +406,18 @@ class SpanStudent(Student):
         every = [self.no_tool[None], *(own for tool in tools.rendered if (own := known[tool.key]) is not None)]
         return torch.cat([own.to(self.no_tool.dtype) for own in every])
 
-    def _form(self, tool: RenderedTool, cache: LRUCache[str, Tensor] | None) -> Tensor:
-        """[w, D] of one tool before the layers that read together."""
+    def _form(self, tool: RenderedTool, cache: LRUCache[str, Tensor] | None) -> Encoded:
+        """As `_encode`, [w, …], of one whole tool."""
+        widths = [self.config.width] * 2 + [2 * self.config.width] * self.config.joint
         key = f"whole {tool.key}"
         own = None if cache is None else cache.get(key)
         if own is None:
             pieces = to_device(Pieces.of([tool.ids], [tool.cases]), self.no_tool.device)
-            own = self._lower(pieces, pieces.ids != 0, 1)[0, : len(tool.ids)].clone()
+            read = self._encode(pieces, pieces.ids != 0, 1)
+            own = torch.cat([part[0, : len(tool.ids)].to(self.no_tool.dtype) for part in read], dim=1)
             if cache is not None:
                 _keep(cache, key, own)
-        return own
+        return tuple(torch.split(own, widths, dim=1))
 
     # What an answer has come to
 
@@ -514,8 +518,10 @@ class SpanStudent(Student):
         tools = self.read_tools(batch)
         query, lower, asked = self.read_requests(batch)
         forms = self._forms(batch)
+        members = _shares(batch.forms, forms[0])
         pairs = [
-            self.read_together(lower[group.record], batch.mask[group.record], forms, group) for group in batch.pairs
+            self.read_together(lower[group.record], batch.mask[group.record], forms, members, group)
+            for group in batch.pairs
         ]
         rows = _joined(query, batch.mask, pairs)
         turns, place = _Turns(batch, batch.inputs.shape[1]), (batch.row, batch.argument, batch.begun)
@@ -582,13 +588,13 @@ class SpanStudent(Student):
         batch = state.batch
         numbers = batch.offered[records].gather(1, open_tool[records][:, None])[:, 0].tolist()
         forms = Forms.of(set(numbers), batch.tools)
-        packed = torch.cat(
-            [self.no_tool[None], *(self._form(batch.tools.rendered[tool], state.kept) for tool in forms.tools)]
-        )
+        every = [self._empty(), *(self._form(batch.tools.rendered[tool], state.kept) for tool in forms.tools)]
+        packed = tuple(torch.cat(part) for part in zip(*every, strict=True))
         rows = records.tolist()
         chosen = [(row, forms.tools.index(tool)) for row, tool in zip(rows, numbers, strict=True)]
-        pairs = to_device(Pairs.of(chosen, forms, batch.tools), records.device)
-        read = self.read_together(state.lower[records], batch.mask[records], packed, pairs)
+        forms, pairs = to_device([forms, Pairs.of(chosen, forms, batch.tools)], records.device)
+        members = _shares(forms, packed[0])
+        read = self.read_together(state.lower[records].to(packed[0].dtype), batch.mask[records], packed, members, pairs)
         sizes = batch.mask.sum(1).tolist()
         for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
             tool = batch.tools.rendered[number]
@@ -620,7 +626,7 @@ class SpanStudent(Student):
             rows = order[start : start + 64]
             pieces = Pieces.of([tools[row].card for row in rows], [tools[row].card_cases for row in rows])
             pieces = to_device(pieces, heads.device)
-            encoded, mask = self._card(pieces, pieces.ids != 0, 1), (pieces.ids != 0)[..., None]
+            encoded, mask = self._encode(pieces, pieces.ids != 0, 1)[0], (pieces.ids != 0)[..., None]
             heads[torch.tensor(rows)] = ((encoded * mask).sum(1, dtype=torch.float32) / mask.sum(1)).to(heads.dtype)
         return self.key["tool"](heads)  # type: ignore[no-any-return]
 
@@ -638,6 +644,13 @@ def _packed(empty: Tensor, read: Tensor, starts: Sequence[int], sizes: Sequence[
     places = np.concatenate([places, np.zeros(total - len(places), np.int64)])
     index = torch.from_numpy(places).to(read.device)
     return torch.cat([empty.to(read.dtype), read.index_select(0, index)])
+
+
+def _shares(forms: Forms, read: Tensor) -> Tensor:
+    """[1+n, D] of the packed forms to the means of their enums' members, [F, E, D]."""
+    shares = forms.members.to(read.dtype)
+    means: Tensor = shares @ F.embedding(forms.places, read)
+    return means
 
 
 def _keep(cache: LRUCache[str, Tensor], key: str, own: Tensor) -> None:

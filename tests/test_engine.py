@@ -319,7 +319,7 @@ def test_a_grammar_that_gives_up_costs_its_own_answer_alone(
     broken: list[Matcher] = []
     made = Grammar.matcher
 
-    def remembered(grammar: Grammar, own: Sequence[Tool]) -> Matcher:
+    def remembered(grammar: Grammar, own: Sequence[Tool], said: object = None) -> Matcher:
         matcher = made(grammar, own)
         if tuple(own) == tools:
             broken.append(matcher)
@@ -373,7 +373,7 @@ def test_a_tool_that_no_grammar_holds_is_left_out_and_the_fault_found_among_all_
     assert engine.grammar
     whole = engine.grammar.matcher
 
-    def matcher(tools: Sequence[Tool]) -> Any:
+    def matcher(tools: Sequence[Tool], said: object = None) -> Any:
         for index, tool in enumerate(tools):
             if tool.name == "bad":
                 raise ToolSchemaError(f"/{index}/parameters", "the schema of 'bad' can't be held by a grammar")

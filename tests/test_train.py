@@ -346,7 +346,10 @@ def test_the_weights_of_the_end_are_kept_beside_the_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates = iter([0.5, 0.25, 0.25])
-    monkeypatch.setattr("needle.training.loop.summarise", lambda scores: dict.fromkeys(METRICS, {"value": next(rates)}))
+    monkeypatch.setattr(
+        "needle.training.loop.summarise",
+        lambda scores: {**dict.fromkeys(METRICS, {"value": next(rates)}), "groups": {}},
+    )
     every = TrainConfig(steps=3, batch_size=4, micro_batch=4, eval_every=1)
     summary = train(job(tmp_path / "judged", tokenizer, examples, records, validation=records[:4], train=every))
     train(job(tmp_path / "plain", tokenizer, examples, records, train=every))

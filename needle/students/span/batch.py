@@ -4,7 +4,7 @@ tool together with its request.
 Legend: B records, T target positions, Q request positions, U distinct tools of the batch, M packed positions of all
 those tools' cards, K tools of one record, S positions of one record's cards, and the empty slot; F tools that are
 called, P pairs of a request and a tool that is called, R = B + P rows that an answer reads: requests alone, then
-pairs; W positions of one tool, A its arguments, E its enum members.
+pairs; W positions of one tool, A its arguments, E enum members of those F.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ class Forms:
     sizes: list[int]  # [F]
     starts: list[int]  # [F] first position of each in the packed row
     tools: list[int]  # [F] which of the U each is
-    places: Tensor  # [F, W] its positions in the packed row, counted from 1; 0 is padding
-    members: Tensor  # [F, E, W] shares of each position in the mean of an enum member
+    member_of: Tensor  # [n] which of the E enum members a position of the packed row is in, counted from 1; 0 for none
+    first: list[int]  # [F] the first member of each
+    members: int  # E
 
     @classmethod
     def of(cls, numbers: Iterable[int], tools: SpanTools) -> Forms:
@@ -97,13 +98,13 @@ class Forms:
         sizes = [len(tool.ids) for tool in own]
         starts = [int(start) for start in np.cumsum([0, *sizes])[:-1]]
         rows = Pieces.of([tool.ids for tool in own] or [()], [tool.cases for tool in own] or [()])
-        E = up(max([1, *(sum(map(len, tool.members)) for tool in own)]), STEP)
-        members = np.zeros((len(own), E, rows.ids.shape[1]), np.float32)
-        for row, tool in enumerate(own):
-            for number, (begin, behind) in enumerate(place for leaf in tool.members for place in leaf):
-                members[row, number, begin:behind] = 1 / (behind - begin)
-        places = [range(start + 1, start + 1 + size) for start, size in zip(starts, sizes, strict=True)]
-        return cls(rows, sizes, starts, chosen, pad(places, rows.ids.shape[1], 0), torch.from_numpy(members))
+        member_of, first, found = np.zeros(sum(sizes), np.int64), [], 1
+        for start, tool in zip(starts, own, strict=True):
+            first.append(found)
+            for begin, behind in (place for leaf in tool.members for place in leaf):
+                member_of[start + begin : start + behind] = found
+                found += 1
+        return cls(rows, sizes, starts, chosen, torch.from_numpy(member_of), first, found - 1)
 
 
 @dataclass
@@ -111,10 +112,9 @@ class Pairs:
     """Requests and tools of similar length that are read together."""
 
     record: Tensor  # [P] the request
-    form: Tensor  # [P] the tool, of the F
     places: Tensor  # [P, W] its positions in the packed forms, counted from 1; 0 is padding
     markers: Tensor  # [P, A] those of its arguments' markers
-    first: Tensor  # [P, A] the first member of each argument's enum
+    first: Tensor  # [P, A] the first member of each argument's enum, of the E
     count: Tensor  # [P, A] how many it has; -1 on padding
 
     @classmethod
@@ -133,13 +133,12 @@ class Pairs:
             start, sizes = forms.starts[form] + 1, [len(leaf) for leaf in tool.members]
             places.append(range(start, start + len(tool.ids)))
             markers.append([start + marker for marker in tool.markers])
-            first.append(np.cumsum([0, *sizes])[:-1])
+            first.append(np.cumsum([forms.first[form], *sizes])[:-1])
             count.append(sizes)
         A = up(max([1, *(len(row) for row in markers)]), STEP)
         W = up(max([1, *(len(row) for row in places)]), STEP)
         return cls(
             torch.tensor([record for record, _ in pairs], dtype=torch.long),
-            torch.tensor([form for _, form in pairs], dtype=torch.long),
             pad(places, W, 0),
             pad(markers, A, 0),
             pad(first, A, 0),

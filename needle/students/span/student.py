@@ -102,17 +102,17 @@ class Rows:
     query: Tensor  # [R, Q, D]
     mask: Tensor  # [R, Q+A] false on padding, and on arguments where no tool is open
     arguments: Tensor  # [R, A, D] the means of the tool's arguments
-    members: Tensor  # [R, E, D] and of the members of its enums
-    first: Tensor  # [R, A] the first member of each argument
+    first: Tensor  # [R, A] the first member of each argument, of all that were read
     count: Tensor  # [R, A] how many it has; -1 on padding
 
 
 @dataclass
 class Keys:
-    """What an answer may point at: of each row the places where a value begins, those where it ends, arguments and
-    members [R, 2Q+A+E, D]; and tools [U, D]."""
+    """What an answer may point at: of each row the places where a value begins, those where it ends and arguments
+    [R, 2Q+A, D]; members of enums [1+E, D], an empty one in front; and tools [U, D]."""
 
     rows: Tensor
+    members: Tensor
     tools: Tensor
     names: Tensor | None
 
@@ -124,8 +124,9 @@ class SpanState(State):
     batch: SpanBatch
     tools: Tools
     lower: Tensor  # [B, 1+Q, D] of the requests, before the layers that read together
-    own: list[Encoded]  # of each row: query, arguments, members, first, count
+    own: list[Encoded]  # of each row: query, arguments, first, count
     rows: Rows
+    members: Tensor  # [1+E, D] of the enums of all tools that were opened
     keys: Keys
     cross: list[tuple[Tensor, Tensor]]
     seen: list[tuple[Tensor, Tensor]]  # keys and values of the cards, for each layer
@@ -357,22 +358,22 @@ class SpanStudent(Student):
         asked = (x * mask).sum(1, dtype=torch.float32) / mask.sum(1)
         return x, lower, asked.to(x.dtype)
 
-    def read_together(self, lower: Tensor, mask: Tensor, forms: Encoded, members: Tensor, pairs: Pairs) -> Rows:
-        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools are the packed `forms`, with
-        the means [F, E, D] of their enums' members."""
+    def read_together(self, lower: Tensor, mask: Tensor, forms: Encoded, pairs: Pairs) -> Rows:
+        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools are the packed `forms`."""
         Q = mask.shape[1]
-        read, before, *kept = forms
+        _, before, *kept = forms
         x = torch.cat([lower, F.embedding(pairs.markers, before).to(lower.dtype)], dim=1)
         mask = torch.cat([mask, pairs.count >= 0], dim=1)
         every = torch.cat([F.pad(mask, (1, 0), value=True), pairs.places > 0], dim=1)
         for block, beside in zip(list(self.encoder)[len(self.encoder) - len(kept) :], kept, strict=True):
             x, _ = self.run(block, x, every, F.embedding(pairs.places, beside))
-        return Rows(x[:, 1 : 1 + Q], mask, x[:, 1 + Q :], members[pairs.form], pairs.first, pairs.count)
+        return Rows(x[:, 1 : 1 + Q], mask, x[:, 1 + Q :], pairs.first, pairs.count)
 
-    def _keys(self, rows: Rows, tools: Tools) -> Keys:
-        parts = ("begin", rows.query), ("end", rows.query), ("argument", rows.arguments), ("member", rows.members)
+    def _keys(self, rows: Rows, members: Tensor, tools: Tools) -> Keys:
+        parts = ("begin", rows.query), ("end", rows.query), ("argument", rows.arguments)
         return Keys(
             torch.cat([self.key[kind](part) for kind, part in parts], dim=1),
+            self.key["member"](members),
             self.key["tool"](tools.uses),
             None if tools.names is None else self.key["name"](tools.names),
         )
@@ -426,6 +427,7 @@ class SpanStudent(Student):
         tokens: Tensor,
         place: tuple[Tensor, Tensor, Tensor],
         rows: Rows,
+        members: Tensor,
         tools: Tools,
         batch: SpanBatch,
         asked: Tensor,
@@ -445,8 +447,8 @@ class SpanStudent(Student):
             number = batch.offered.gather(1, tool.clamp(0, batch.offered.shape[1] - 1)).clamp_min(0)
             x = torch.where(is_tool[..., None], tools.uses[number].to(x.dtype), x)
             x = torch.where(is_argument[..., None], _at(rows.arguments, row, open_argument).to(x.dtype), x)
-            index = rows.first[row, open_argument] + member
-            chosen = _at(rows.members, row, index.clamp(0, rows.members.shape[1] - 1))
+            index = (rows.first[row, open_argument] + member) * is_member
+            chosen = F.embedding(index.clamp_max(len(members) - 1), members)
             x = torch.where(is_member[..., None], chosen.to(x.dtype), x)
         pointed = _at(rows.query, row, said.clamp(0, rows.query.shape[1] - 1))
         x = torch.where(is_said[..., None], pointed.to(x.dtype), x)
@@ -495,11 +497,12 @@ class SpanStudent(Student):
         arguments = pointed[:, 2 * Q : 2 * Q + A] + gates[:, 4:]
         arguments = arguments.masked_fill(rows.count[row] < 0, low)
         # Members of the open argument's enum.
-        own, members = argument.clamp(0, A - 1)[:, None], pointed[:, 2 * Q + A :] + gates[:, 1:2]
-        number = torch.arange(min(members.shape[1], MEMBER_LABELS), device=hidden.device)
+        own, every = argument.clamp(0, A - 1)[:, None], (hidden @ keys.members.T).float() * self.scale
+        number = torch.arange(max(int(rows.count.max()), 1), device=hidden.device)
         index = rows.first[row].gather(1, own) + number
         absent = (number >= rows.count[row].gather(1, own)) | (argument[:, None] < 0)
-        members = members.gather(1, index.clamp_max(members.shape[1] - 1)).masked_fill(absent, low)
+        members = every.gather(1, index.clamp_max(every.shape[1] - 1)) + gates[:, 1:2]
+        members = members.masked_fill(absent, low)
         parts = (members, MEMBER_LABELS), (places, PLACE_LABELS), (tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)
         wide = [F.pad(part, (0, width - part.shape[1]), value=low) for part, width in parts]
         scores = torch.cat([text, *wide], dim=1)[:count]
@@ -518,14 +521,13 @@ class SpanStudent(Student):
         tools = self.read_tools(batch)
         query, lower, asked = self.read_requests(batch)
         forms = self._forms(batch)
-        members = _shares(batch.forms, forms[0])
+        members = _members(batch.forms, forms[0])
         pairs = [
-            self.read_together(lower[group.record], batch.mask[group.record], forms, members, group)
-            for group in batch.pairs
+            self.read_together(lower[group.record], batch.mask[group.record], forms, group) for group in batch.pairs
         ]
         rows = _joined(query, batch.mask, pairs)
         turns, place = _Turns(batch, batch.inputs.shape[1]), (batch.row, batch.argument, batch.begun)
-        x = self._inputs(batch.inputs, place, rows, tools, batch, asked)
+        x = self._inputs(batch.inputs, place, rows, members, tools, batch, asked)
         x = F.pad(x, (0, 0, 0, up(turns.T, STEP) - turns.T))
         rope = Rope.at(torch.arange(x.shape[1], device=x.device), self.head_width, self.config.rope_theta)
         for block, cross, seen in zip(self.decoder, self._cross(rows), self._seen(batch, tools), strict=True):
@@ -536,7 +538,7 @@ class SpanStudent(Student):
             x, _ = self.run(block, x, rope, turns, cross, rows.mask, seen, visible, None)
             if trace is not None:
                 trace.hidden.append(x[:, : turns.T])
-        return self._scores(self.norm_decoder(x), turns, place, rows, self._keys(rows, tools), batch, wanted)
+        return self._scores(self.norm_decoder(x), turns, place, rows, self._keys(rows, members, tools), batch, wanted)
 
     # Answering, step by step
 
@@ -549,11 +551,11 @@ class SpanStudent(Student):
         empty = query.new_zeros(0, D)
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         sizes = batch.mask.sum(1).tolist()
-        own: list[Encoded] = [(query[i, : sizes[i]], empty, empty, nothing, nothing) for i in range(B)]
-        rows = _stacked(own)
+        own: list[Encoded] = [(query[i, : sizes[i]], empty, nothing, nothing) for i in range(B)]
+        rows, members = _stacked(own), query.new_zeros(1, D)
         return SpanState(
-            batch, tools, lower, own, rows, self._keys(rows, tools), self._cross(rows), self._seen(batch, tools), asked,
-            [None] * len(self.decoder), cache, none, begun,
+            batch, tools, lower, own, rows, members, self._keys(rows, members, tools), self._cross(rows),
+            self._seen(batch, tools), asked, [None] * len(self.decoder), cache, none, begun,
         )  # fmt: skip
 
     def step(self, state: SpanState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
@@ -574,7 +576,7 @@ class SpanStudent(Student):
         state.argument = torch.where(argument >= 0, argument, torch.where(is_tool, -1, state.argument))
         if is_tool.any():
             self._open(state, is_tool.nonzero()[:, 0], open_tool[:, 0])
-        x = self._inputs(tokens, self._place(state), state.rows, state.tools, state.batch, state.asked)
+        x = self._inputs(tokens, self._place(state), state.rows, state.members, state.tools, state.batch, state.asked)
         rope = Rope.at(torch.tensor([state.position], device=x.device), self.head_width, self.config.rope_theta)
         visible = state.batch.owned >= 0
         for index, block in enumerate(self.decoder):
@@ -593,18 +595,18 @@ class SpanStudent(Student):
         rows = records.tolist()
         chosen = [(row, forms.tools.index(tool)) for row, tool in zip(rows, numbers, strict=True)]
         forms, pairs = to_device([forms, Pairs.of(chosen, forms, batch.tools)], records.device)
-        members = _shares(forms, packed[0])
-        read = self.read_together(state.lower[records].to(packed[0].dtype), batch.mask[records], packed, members, pairs)
+        read = self.read_together(state.lower[records].to(packed[0].dtype), batch.mask[records], packed, pairs)
+        behind = len(state.members) - 1  # those of tools that were opened before stand in front
+        state.members = torch.cat([state.members, _members(forms, packed[0])[1:]])
         sizes = batch.mask.sum(1).tolist()
         for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
             tool = batch.tools.rendered[number]
-            A, E = len(tool.markers), sum(map(len, tool.members))
-            state.own[row] = (
-                read.query[place, : sizes[row]], read.arguments[place, :A], read.members[place, :E],
-                read.first[place, :A], read.count[place, :A],
-            )  # fmt: skip
+            A = len(tool.markers)
+            first = read.first[place, :A] + behind
+            state.own[row] = (read.query[place, : sizes[row]], read.arguments[place, :A], first, read.count[place, :A])
         state.rows = _stacked(state.own)
-        state.keys, state.cross = self._keys(state.rows, state.tools), self._cross(state.rows)
+        state.keys = self._keys(state.rows, state.members, state.tools)
+        state.cross = self._cross(state.rows)
 
     def read_length(self, example: Example) -> int:
         return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
@@ -646,11 +648,11 @@ def _packed(empty: Tensor, read: Tensor, starts: Sequence[int], sizes: Sequence[
     return torch.cat([empty.to(read.dtype), read.index_select(0, index)])
 
 
-def _shares(forms: Forms, read: Tensor) -> Tensor:
-    """[1+n, D] of the packed forms to the means of their enums' members, [F, E, D]."""
-    shares = forms.members.to(read.dtype)
-    means: Tensor = shares @ F.embedding(forms.places, read)
-    return means
+def _members(forms: Forms, read: Tensor) -> Tensor:
+    """[1+n, D] of the packed forms to the means of their enums' members, an empty one in front: [1+E, D]."""
+    if not forms.members:
+        return read[:1]
+    return torch.cat([read[:1], _means(read[1:], forms.member_of, up(1 + forms.members, STEP))[1 : 1 + forms.members]])
 
 
 def _keep(cache: LRUCache[str, Tensor], key: str, own: Tensor) -> None:
@@ -665,10 +667,10 @@ def _bytes(own: Tensor) -> int:
 def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
     """Requests alone, then pairs."""
     Q = query.shape[1]
-    A, E = (max([1, *(getattr(group, name).shape[1] for group in pairs)]) for name in ("arguments", "members"))
+    A = max([1, *(group.arguments.shape[1] for group in pairs)])
     B, A, D = len(query), up(A, STEP), query.shape[2]
     first = query.new_zeros(B, A, dtype=torch.long)
-    alone = Rows(query, F.pad(mask, (0, A)), query.new_zeros(B, A, D), query.new_zeros(B, E, D), first, first - 1)
+    alone = Rows(query, F.pad(mask, (0, A)), query.new_zeros(B, A, D), first, first - 1)
     every = [alone]
     for group in pairs:
         more = A - group.arguments.shape[1]
@@ -677,7 +679,6 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
                 group.query,
                 torch.cat([group.mask[:, :Q], F.pad(group.mask[:, Q:], (0, more))], dim=1),
                 F.pad(group.arguments, (0, 0, 0, more)),
-                F.pad(group.members, (0, 0, 0, E - group.members.shape[1])),
                 F.pad(group.first, (0, more)),
                 F.pad(group.count, (0, more), value=-1),
             )
@@ -687,7 +688,7 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
 
 def _stacked(own: Sequence[Encoded]) -> Rows:
     """Rows of different sizes, padded."""
-    fills = (0, 0, 0, 0, -1)
+    fills = (0, 0, 0, -1)
     widths = [max([1, *(len(row[part]) for row in own)]) for part in range(len(fills))]
     query, arguments, *rest = [
         torch.stack([_filled(row[part], widths[part], fills[part]) for row in own]) for part in range(len(fills))

@@ -15,7 +15,7 @@ from needle.data.encoding import TokenizerConfig, fit_tokenizer
 from needle.engine.decode import Engine
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from needle.students.span.batch import OVERHEAD, STEP, SpanBatch, groups_of, up
+from needle.students.span.batch import OVERHEAD, STEP, SpanBatch, coarse, groups_of
 from needle.students.span.student import SpanConfig, SpanStudent
 from needle.text.codecs import build_codec
 from needle.text.declarations import normalise_tool
@@ -314,7 +314,7 @@ def test_groups_cost_least(writer: TextTokenizer) -> None:
     assert [place for group in groups for place in group] == list(range(60))
 
     def cost(cut: Sequence[range]) -> int:
-        return sum(OVERHEAD + len(group) * up(sizes[group[-1]], STEP) for group in cut)
+        return sum(OVERHEAD + len(group) * coarse(sizes[group[-1]], STEP) for group in cut)
 
     assert cost(groups) <= min(
         cost([range(60)]), cost([range(at, at + 1) for at in range(60)]), cost([range(30), range(30, 60)])

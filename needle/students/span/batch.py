@@ -23,13 +23,18 @@ from needle.text.tokenizer import TextTokenizer
 
 OVERHEAD = 400  # positions whose encoding takes as long as a group of rows takes by itself
 STEP = 8  # rows of pieces are padded to a multiple of it
-BLOCK = 256  # what is multiplied at once are multiples of so many positions
+BLOCK = 256  # packed rows are padded to a multiple of it
 
 
 def up(size: int, step: int) -> int:
     """The next multiple of `step`. oneDNN makes a kernel for every shape, which takes longer than to multiply, so
     that shapes must come again."""
     return -(-size // step) * step
+
+
+def coarse(size: int, least: int) -> int:
+    """`size` rounded up by at most an eighth, or to a multiple of `least`: few sizes, little padding."""
+    return up(size, max(least, 2 ** (size.bit_length() - 4) if size >= 16 else 1))
 
 
 @dataclass
@@ -149,7 +154,7 @@ class Pairs:
 def groups_of(sizes: Sequence[int]) -> list[range]:
     """Runs of rows of these sizes, the smallest first, that cost least to encode: every group takes `OVERHEAD` and as
     many positions as its rows have when they are padded to the longest."""
-    widths = [up(size, STEP) for size in sizes]
+    widths = [coarse(size, STEP) for size in sizes]
     ends = [place for place in range(1, len(widths) + 1) if place == len(widths) or widths[place] != widths[place - 1]]
     starts = [0, *ends[:-1]]
     costs, before = [0], [0]

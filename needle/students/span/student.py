@@ -16,7 +16,6 @@ Legend: as in `span.batch`, and D width, H heads, L decoder layers, n positions 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,7 +41,7 @@ from needle.students.base import (
 )
 from needle.students.batch import Batch, to_device
 from needle.students.pointer.encoder import CACHED_BYTES, Heads
-from needle.students.span.batch import BLOCK, STEP, Forms, Pairs, Pieces, SpanBatch, groups_of, up
+from needle.students.span.batch import BLOCK, STEP, Forms, Pairs, Pieces, SpanBatch, coarse, groups_of, up
 from needle.text.pieces import CASES, SPECIAL
 from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, MEMBER_LABELS, PLACE_LABELS, TOOL_LABELS
@@ -297,8 +296,8 @@ class SpanStudent(Student):
         sizes, as `_encode` (only the first unless `whole`): all laid end to end, and where each begins there."""
         found, starts, offset = [], [], 0
         for group in groups_of([sizes[row] for row in chosen]):
-            width = up(sizes[chosen[group[-1]]], STEP)
-            count = up(len(group), BLOCK // math.gcd(width, BLOCK)) if self.training else len(group)
+            width = min(coarse(sizes[chosen[group[-1]]], STEP), rows.ids.shape[1])
+            count = coarse(len(group), 1) if self.training else len(group)
             index = torch.tensor([*(chosen[place] for place in group), *[chosen[group[0]]] * (count - len(group))])
             index = index.to(rows.ids.device)
             pieces = Pieces(rows.ids[index, :width], rows.cases[index, :width])

@@ -93,6 +93,13 @@ def test_an_unsaid_value_names_tool_and_argument() -> None:
         assert set(record.missing.arguments) <= set(wanted.parameters["required"])
 
 
+def test_a_union_is_asked_for_as_each_of_its_kinds() -> None:
+    values = Values(random.Random(2), held_out=False)
+    union = {"anyOf": [{"type": "integer"}, {"type": "string"}], "description": "How many."}
+    drawn = [values.of("amount", union) for _ in range(60)]
+    assert {type(one.value) for one in drawn if one} == {int, str}
+
+
 def test_a_flag_is_said_both_ways() -> None:
     values = Values(random.Random(0), held_out=False)
     on, off = ({values.flag("include_archived", side) for _ in range(200)} for side in (True, False))

@@ -25,7 +25,7 @@ from needle.text.pieces import CASES, Pieces, Said
 from needle.text.pointing import number_places
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Call, Missing, Record, Tool
-from needle.text.tokenizer import TextTokenizer
+from needle.text.tokenizer import PLACE_LABELS, TextTokenizer
 
 CONFIG = SpanConfig(
     width=32,
@@ -37,6 +37,7 @@ CONFIG = SpanConfig(
     hidden=48,
     pieces=900,
     joint=1,
+    names=True,
 )
 
 
@@ -188,6 +189,23 @@ def test_every_number_of_a_request_is_found_whole(writer: TextTokenizer) -> None
     found = {said.part(*place) for place in number_places(said)}
     assert {"two hundred and five", "3.5k", "$1,200.50", "minus 18", "half a dozen", "0.46666889893832975"} <= found
     assert not {"for", "degrees", "or", "two hundred and"} & found
+
+
+def test_behind_the_last_place_nothing_is_pointed_at(writer: TextTokenizer) -> None:
+    example = Renderer(writer).prompt("x", "so " * PLACE_LABELS + "5", [ORDER])
+    matcher = Grammar(writer, "spans").matcher([ORDER], example.said)
+    number = [leaf.name for leaf in leaves(ORDER)].index("count")
+    for token in (writer.first_tool_label, writer.first_argument_label + number):
+        matcher.consume(token)
+    assert not matcher.allowed()[writer.first_place : writer.first_tool_label].any()
+
+
+def test_a_member_that_is_the_same_number_is_that_member(writer: TextTokenizer) -> None:
+    tool = normalise_tool({"name": "t", "parameters": {"type": "object", "properties": {"x": {"enum": [1.0, 2.5]}}}})
+    codec = build_codec("spans", writer)
+    target, _ = codec.encode([Call("t", {"x": 1})], [tool], Said("", ()))
+    assert target[2] == writer.first_member
+    assert codec.decode(target[:-1], [tool])[0].key == Call("t", {"x": 1}).key
 
 
 def test_what_nobody_said_is_written_read_and_allowed(writer: TextTokenizer) -> None:

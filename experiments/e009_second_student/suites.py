@@ -8,6 +8,7 @@ maps, flags that are to be false, number words, odd texts, and required values t
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sys
@@ -48,32 +49,34 @@ def suites(tools: list[tuple[str, Tool]]) -> dict[str, list[Record]]:
     return found
 
 
+def _askers(name: str, families: Families) -> Iterator[tuple[Asker, list[Tool]]]:
+    """One after another, each with a family to ask of."""
+    for number in itertools.count(1):
+        asker = Asker(random.Random(f"suite:{name}:{number}"), families, held_out=True)
+        yield asker, asker.one(families.tools)
+
+
 def _some(name: str, make: Make, families: Families, count: int) -> Iterator[Record]:
     """Requests for one call of which one argument is of a kind."""
-    made, number = 0, 0
-    while made < count:
-        number += 1
-        source = random.Random(f"suite:{name}:{number}")
-        asker = Asker(source, families, held_out=True)
-        family = source.choice(families.tools)
-        tool = source.choice(family)
+    made = 0
+    for asker, family in _askers(name, families):
+        tool = asker.one(family)
         found = make(asker, tool)
-        if found is None:
-            continue
-        query, wish = found
-        call = wish.call()
-        if call_errors(call, (tool,)):
+        if found is None or call_errors(found[1].call(), (tool,)):
             continue
         made += 1
-        yield Record(f"{name}-{made}", query, _offered(source, families, family, [tool]), (call,), name)
+        offered = _offered(asker, family, [tool])
+        yield Record(f"{name}-{made}", found[0], offered, (found[1].call(),), name)
+        if made == count:
+            return
 
 
-def _offered(source: random.Random, families: Families, family: list[Tool], used: list[Tool]) -> tuple[Tool, ...]:
-    others = {tool.name: tool for tool in [*family, *source.sample(families.every, 4)]}
+def _offered(asker: Asker, family: list[Tool], used: list[Tool]) -> tuple[Tool, ...]:
+    others = {tool.name: tool for tool in [*family, *asker.source.sample(asker.families.every, 4)]}
     names = {tool.name for tool in used}
     picked = [tool for name, tool in others.items() if name not in names]
-    offered = [*used, *source.sample(picked, min(len(picked), 3))]
-    source.shuffle(offered)
+    offered = [*used, *asker.source.sample(picked, min(len(picked), 3))]
+    asker.source.shuffle(offered)
     return tuple(offered)
 
 
@@ -83,7 +86,7 @@ def _with(asker: Asker, tool: Tool, fits: Callable[[str, Any], Spoken | None]) -
         value = fits(name, schema)
         if value is not None:
             wish = asker.wish(tool, {name: value})
-            return None if wish is None else (asker.finished(asker.sentence(wish), wish), wish)
+            return None if wish is None else (asker.finished(asker.sentence(wish)), wish)
     return None
 
 
@@ -147,44 +150,38 @@ def _without_enums(record: Record) -> Record:
 
 
 def _unsaid(families: Families, count: int) -> Iterator[Record]:
-    made, number = 0, 0
-    while made < count:
-        number += 1
-        source = random.Random(f"suite:unsaid:{number}")
-        asker = Asker(source, families, held_out=True)
-        family = source.choice(families.tools)
-        tool = source.choice(family)
+    made = 0
+    for asker, family in _askers("unsaid", families):
+        tool = asker.one(family)
         wish = asker.wish(tool)
         required = [name for name in tool.parameters.get("required", ()) if wish and name in wish.said]
         if wish is None or not required:
             continue
-        del wish.said[source.choice(required)]
+        del wish.said[asker.one(required)]
         made += 1
-        query = asker.finished(asker.sentence(wish), wish)
-        yield Record(f"unsaid-{made}", query, _offered(source, families, family, [tool]), (), "unsaid")
+        query = asker.finished(asker.sentence(wish))
+        yield Record(f"unsaid-{made}", query, _offered(asker, family, [tool]), (), "unsaid")
+        if made == count:
+            return
 
 
 def _chains(families: Families, count: int) -> Iterator[Record]:
     """Three wishes for three tools of one family or more."""
-    made, number = 0, 0
-    while made < count:
-        number += 1
-        source = random.Random(f"suite:chains:{number}")
-        asker = Asker(source, families, held_out=True)
-        family = source.choice(families.tools)
-        pool = list({tool.name: tool for tool in [*family, *source.sample(families.every, 3)]}.values())
-        tools = source.sample(pool, 3)
+    made = 0
+    for asker, family in _askers("chains", families):
+        pool = list({tool.name: tool for tool in [*family, *asker.source.sample(families.every, 3)]}.values())
+        tools = asker.source.sample(pool, 3)
         wishes = [wish for tool in tools if (wish := asker.wish(tool)) is not None]
-        if len(wishes) < 3:
+        calls = tuple(wish.call() for wish in wishes)
+        if len(wishes) < 3 or any(call_errors(call, tuple(tools)) for call in calls):
             continue
         texts = [asker.sentence(wish) for wish in wishes]
-        first = source.choice(("{}, {}", "{}; {}", "{}, then {}")).format(texts[0], texts[1])
-        query = asker.finished(asker.one(asker.draw.said["joints"]).format(first, texts[2]), wishes[0])
-        calls = tuple(wish.call() for wish in wishes)
-        if any(call_errors(call, tuple(tools)) for call in calls):
-            continue
+        first = asker.one(("{}, {}", "{}; {}", "{}, then {}")).format(texts[0], texts[1])
+        query = asker.finished(asker.one(asker.draw.said["joints"]).format(first, texts[2]))
         made += 1
-        yield Record(f"chains-{made}", query, _offered(source, families, family, tools), calls, "chains")
+        yield Record(f"chains-{made}", query, _offered(asker, family, tools), calls, "chains")
+        if made == count:
+            return
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _value(value: Any, schema: Mapping[str, Any], before: str, after: str, chang
         found = {name: _value(own, inner.get(name, {}), before, after, change) for name, own in value.items()}
         return None if any(own is None for own in found.values()) else found
     if isinstance(value, bool) or value is None or "enum" in schema:
-        return value if value is not None else None
+        return value
     if not isinstance(value, str):
         text = str(value)
         return None if text in before and text not in after else value

@@ -63,7 +63,7 @@ class ValueSignals:
         paths: dict[tuple[Any, ...], list[tuple[tuple[int, ...], float]]] = defaultdict(list)
         for vote in found:
             try:
-                ids, _ = self.codec.encode(vote.calls, record.tools, example.query)
+                ids, _ = self.codec.encode(vote.calls, record.tools, example.said or example.query)
             except PromptError:  # an answer that the tools don't allow can't be written: its share goes to the others
                 continue
             for place, tokens in self._steps(ids):

@@ -145,7 +145,7 @@ class DecisionsCodec(Codec):
             return next((ids for ids in forms if _contains(query, ids)), forms[0])
         if form == "text" and isinstance(value, str):
             return self._as_said(value, schema, query)
-        if form == "any" and isinstance(value, str) and _same(_read_or_none(value, schema), value):
+        if form == "any" and isinstance(value, str) and same(read_or_none(value, schema), value):
             return self.text(value, query)
         if form == "literal":
             return self.text(dump(in_schema_order(value, schema)), query)
@@ -154,7 +154,7 @@ class DecisionsCodec(Codec):
     def _as_said(self, value: Any, schema: Mapping[str, Any], query: Any) -> list[int]:
         """The tokens of the value where the request has them, else of the shortest part that is read as it."""
         texts = [value] if isinstance(value, str) else number_texts(value)
-        forms = [self.text(text, query) for text in texts if _same(_read_or_none(text, schema), value)]
+        forms = [self.text(text, query) for text in texts if same(read_or_none(text, schema), value)]
         plain = next((ids for ids in forms if _contains(query, ids)), None)
         if plain is not None:
             return plain
@@ -166,7 +166,7 @@ class DecisionsCodec(Codec):
                 part = query[start : start + size]
                 said = self.tokenizer.decode(part).strip()
                 form = isinstance(value, str) or re.fullmatch(NUMBER_FORM, said)
-                if form and _same(_read_or_none(said, schema), value):
+                if form and same(read_or_none(said, schema), value):
                     return list(part)
         return forms[0] if forms else self.spelled(value, query)
 
@@ -443,12 +443,12 @@ def _contains(query: Sequence[int], ids: Sequence[int]) -> bool:
     return any(query[i] == first and tuple(query[i : i + size]) == tuple(ids) for i in range(len(query) - size + 1))
 
 
-def _same(one: Any, two: Any) -> bool:
+def same(one: Any, two: Any) -> bool:
     """Equal, and of the same type: 5 isn't 5.0, nor 1 true."""
     return type(one) is type(two) and bool(one == two)
 
 
-def _read_or_none(text: str, schema: Mapping[str, Any]) -> Any:
+def read_or_none(text: str, schema: Mapping[str, Any]) -> Any:
     try:
         return read_any(text, schema) if form_of(schema) == "any" else read(text, schema)
     except (ValueError, OverflowError):

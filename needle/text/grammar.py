@@ -125,7 +125,7 @@ class PlaceMatcher(Matcher):
             return mask
         places = np.zeros(end - first, dtype=np.bool_)
         if self._number:
-            found = number_places(self._said)
+            found = [place for place in number_places(self._said) if place[1] < len(places)]
             places[[b if self._first >= 0 else a for a, b in found if self._first in (-1, a)]] = True
         else:
             places[max(self._first, 0) : len(self._said.offsets)] = True

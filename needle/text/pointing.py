@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from needle.text.decisions import MAX_SAID, Context, DecisionsCodec
-from needle.text.jsontext import DecodeError, dump
+from needle.text.decisions import MAX_SAID, Context, DecisionsCodec, read_or_none, same
+from needle.text.jsontext import DecodeError, dump, in_schema_order
 from needle.text.leaves import Leaf, choices, form_of, leaves
 from needle.text.numbers import number_texts
 from needle.text.numberwords import NUMBER_FORM, number
 from needle.text.pieces import Said
-from needle.text.readings import read, read_any
 from needle.text.records import Call, Missing, Tool
 from needle.text.tokenizer import MEMBER_LABELS, PLACE_LABELS, TextTokenizer
 
@@ -75,20 +74,21 @@ class SpansCodec(DecisionsCodec):
     def scalar(self, value: Any, schema: Mapping[str, Any], query: Any, listed: bool = False) -> list[int]:
         own = schema.get("enum")
         if own and value is not None and own == query.members and len(own) <= MEMBER_LABELS:
-            member = next((i for i, one in enumerate(own) if type(one) is type(value) and one == value), None)
+            flag = isinstance(value, bool)  # 1 is 1.0, and no true
+            member = next((i for i, one in enumerate(own) if isinstance(one, bool) == flag and one == value), None)
             if member is not None:
                 return [self.tokenizer.first_member + member]
         if form_of(schema) == "literal":
-            return list(self.tokenizer.encode(dump(value)))
+            return list(self.tokenizer.encode(dump(in_schema_order(value, schema))))
         return super().scalar(value, schema, query, listed)
 
     def _as_said(self, value: Any, schema: Mapping[str, Any], query: Any) -> list[int]:
         texts = [value] if isinstance(value, str) else number_texts(value)
-        texts = [text for text in texts if _same(_read(text, schema), value)]
+        texts = [text for text in texts if same(read_or_none(text, schema), value)]
         found = [place for text in texts for place in query.said.places(text)]
         parts = windows(query.said) if isinstance(value, str) else number_places(query.said)
         found = [place for place in found if query.said.whole(*place)] or [
-            place for place in parts if _same(_read(query.said.part(*place), schema), value)
+            place for place in parts if same(read_or_none(query.said.part(*place), schema), value)
         ]
         shortest = min((last - first for first, last in found), default=0)
         found = [(first, last) for first, last in found if last - first == shortest]
@@ -173,14 +173,3 @@ def _is_number(text: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return True
-
-
-def _read(text: str, schema: Mapping[str, Any]) -> Any:
-    try:
-        return read_any(text, schema) if form_of(schema) == "any" else read(text, schema)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _same(one: Any, two: Any) -> bool:
-    return type(one) is type(two) and bool(one == two)

@@ -92,7 +92,7 @@ def main() -> None:
     cutting.add_argument("--mib", type=int, default=16)
     given = parser.parse_args()
     if given.command == "cut":
-        made = cut(given.source, given.target, given.mib * 2**20 - 4096)
+        made = cut(given.source, given.target, given.mib * 2**20)
     else:
         made = join(given.source, given.target)
     print(f"{len(made)} files in {given.target}")

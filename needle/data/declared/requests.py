@@ -2,9 +2,9 @@
 
 A record is a function of the seed and its number. Its tools come from one family (a server, a plugin, a field), with a
 few of other families. Requests are commands, questions, needs and fragments; arguments stand in any order, with or
-without their names; several calls share what is said once. In a fifth of the records no call is right: the fitting tool
-isn't offered, a required value isn't said, the wish is taken back, or there is none. Half of the families and phrasings
-are kept for validation (`held_out`).
+without their names; several calls share what is said once. In a quarter of the records no call is right: the fitting
+tool isn't offered, a required value isn't said, the wish is taken back, or there is none. Half of the families and
+phrasings are kept for validation (`held_out`).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Asker:
                     meta: dict[str, Any] = {"family": f"{SOURCE} {family[0].name}"}
                     meta |= {"missing": self.missing} if self.missing else {}
                     return Record(id, query, tools, tuple(calls), SOURCE, meta=meta)
-                around, strangers = self.source.sample(family, min(len(family), 8)), strangers
+                around = self.source.sample(family, min(len(family), 8))
 
     def attempt(self, around: list[Tool], strangers: list[Tool]) -> tuple[str, list[Tool], list[Call]] | None:
         self.missing: dict[str, Any] | None = None
@@ -153,7 +153,7 @@ class Asker:
                 unsaid = self.one(required)
                 del wish.said[unsaid]
                 self.missing = {"name": tool.name, "arguments": [unsaid]}
-                query, calls = self.finished(self.sentence(wish), wish), []
+                query, calls = self.finished(self.sentence(wish)), []
         elif name == "undone":
             query, calls = self.one(self.draw.said["undone"]).format(self.sentence(wish, command=True)), []
         elif name == "known":
@@ -168,7 +168,7 @@ class Asker:
         elif name == "chat":
             query, calls = self.one(self.draw.said["chat"]), []
         if query is None:
-            query = self.finished(self.sentence(wish), wish)
+            query = self.finished(self.sentence(wish))
         offered = used if name != "gone" else []
         if name == "gone":
             calls = []
@@ -184,9 +184,9 @@ class Asker:
         self.source.shuffle(offered)
         return query, offered, calls
 
-    def wish(self, tool: Tool, given: Mapping[str, Spoken] = {}) -> Wish | None:
+    def wish(self, tool: Tool, given: Mapping[str, Spoken] | None = None) -> Wish | None:
         """A value for every required argument and some of the others; None if nobody would say one of them."""
-        required, said = tool.parameters.get("required", ()), dict(given)
+        required, said = tool.parameters.get("required", ()), dict(given or {})
         properties = tool.parameters.get("properties", {})
         share = OPTIONAL if len(properties) < 8 else 3 / len(properties)
         for name, schema in properties.items():
@@ -210,7 +210,7 @@ class Asker:
                 wishes.append(other)
         texts = [self.sentence(one) for one in wishes]
         if self.chance(0.35):
-            texts = [self.framed(text, one) for text, one in zip(texts, wishes, strict=True)]
+            texts = [self.framed(text) for text in texts]
             query = texts[0]
             for text in texts[1:]:
                 joint = " " if query[-1] in "?!." else self.one((". ", ". ", "\n"))
@@ -221,7 +221,7 @@ class Asker:
                 query = self.one(("{}, {}", "{}, {}", "{}; {}", "{}, then {}")).format(query, text)
             if len(texts) > 1:
                 query = self.one(self.draw.said["joints"]).format(query, texts[-1])
-            query = self.finished(query, wishes[0])
+            query = self.finished(query)
         return query, [one.tool for one in wishes], [one.call() for one in wishes]
 
     def row(self, wish: Wish) -> tuple[str | None, list[Call]]:
@@ -239,7 +239,7 @@ class Asker:
                 values.setdefault(str(other.value), other)
         every = list(values.values())
         together = Spoken(self.draw.row([one.said for one in every]), "", every[0].kind)
-        query = self.finished(self.sentence(Wish(wish.tool, {**wish.said, name: together})), wish)
+        query = self.finished(self.sentence(Wish(wish.tool, {**wish.said, name: together})))
         return query, [Wish(wish.tool, {**wish.said, name: one}).call() for one in every]
 
     def again(self, wish: Wish) -> tuple[str | None, list[Call]]:
@@ -268,7 +268,7 @@ class Asker:
             bare = " ".join(self.argument(wish.tool, name, value) for name, value in fresh.items())
             query = f"{query}{self.one((', ', ' ', '. ', '; '))}{self.one(self.draw.said['again']).format(bare)}"
             calls.append(other.call())
-        return self.finished(query, wish), calls
+        return self.finished(query), calls
 
     def shared(self, wish: Wish, around: Sequence[Tool]) -> tuple[str | None, list[Tool], list[Call]]:
         """Another tool that takes a value which was said before."""
@@ -292,7 +292,7 @@ class Asker:
             text = self.sentence(rest, command=True)
             text += self.one(("", "", f" for the same {worded(name)}", " for it", " too", f" with that {worded(name)}"))
             query = self.one(self.draw.said["joints"]).format(self.sentence(wish), text)
-            return self.finished(query, wish), [wish.tool, tool], [wish.call(), other.call()]
+            return self.finished(query), [wish.tool, tool], [wish.call(), other.call()]
         return None, [wish.tool], [wish.call()]
 
     # Words
@@ -388,14 +388,14 @@ class Asker:
         words = worded(tool.name).split()
         return " ".join(words[1:]) if len(words) > 1 and self.base(words[0]) else " ".join(words)
 
-    def framed(self, text: str, wish: Wish) -> str:
+    def framed(self, text: str) -> str:
         first = text.split()[0].lower() if text.split() else ""
         known = {said.split()[0] for own in self.draw.said["verbs"].values() for said in own}
         frame = self.one(self.draw.said["frames" if first in known else "wants"])
         return str(frame.replace("{}", text))
 
-    def finished(self, text: str, wish: Wish) -> str:
-        text = self.framed(text, wish)
+    def finished(self, text: str) -> str:
+        text = self.framed(text)
         if self.chance(0.6):
             text = text[:1].upper() + text[1:]
         if text[-1:].isalnum():

@@ -42,8 +42,9 @@ class Spoken:
 
 @lru_cache(maxsize=2)
 def phrases(held_out: bool) -> Mapping[str, Any]:
-    """phrases.yaml, of each list one half."""
+    """phrases.yaml, of each list but the verbs one half."""
     found = yaml.safe_load(files("needle.data.declared").joinpath("phrases.yaml").read_text(encoding="utf-8"))
+    found["odd"] = {kind: lines[held_out::2] for kind, lines in found["odd"].items()}
     return {name: lines[held_out::2] if isinstance(lines, list) else lines for name, lines in found.items()}
 
 
@@ -61,9 +62,8 @@ class Values(Draw):
         if HIDDEN.search(words) or level > 3:
             return None
         if "anyOf" in schema:
-            return self.of(
-                name, {**schema, "anyOf": None, **self.one(schema["anyOf"])} if schema["anyOf"] else {}, level
-            )
+            beside = {key: value for key, value in schema.items() if key != "anyOf"}
+            return self.of(name, {**beside, **self.one(schema["anyOf"])}, level)
         members = [member for member in schema.get("enum", ()) if member is not None]
         if members:
             return self.member(members)
@@ -212,8 +212,12 @@ class Values(Draw):
         form, lower = schema.get("format", ""), about.lower()
         if "pattern" in schema:
             return None
-        if form in ("date", "date-time", "time") or form == "duration":
-            return self.moment(form)
+        if form == "date":  # said as the reader of typed values knows it without a calendar
+            day = self.day()
+            said = (day.isoformat(), f"{day:%B} {day.day}, {day.year}", f"{day.day} {day:%B} {day.year}")
+            return Spoken(self.one(said), day.isoformat(), "date")
+        if form in ("date-time", "time", "duration"):
+            return None
         for name, code in FORMS:
             if name in lower or (name == "yyyy-mm-dd" and re.search(r"\d{4}-\d\d-\d\d", about)):
                 day = self.day()
@@ -254,19 +258,6 @@ class Values(Draw):
             self.one(("topic", "topic", "topic", "title", "remark", "product", "company", "person", "city"))
         )
         return self.quote(self.one((value, value, value.title())), "topic")
-
-    def moment(self, form: str) -> Spoken | None:
-        """Said as the reader of typed values knows it without a calendar."""
-        day, hour, minute = self.day(), self.source.randint(0, 23), self.one((0, 0, 15, 30, 45))
-        if form == "date":
-            return Spoken(
-                self.one((day.isoformat(), f"{day:%B} {day.day}, {day.year}", f"{day.day} {day:%B} {day.year}")),
-                day.isoformat(),
-                "date",
-            )
-        if form == "time":
-            return Spoken(f"{hour:02d}:{minute:02d}", f"{hour:02d}:{minute:02d}:00", "time") if self.chance(0) else None
-        return None
 
     def examples(self, about: str, schema: Mapping[str, Any]) -> list[str]:
         found = [text for text in schema.get("examples", ()) if isinstance(text, str)]

@@ -32,7 +32,7 @@ from needle.losses.loss import LossConfig
 from needle.release.recipe import RecipeConfig
 from needle.students.checkpoint import load_checkpoint, student_config
 from needle.students.pretrained import fit_config, read_in, words
-from needle.students.span.student import SpanConfig
+from needle.students.span.reader import SpanConfig
 from needle.teachers.build import TeacherConfig, build_signals
 from needle.teachers.signals import SignalCache
 from needle.text.codecs import build_codec, current_codec

@@ -16,7 +16,8 @@ from needle.engine.decode import Engine
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from needle.students.span.batch import OVERHEAD, STEP, SpanBatch, coarse, groups_of
-from needle.students.span.student import SpanConfig, SpanStudent
+from needle.students.span.reader import SpanConfig
+from needle.students.span.student import SpanStudent
 from needle.text.codecs import build_codec
 from needle.text.declarations import normalise_tool
 from needle.text.grammar import Grammar

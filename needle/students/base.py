@@ -126,6 +126,24 @@ class Student(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} doesn't rank tools")
 
 
+class ReadsApart(Student):
+    """A student that reads requests and tools apart: only the longest of them has to fit."""
+
+    read_at_once = "the longest of the request and its tools is"
+    can_rank = True
+
+    def read_length(self, example: Example) -> int:
+        return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
+
+    def room(self, example: Example, max_length: int) -> int:
+        return max_length
+
+    def padded_length(self, example: Example) -> int:
+        """Not the target: batches of equal targets would hold nothing but answers without a call, or nothing but
+        calls."""
+        return len(example.query)
+
+
 class State(ABC):
     """What a student keeps between steps of one batch. One whose student drafts also has `confirms` and `cut`."""
 

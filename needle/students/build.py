@@ -7,7 +7,8 @@ from needle.students.causal import LlamaConfig, LlamaStudent, SeedConfig, SeedSt
 from needle.students.pointer.encoder import PointerConfig
 from needle.students.pointer.student import PointerStudent
 from needle.students.san import SanConfig, SanStudent
-from needle.students.span.student import SpanConfig, SpanStudent
+from needle.students.span.reader import SpanConfig
+from needle.students.span.student import SpanStudent
 
 StudentConfig = SeedConfig | LlamaConfig | SanConfig | PointerConfig | SpanConfig
 FAMILIES: dict[str, type[StudentConfig]] = {

@@ -27,7 +27,8 @@ from needle.students.build import StudentConfig
 from needle.students.checkpoint import WEIGHTS, CheckpointError, load_checkpoint
 from needle.students.pointer.encoder import BertBlock, PointerConfig
 from needle.students.pointer.student import ANSWER, PointerStudent
-from needle.students.span.student import POINTERS, ReadingBlock, SpanConfig, SpanStudent
+from needle.students.span.reader import ReadingBlock, SpanConfig
+from needle.students.span.student import POINTERS, SpanStudent
 from needle.text.pieces import SPECIAL, Pieces
 from needle.text.tokenizer import MARKERS, TextTokenizer
 

@@ -67,9 +67,9 @@ class HardwareConfig:
 
 def keep_memory() -> None:
     """Asks glibc to keep freed memory instead of giving it back: on a CPU, fetching it page by page costs up to half of
-    a step. And oneDNN to keep all kernels, of which it makes one for every shape, in more time than it runs.
+    a step. Elsewhere (other systems, other C libraries) this does nothing.
 
-    Elsewhere (other systems, other C libraries) nothing happens.
+    Also lets oneDNN keep more kernels: it makes one for every shape, in more time than the kernel runs.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "3072")
     if sys.platform == "linux":

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from cachetools import LRUCache
 from torch import Tensor, nn
 
-from needle.students.base import GELU, Dropout, Rope, Student, SwiGLU, attention, working_precision
+from needle.students.base import GELU, Dropout, ReadsApart, Rope, SwiGLU, attention, working_precision
 from needle.students.pointer.batch import PointerBatch
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
@@ -114,12 +114,10 @@ class BertBlock(nn.Module):
         return self.norm_mlp(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
 
 
-class Reader(Student):
+class Reader(ReadsApart):
     """A student that reads requests and tools apart. Subclasses add what answers."""
 
     batch_type = PointerBatch
-    read_at_once = "the longest of the request and its tools is"
-    can_rank = True
     decoder: nn.ModuleList
 
     def __init__(self, config: PointerConfig, vocabulary: int) -> None:

@@ -35,7 +35,7 @@ from needle.students.batch import Batch
 from needle.students.pointer.batch import PointerBatch
 from needle.students.pointer.copying import Keys, aimed, join_copies, offered_scores, request_scores
 from needle.students.pointer.encoder import Heads, PointerConfig, Reader
-from needle.text.prompt import Example, RenderedTool
+from needle.text.prompt import RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, TOOL_LABELS
 
 ANSWER, ARGUMENT = MARKERS.index("<answer>"), MARKERS.index("<arg>")
@@ -375,17 +375,6 @@ class PointerStudent(Reader):
 
     def sources(self, state: PointerState) -> list[list[int]]:  # type: ignore[override]
         return state.sources.tolist()  # type: ignore[no-any-return]
-
-    def read_length(self, example: Example) -> int:
-        return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
-
-    def room(self, example: Example, max_length: int) -> int:
-        return max_length
-
-    def padded_length(self, example: Example) -> int:
-        """Not the target: batches of equal targets would hold nothing but answers without a call, or nothing but
-        calls."""
-        return len(example.query)
 
     # Choosing a few tools among many
 

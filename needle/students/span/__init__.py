@@ -1,0 +1,1 @@
+"""The span student: what reads, what answers, its batch."""

@@ -38,27 +38,27 @@ def coarse(size: int, least: int) -> int:
 
 
 @dataclass
-class Pieces:
+class PieceRows:
     """Pieces and their cases, two rows of numbers that stay together."""
 
     ids: Tensor  # [R, s] right-padded with 0
     cases: Tensor  # [R, s]
 
     @classmethod
-    def of(cls, ids: Sequence[Sequence[int]], cases: Sequence[Sequence[int]], before: int = 0) -> Pieces:
+    def of(cls, ids: Sequence[Sequence[int]], cases: Sequence[Sequence[int]], before: int = 0) -> PieceRows:
         """`before` pieces will be put in front of each row."""
         width = up(max(len(row) for row in ids) + before, STEP) - before
         return cls(pad(ids, width, 0), pad(cases, width, 0))
 
-    def select(self, rows: Tensor) -> Pieces:
-        return Pieces(self.ids[rows], self.cases[rows])
+    def select(self, rows: Tensor) -> PieceRows:
+        return PieceRows(self.ids[rows], self.cases[rows])
 
 
 @dataclass
 class SpanTools:
     """The distinct tools of the batch, those with the shortest cards first."""
 
-    cards: Pieces  # [U, s] what tells their use
+    cards: PieceRows  # [U, s] what tells their use
     tool_of: Tensor  # [M] which of the U a position of the packed cards belongs to; U on padding
     name_of: Tensor  # [M] which of the U tools' names it is in; U for none
     starts: list[int]  # [U] first position of each card in M
@@ -75,7 +75,7 @@ class SpanTools:
             tool_of[start : start + len(tool.card)] = number
             name_of[start + 1 : start + max(tool.named, 2)] = number
         return cls(
-            cards=Pieces.of([tool.card for tool in tools] or [()], [tool.card_cases for tool in tools] or [()]),
+            cards=PieceRows.of([tool.card for tool in tools] or [()], [tool.card_cases for tool in tools] or [()]),
             tool_of=torch.from_numpy(tool_of),
             name_of=torch.from_numpy(name_of),
             starts=[int(start) for start in starts[:-1]],
@@ -88,7 +88,7 @@ class SpanTools:
 class Forms:
     """Tools that are called, the shortest first, with all of their arguments."""
 
-    rows: Pieces  # [F, W]
+    rows: PieceRows  # [F, W]
     sizes: list[int]  # [F]
     starts: list[int]  # [F] first position of each in the packed row
     tools: list[int]  # [F] which of the U each is
@@ -102,7 +102,7 @@ class Forms:
         own = [tools.rendered[number] for number in chosen]
         sizes = [len(tool.ids) for tool in own]
         starts = [int(start) for start in np.cumsum([0, *sizes])[:-1]]
-        rows = Pieces.of([tool.ids for tool in own] or [()], [tool.cases for tool in own] or [()])
+        rows = PieceRows.of([tool.ids for tool in own] or [()], [tool.cases for tool in own] or [()])
         member_of, first, found = np.zeros(sum(sizes), np.int64), [], 1
         for start, tool in zip(starts, own, strict=True):
             first.append(found)
@@ -174,7 +174,7 @@ def groups_of(sizes: Sequence[int]) -> list[range]:
 class SpanBatch(Batch):
     """Requests and tools apart, and which are read together."""
 
-    requests: Pieces  # [B, Q]
+    requests: PieceRows  # [B, Q]
     mask: Tensor  # [B, Q] true on the request
     tools: SpanTools
     offered: Tensor  # [B, K] the tools of each record, of the U; -1 is padding
@@ -195,19 +195,10 @@ class SpanBatch(Batch):
         number = {tool.key: index for index, tool in enumerate(distinct)}
         tools = SpanTools.of(distinct)
         offered = [[number[tool.key] for tool in example.tools] for example in examples]
-        owned = [
-            [
-                0,
-                *(
-                    place + 1
-                    for tool in own
-                    for place in range(tools.starts[tool], tools.starts[tool] + tools.sizes[tool])
-                ),
-            ]
-            for own in offered
-        ]
+        cards = [range(start + 1, start + 1 + size) for start, size in zip(tools.starts, tools.sizes, strict=True)]
+        owned = [[0, *(place for tool in own for place in cards[tool])] for own in offered]
         queries = [example.query or (tokenizer.pieces.unknown,) for example in examples]
-        requests = Pieces.of(queries, [example.cases or (0,) for example in examples], before=1)
+        requests = PieceRows.of(queries, [example.cases or (0,) for example in examples], before=1)
         # What has been opened at each position, and the pairs that are read there.
         called = {
             (record, offered[record][token - tokenizer.first_tool_label])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from needle.engine.decode import Engine
-from needle.students.base import Student
+from needle.students.base import Student, multiplies_bf16
 from needle.students.checkpoint import load_checkpoint
 
 PRECISIONS = ("auto", "float32", "bfloat16", "mixed")
@@ -41,7 +40,6 @@ def set_precision(student: Student, precision: str = "auto", alone: bool = False
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; expected one of {', '.join(PRECISIONS)}")
     if precision == "auto":
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        precision = ("mixed" if alone else "bfloat16") if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+        precision = ("mixed" if alone else "bfloat16") if multiplies_bf16() else "float32"
     whole = torch.float32 if precision == "float32" else torch.bfloat16
     student.set_precision(whole, torch.float32 if precision == "mixed" else whole)

@@ -220,6 +220,12 @@ def working_precision(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def multiplies_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 by itself; others take longer for it than for float32."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467).
 

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from needle.students.base import multiplies_bf16
 from needle.text.files import write_json
 from needle.training.optim import Average
 from needle.training.runidentity import RunError
@@ -38,8 +39,8 @@ PATIENCE = timedelta(hours=2)  # how long processes wait for the main one, which
 
 @dataclass
 class HardwareConfig:
-    """`precision` no or bf16 (autocast); `device` auto (a GPU if there is one) or cpu; `threads` of torch, all cores
-    when 0.
+    """`precision` no, bf16 (autocast), or auto: bf16 where the device multiplies it by itself; `device` auto (a GPU if
+    there is one) or cpu; `threads` of torch, all cores when 0.
 
     `processes` of one run on this machine (0: one for each GPU), joined by `strategy` ddp (each holds the whole
     student) or fsdp (each holds a share). `compile` runs the student through torch.compile, and goes on without if that
@@ -57,8 +58,8 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
             raise ValueError(f"hardware.device is '{self.device}'; expected auto (a GPU if there is one) or cpu")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"hardware.precision is '{self.precision}'; expected no or bf16")
+        if self.precision not in ("no", "bf16", "auto"):
+            raise ValueError(f"hardware.precision is '{self.precision}'; expected no, bf16 or auto")
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"hardware.strategy is '{self.strategy}'; expected ddp or fsdp")
         if self.processes < 0:
@@ -90,8 +91,12 @@ def build_accelerator(hardware: HardwareConfig) -> Accelerator:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True)
     AcceleratorState._reset_state()  # an earlier run of this process, an arm of a sweep, may have had another precision
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
+    precision = hardware.precision
+    on_gpu = hardware.device != "cpu" and torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if (torch.cuda.is_bf16_supported() if on_gpu else multiplies_bf16()) else "no"
     return Accelerator(
-        mixed_precision=hardware.precision, cpu=hardware.device == "cpu", kwargs_handlers=handlers, fsdp_plugin=plugin
+        mixed_precision=precision, cpu=hardware.device == "cpu", kwargs_handlers=handlers, fsdp_plugin=plugin
     )
 
 

@@ -9,6 +9,7 @@ pairs; W positions of one tool, A its arguments, E enum members of those F.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import TextTokenizer
 
 OVERHEAD = 400  # positions whose encoding takes as long as a group of rows takes by itself
+SHORT = 64  # positions of forms that are all padded alike
 STEP = 8  # rows of pieces are padded to a multiple of it
 BLOCK = 256  # packed rows are padded to a multiple of it
 
@@ -116,6 +118,7 @@ class Forms:
 class Pairs:
     """Requests and tools of similar length that are read together."""
 
+    length: int  # positions of the longest request, rounded up
     record: Tensor  # [P] the request
     places: Tensor  # [P, W] its positions in the packed forms, counted from 1; 0 is padding
     markers: Tensor  # [P, A] those of its arguments' markers
@@ -123,15 +126,20 @@ class Pairs:
     count: Tensor  # [P, A] how many it has; -1 on padding
 
     @classmethod
-    def groups(cls, pairs: Sequence[tuple[int, int]], forms: Forms, tools: SpanTools) -> list[Pairs]:
-        """`pairs` of a record and a form, the shortest forms first, that cost least to read."""
-        return [
-            cls.of([pairs[place] for place in group], forms, tools)
-            for group in groups_of([forms.sizes[form] for _, form in pairs])
-        ]
+    def groups(
+        cls, pairs: Sequence[tuple[int, int]], lengths: Sequence[int], forms: Forms, tools: SpanTools
+    ) -> list[Pairs]:
+        """`pairs` of a record and a form, those of one size of form together and of these the shortest requests first,
+        in groups that cost least to read. `lengths` are those of all requests."""
+        found = []
+        for _, alike in itertools.groupby(pairs, key=lambda pair: _size_class(forms.sizes[pair[1]])):
+            own = list(alike)
+            for group in groups_of([lengths[record] for record, _ in own]):
+                found.append(cls.of([own[place] for place in group], lengths, forms, tools))
+        return found
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[int, int]], forms: Forms, tools: SpanTools) -> Pairs:
+    def of(cls, pairs: Sequence[tuple[int, int]], lengths: Sequence[int], forms: Forms, tools: SpanTools) -> Pairs:
         own = [tools.rendered[forms.tools[form]] for _, form in pairs]
         places, markers, first, count = [], [], [], []
         for (_, form), tool in zip(pairs, own, strict=True):
@@ -143,12 +151,18 @@ class Pairs:
         A = up(max([1, *(len(row) for row in markers)]), STEP)
         W = up(max([1, *(len(row) for row in places)]), STEP)
         return cls(
+            coarse(1 + max(lengths[record] for record, _ in pairs), STEP) - 1,
             torch.tensor([record for record, _ in pairs], dtype=torch.long),
             pad(places, W, 0),
             pad(markers, A, 0),
             pad(first, A, 0),
             pad(count, A, -1),
         )
+
+
+def _size_class(size: int) -> int:
+    """Forms of one class are padded to one size."""
+    return (size // SHORT).bit_length()
 
 
 def groups_of(sizes: Sequence[int]) -> list[range]:
@@ -182,8 +196,10 @@ class SpanBatch(Batch):
     forms: Forms  # those that the targets call
     pairs: list[Pairs]  # of requests and these, in groups
     row: Tensor  # [B, T] the row that is read for target t
-    turns: Tensor  # [R, N] the flat positions B*T that read a row; B*T is padding
-    where: Tensor  # [B, T] where among the R*N a position stands; R*N on padding
+    packed: Tensor  # [n] which of the B*T each position of an answer is, all laid end to end; 0 on padding
+    slot: Tensor  # [B, T] which of the n; the last, which is padding, behind an answer's end
+    turns: Tensor  # [R, N] which of the n read a row; the last on padding
+    where: Tensor  # [n] where among the R*N a position stands; 0 on padding
     argument: Tensor  # [B, T] the argument of the open tool that was named last, -1 for none
     begun: Tensor  # [B, T] whether a value is begun, so that target t may be its end
 
@@ -208,7 +224,12 @@ class SpanBatch(Batch):
         }
         forms = Forms.of({tool for _, tool in called}, tools)
         form_of = {tool: form for form, tool in enumerate(forms.tools)}
-        pairs = {pair: place for place, pair in enumerate(sorted(called, key=lambda pair: (form_of[pair[1]], pair[0])))}
+        lengths = [len(query) for query in queries]
+        alike = sorted(
+            ((record, form_of[tool]) for record, tool in called),
+            key=lambda pair: (_size_class(forms.sizes[pair[1]]), lengths[pair[0]], pair),
+        )
+        pairs = {(record, forms.tools[form]): place for place, (record, form) in enumerate(alike)}
         rows = np.tile(np.arange(len(examples))[:, None], (1, width))
         arguments, begun = np.full_like(rows, -1), np.zeros_like(rows, dtype=bool)
         for record, example in enumerate(examples):
@@ -222,25 +243,32 @@ class SpanBatch(Batch):
                     arguments[record, place] = -1
                 elif token >= tokenizer.first_place:
                     begun[record, place] = not begun[record, place - 1]
+        sizes = [max(len(example.target), 1) for example in examples]
+        packed = np.zeros(up(sum(sizes) + 1, BLOCK), np.int64)
+        slot = np.full(rows.shape, len(packed) - 1)
         turns: list[list[int]] = [[] for _ in range(len(examples) + len(pairs))]
-        for record, example in enumerate(examples):
-            for place in range(max(len(example.target), 1)):
-                turns[rows[record, place]].append(record * width + place)
+        for record, (size, behind) in enumerate(zip(sizes, np.cumsum(sizes), strict=True)):
+            slot[record, :size] = range(behind - size, behind)
+            packed[behind - size : behind] = range(record * width, record * width + size)
+            for place in range(size):
+                turns[rows[record, place]].append(slot[record, place])
         longest = up(max(len(own) for own in turns), STEP)
-        where = np.full(rows.size, len(turns) * longest)
+        where = np.zeros(len(packed), np.int64)
         for row, own in enumerate(turns):
             where[own] = row * longest + np.arange(len(own))
         return {
             "requests": requests,
-            "mask": torch.arange(requests.ids.shape[1]) < torch.tensor([len(query) for query in queries])[:, None],
+            "mask": torch.arange(requests.ids.shape[1]) < torch.tensor(lengths)[:, None],
             "tools": tools,
             "offered": pad(offered, max([1, *(len(own) for own in offered)]), -1),
             "owned": pad(owned, up(max(len(own) for own in owned), STEP), -1),
             "forms": forms,
-            "pairs": Pairs.groups([(record, form_of[tool]) for record, tool in pairs], forms, tools),
+            "pairs": Pairs.groups(alike, lengths, forms, tools),
             "row": torch.from_numpy(rows),
-            "turns": pad(turns, longest, rows.size),
-            "where": torch.from_numpy(where.reshape(rows.shape)),
+            "packed": torch.from_numpy(packed),
+            "slot": torch.from_numpy(slot),
+            "turns": pad(turns, longest, len(packed) - 1),
+            "where": torch.from_numpy(where),
             "argument": torch.from_numpy(arguments),
             "begun": torch.from_numpy(begun),
         }

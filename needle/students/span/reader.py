@@ -134,10 +134,10 @@ class SpanReader(ReadsApart):
         return (x, lower if kept else x, *kept)
 
     def _in_groups(
-        self, rows: PieceRows, chosen: Sequence[int], sizes: Sequence[int], whole: bool
+        self, rows: PieceRows, chosen: Sequence[int], sizes: Sequence[int], parts: int | None, kind: int = 1
     ) -> tuple[Encoded, list[int]]:
         """The `chosen` of rows of these sizes, the smallest first, in groups of similar size that are padded to common
-        sizes, as `_encode` (only the first unless `whole`): all laid end to end, and where each begins there."""
+        sizes, as `_encode` (the first `parts`): all laid end to end, and where each begins there."""
         found, starts, offset = [], [], 0
         for group in groups_of([sizes[row] for row in chosen]):
             width = min(coarse(sizes[chosen[group[-1]]], STEP), rows.ids.shape[1])
@@ -145,8 +145,8 @@ class SpanReader(ReadsApart):
             index = torch.tensor([*(chosen[place] for place in group), *[chosen[group[0]]] * (count - len(group))])
             index = index.to(rows.ids.device)
             pieces = PieceRows(rows.ids[index, :width], rows.cases[index, :width])
-            read = self._encode(pieces, pieces.ids != 0, 1)
-            found.append([part.flatten(0, 1) for part in (read if whole else read[:1])])
+            read = self._encode(pieces, pieces.ids != 0, kind)
+            found.append([part.flatten(0, 1) for part in read[:parts]])
             starts += [offset + place * width for place in range(len(group))]
             offset += count * width
         return tuple(torch.cat(part) for part in zip(*found, strict=True)), starts
@@ -164,7 +164,7 @@ class SpanReader(ReadsApart):
             chosen = [row for row in range(len(sizes)) if loud[row] == learned]
             if chosen:
                 with torch.set_grad_enabled(learned and torch.is_grad_enabled()):
-                    (read,), starts = self._in_groups(batch.tools.cards, chosen, sizes, whole=False)
+                    (read,), starts = self._in_groups(batch.tools.cards, chosen, sizes, 1)
                 for row, start in zip(chosen, starts, strict=True):
                     begins[row] = offset + start
                 parts.append(read)
@@ -176,7 +176,7 @@ class SpanReader(ReadsApart):
         forms = batch.forms
         if not forms.sizes:
             return self.no_form()
-        read, starts = self._in_groups(forms.rows, range(len(forms.sizes)), forms.sizes, whole=True)
+        read, starts = self._in_groups(forms.rows, range(len(forms.sizes)), forms.sizes, None)
         packed = [
             _packed(part.new_zeros(1, part.shape[1]), part, starts, forms.sizes, sum(forms.sizes)) for part in read
         ]
@@ -196,14 +196,22 @@ class SpanReader(ReadsApart):
     def read_requests(self, batch: SpanBatch) -> tuple[Tensor, Tensor, Tensor]:
         """[B, Q, D] of the requests, [B, 1+Q, D] before the layers that read together, and their means [B, D]."""
         ids, cases = F.pad(batch.requests.ids, (1, 0), value=BEGIN), F.pad(batch.requests.cases, (1, 0))
-        x, lower, *_ = self._encode(PieceRows(ids, cases), F.pad(batch.mask, (1, 0), value=True), 0)
+        sizes = (1 + batch.mask.sum(1)).tolist()
+        chosen = sorted(range(len(sizes)), key=lambda row: sizes[row])
+        read, starts = self._in_groups(PieceRows(ids, cases), chosen, sizes, 2, 0)
+        begins = torch.empty(len(sizes), dtype=torch.long)
+        begins[chosen] = torch.tensor(starts)
+        places = begins.to(ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        x, lower = (F.embedding(places.clamp_max(len(part) - 1), part) for part in read)
         x, mask = x[:, 1:], batch.mask[..., None]
         asked = (x * mask).sum(1, dtype=torch.float32) / mask.sum(1)
         return x, lower, asked.to(x.dtype)
 
     def read_together(self, lower: Tensor, mask: Tensor, forms: Encoded, pairs: Pairs) -> Rows:
-        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools are the packed `forms`."""
-        Q = mask.shape[1]
+        """The rows of `pairs`, whose requests stood at `lower` [P, 1+Q, D] and whose tools are the packed `forms`; only
+        as many of the Q positions as the longest of them has."""
+        Q = min(pairs.length, mask.shape[1])
+        lower, mask = lower[:, : 1 + Q], mask[:, :Q]
         _, before, *kept = forms
         x = torch.cat([lower, F.embedding(pairs.markers, before).to(lower.dtype)], dim=1)
         mask = torch.cat([mask, pairs.count >= 0], dim=1)
@@ -223,7 +231,7 @@ class SpanReader(ReadsApart):
         known = {tool.key: cache.get(tool.key) for tool in tools.rendered}
         missing = [row for row, tool in enumerate(tools.rendered) if known[tool.key] is None]
         if missing:
-            (read,), starts = self._in_groups(tools.cards, missing, tools.sizes, whole=False)
+            (read,), starts = self._in_groups(tools.cards, missing, tools.sizes, 1)
             for row, start in zip(missing, starts, strict=True):
                 key, card = tools.rendered[row].key, read[start : start + tools.sizes[row]].clone()
                 known[key] = card

@@ -37,7 +37,7 @@ from needle.students.base import (
 )
 from needle.students.batch import Batch, to_device
 from needle.students.pointer.encoder import Heads
-from needle.students.span.batch import BLOCK, STEP, Forms, Pairs, PieceRows, SpanBatch, up
+from needle.students.span.batch import STEP, Forms, Pairs, PieceRows, SpanBatch, up
 from needle.students.span.reader import Encoded, Rows, SpanConfig, SpanReader, Tools, members_of
 from needle.text.prompt import RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, MEMBER_LABELS, PLACE_LABELS, TOOL_LABELS
@@ -93,7 +93,8 @@ class SpanState(State):
 
 
 class DecoderBlock(nn.Module):
-    """Attends to the answer so far, then to its row and to what the tools are for, side by side."""
+    """Attends to the answer so far, then to its row and to what the tools are for, side by side. All but attention is
+    done on positions of answers laid end to end [n, D]."""
 
     def __init__(self, config: SpanConfig) -> None:
         super().__init__()
@@ -115,44 +116,75 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """`cross` and `mask` are of the rows, `seen` and `visible` of what the tools are for."""
         normed = self.norm_own(x)
-        q = rope(self.own.queries(normed))
-        k, v = self.own.keys_values(normed)
+        q = rope(self.own.heads(turns.by_answer(self.own.q_proj(normed))))
+        k, v = (self.own.heads(part) for part in turns.by_answer(self.own.kv_proj(normed)).chunk(2, dim=-1))
         k = rope(k)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        x = x + self.dropout(self.own.join(attention(q, k, v, causal=past is None)))
+        said = turns.of_answer(_one(attention(q, k, v, causal=past is None)))
+        x = x + self.dropout(self.own.o_proj(said))
         normed = self.norm_cross(x)
-        asked = self.pair.heads(turns.by_row(self.pair.q_proj(normed)))
-        read = attention(asked, *cross, mask[:, None, None])
-        told = attention(self.tools.queries(normed), *seen, visible[:, None, None])
-        read = self.pair.o_proj(turns.by_record(read.transpose(-3, -2).flatten(-2)))
-        x = x + self.dropout(read) + self.dropout(self.tools.join(told))
+        read = attention(self.pair.heads(turns.by_row(self.pair.q_proj(normed))), *cross, mask[:, None, None])
+        told = attention(self.tools.heads(turns.by_answer(self.tools.q_proj(normed))), *seen, visible[:, None, None])
+        read, told = self.pair.o_proj(turns.of_row(_one(read))), self.tools.o_proj(turns.of_answer(_one(told)))
+        x = x + self.dropout(read) + self.dropout(told)
         return x + self.dropout(self.mlp(self.norm_mlp(x))), (k, v)
 
 
 @dataclass
 class _Turns:
-    """Which positions of the answers read which row. In a step every record reads its own."""
+    """Where the n positions of answers stand, laid end to end: in their answers, and in the rows that they read."""
 
-    batch: SpanBatch | None  # None in a step
-    T: int
+    answer: Tensor  # [B, T] which of the n
+    in_answer: Tensor  # [n] which of the B*T
+    row: Tensor  # [R, N] which of the n
+    in_row: Tensor  # [n] which of the R*N
+
+    @classmethod
+    def of(cls, batch: SpanBatch) -> _Turns:
+        B, T = batch.slot.shape
+        width = up(T, STEP)
+        answer = F.pad(batch.slot, (0, width - T), value=len(batch.packed) - 1)
+        return cls(answer, batch.packed + batch.packed // T * (width - T), batch.turns, batch.where)
+
+    def by_answer(self, x: Tensor) -> Tensor:
+        """[n, D] to [B, T, D]."""
+        return F.embedding(self.answer, x)
+
+    def of_answer(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_select(0, self.in_answer)
 
     def by_row(self, x: Tensor) -> Tensor:
-        """[B, T, D] to [R, N, D]."""
-        if self.batch is None:
-            return x
-        B, T, D = x.shape
-        flat = torch.cat([x[:, : self.T].reshape(-1, D), x.new_zeros(1, D)])
-        return flat.index_select(0, self.batch.turns.flatten()).view(*self.batch.turns.shape, D)
+        """[n, D] to [R, N, D]."""
+        return F.embedding(self.row, x)
 
-    def by_record(self, x: Tensor) -> Tensor:
-        """[R, N, D] to [B, T, D], padded as the answers are."""
-        if self.batch is None:
-            return x
-        where = self.batch.where
-        flat = torch.cat([x.flatten(0, 1), x.new_zeros(1, x.shape[-1])]).index_select(0, where.flatten())
-        flat = flat.view(*where.shape, -1)
-        return F.pad(flat, (0, 0, 0, up(self.T, STEP) - self.T))
+    def of_row(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_select(0, self.in_row)
+
+
+class _Step(_Turns):
+    """One position of each answer, which reads a row of its own."""
+
+    def __init__(self) -> None:
+        pass
+
+    def by_answer(self, x: Tensor) -> Tensor:
+        return x[:, None]
+
+    def of_answer(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+    by_row, of_row = by_answer, of_answer
+
+
+@dataclass
+class _Places:
+    """Of each of the n positions its record, its row, the open argument, and whether a value is begun, all [n]."""
+
+    record: Tensor
+    row: Tensor
+    argument: Tensor
+    begun: Tensor
 
 
 class SpanStudent(SpanReader):
@@ -194,34 +226,38 @@ class SpanStudent(SpanReader):
 
     def _seen(self, batch: SpanBatch, tools: Tools) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of what each record's tools are for [B, H, S, d], for each layer of the decoder."""
-        uses = F.embedding(batch.owned.clamp_min(0), tools.read)
-        return [block.tools.keys_values(uses) for block in self.decoder]  # type: ignore[union-attr,operator]
+        owned, every = batch.owned.clamp_min(0), []
+        for block in self.decoder:
+            heads: Heads = block.tools  # type: ignore[assignment]
+            k, v = F.embedding(owned, heads.kv_proj(tools.read)).chunk(2, dim=-1)
+            every.append((heads.heads(k), heads.heads(v)))
+        return every
 
     # What an answer has come to
 
     def _inputs(
         self,
         tokens: Tensor,
-        place: tuple[Tensor, Tensor, Tensor],
+        place: _Places,
         rows: Rows,
         members: Tensor,
         tools: Tools,
         batch: SpanBatch,
         asked: Tensor,
     ) -> Tensor:
-        """[B, T] tokens to [B, T, D]. A label's input is the encoding that it points at. `place` is, after each token,
-        its row, the open argument and whether a value is begun."""
-        row, argument, begun = place
+        """[n] tokens to [n, D]. A label's input is the encoding that it points at. `place` is as after each token."""
+        row, begun = place.row, place.begun
         member = tokens - self.text
         said = member - MEMBER_LABELS
         tool = said - PLACE_LABELS
         is_member, is_said = (member >= 0) & (said < 0), (said >= 0) & (tool < 0)
         is_tool, is_argument = (tool >= 0) & (tool < TOOL_LABELS), tool >= TOOL_LABELS
-        open_argument = argument.clamp(0, rows.arguments.shape[1] - 1)
+        open_argument = place.argument.clamp(0, rows.arguments.shape[1] - 1)
         x = self.write(torch.where(tokens < self.text, tokens, ANSWER))
-        x = torch.where((tokens == ANSWER)[..., None], self.opening(asked)[:, None].to(x.dtype), x)
+        opening = F.embedding(place.record, self.opening(asked)).to(x.dtype)
+        x = torch.where((tokens == ANSWER)[..., None], opening, x)
         if len(tools.uses):
-            number = batch.offered.gather(1, tool.clamp(0, batch.offered.shape[1] - 1)).clamp_min(0)
+            number = batch.offered[place.record, tool.clamp(0, batch.offered.shape[1] - 1)].clamp_min(0)
             x = torch.where(is_tool[..., None], tools.uses[number].to(x.dtype), x)
             x = torch.where(is_argument[..., None], _at(rows.arguments, row, open_argument).to(x.dtype), x)
             index = (rows.first[row, open_argument] + member) * is_member
@@ -240,32 +276,22 @@ class SpanStudent(SpanReader):
         self,
         hidden: Tensor,
         turns: _Turns,
-        place: tuple[Tensor, Tensor, Tensor],
+        place: _Places,
         rows: Rows,
         keys: Keys,
         batch: SpanBatch,
-        wanted: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, D] to scores [B, T, V] in float32, or of the `wanted` [n] flat positions [n, V]."""
-        T, D = turns.T, hidden.shape[-1]
-        B, Q, A, low = len(hidden), rows.query.shape[1], rows.arguments.shape[1], -torch.inf
-        flat = torch.arange(B * T, device=hidden.device) if wanted is None else wanted
-        count = len(flat)
-        flat = F.pad(flat, (0, up(count, BLOCK) - count)) if self.training else flat
-        pointed = (turns.by_row(hidden) @ keys.rows.transpose(1, 2)).flatten(0, 1)  # [R*N, 2Q+A]
-        pointed = pointed[
-            (flat if turns.batch is None else turns.batch.where.flatten()[flat]).clamp_max(len(pointed) - 1)
-        ]
-        pointed = pointed.float() * self.scale
-        hidden = hidden[:, :T].reshape(-1, D)[flat]
-        row, argument, begun = (one.flatten()[flat] for one in place)
+        """[n, D] to scores [n, V] in float32."""
+        Q, A, low = rows.query.shape[1], rows.arguments.shape[1], -torch.inf
+        row, begun = place.row, place.begun
+        pointed = turns.of_row(turns.by_row(hidden) @ keys.rows.transpose(1, 2)).float() * self.scale  # [n, 2Q+A]
         gates = self.gate(hidden).float()
         text = F.linear(self.spell(hidden), self.write.weight).float() + self.text_bias + gates[:, :1]
         # Places: where a value begins, or ends if it is begun.
         places = torch.where(begun[:, None], pointed[:, Q : 2 * Q], pointed[:, :Q]) + gates[:, 2:3]
         places = places.masked_fill(~rows.mask[row, :Q], low)[:, :PLACE_LABELS]
         # Tools, and the arguments of the open one.
-        offered = batch.offered[flat // T]
+        offered = batch.offered[place.record]
         tools = (hidden @ keys.tools.T).float() * self.scale
         if keys.names is not None:
             tools = tools + (hidden @ keys.names.T).float() * self.scale
@@ -274,16 +300,15 @@ class SpanStudent(SpanReader):
         arguments = pointed[:, 2 * Q : 2 * Q + A] + gates[:, 4:]
         arguments = arguments.masked_fill(rows.count[row] < 0, low)
         # Members of the open argument's enum.
-        own, every = argument.clamp(0, A - 1)[:, None], (hidden @ keys.members.T).float() * self.scale
+        own, every = place.argument.clamp(0, A - 1)[:, None], (hidden @ keys.members.T).float() * self.scale
         number = torch.arange(max(int(rows.count.max()), 1), device=hidden.device)
         index = rows.first[row].gather(1, own) + number
-        absent = (number >= rows.count[row].gather(1, own)) | (argument[:, None] < 0)
+        absent = (number >= rows.count[row].gather(1, own)) | (place.argument[:, None] < 0)
         members = every.gather(1, index.clamp_max(every.shape[1] - 1)) + gates[:, 1:2]
         members = members.masked_fill(absent, low)
         parts = (members, MEMBER_LABELS), (places, PLACE_LABELS), (tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)
         wide = [F.pad(part, (0, width - part.shape[1]), value=low) for part, width in parts]
-        scores = torch.cat([text, *wide], dim=1)[:count]
-        return scores.view(B, T, -1) if wanted is None else scores
+        return torch.cat([text, *wide], dim=1)
 
     @property
     def traced(self) -> tuple[int, int]:
@@ -303,19 +328,24 @@ class SpanStudent(SpanReader):
             self.read_together(lower[group.record], batch.mask[group.record], forms, group) for group in batch.pairs
         ]
         rows = _joined(query, batch.mask, pairs)
-        turns, place = _Turns(batch, batch.inputs.shape[1]), (batch.row, batch.argument, batch.begun)
-        x = self._inputs(batch.inputs, place, rows, members, tools, batch, asked)
-        x = F.pad(x, (0, 0, 0, up(turns.T, STEP) - turns.T))
-        rope = Rope.at(torch.arange(x.shape[1], device=x.device), self.head_width, self.config.rope_theta)
+        turns, T = _Turns.of(batch), batch.inputs.shape[1]
+        tokens, row, argument, begun = (
+            one.flatten()[batch.packed] for one in (batch.inputs, batch.row, batch.argument, batch.begun)
+        )
+        place = _Places(batch.packed // T, row, argument, begun)
+        x = self._inputs(tokens, place, rows, members, tools, batch, asked)
+        positions = torch.arange(turns.answer.shape[1], device=x.device)
+        rope = Rope.at(positions, self.head_width, self.config.rope_theta)
         for block, cross, seen in zip(self.decoder, self._cross(rows), self._seen(batch, tools), strict=True):
             if trace is not None and trace.attend:
-                asking = block.pair.queries(block.norm_cross(x[:, : turns.T]))  # type: ignore[operator,union-attr]
+                asking = block.pair.queries(turns.by_answer(block.norm_cross(x))[:, :T])  # type: ignore[operator,union-attr]
                 Q, B = rows.query.shape[1], len(query)
                 trace.attention.append(mean_attention(asking, cross[0][:B, :, :Q], batch.mask[:, None, None]))
             x, _ = self.run(block, x, rope, turns, cross, rows.mask, seen, visible, None)
             if trace is not None:
-                trace.hidden.append(x[:, : turns.T])
-        return self._scores(self.norm_decoder(x), turns, place, rows, self._keys(rows, members, tools), batch, wanted)
+                trace.hidden.append(turns.by_answer(x)[:, :T])
+        scores = self._scores(self.norm_decoder(x), turns, place, rows, self._keys(rows, members, tools), batch)
+        return F.embedding(batch.slot if wanted is None else batch.slot.flatten()[wanted], scores)
 
     # Answering, step by step
 
@@ -337,14 +367,14 @@ class SpanStudent(SpanReader):
 
     def step(self, state: SpanState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
         hidden = self._advance(state, tokens, open_tool)
-        return self._scores(hidden, _Turns(None, 1), self._place(state), state.rows, state.keys, state.batch)
+        return self._scores(hidden, _Step(), self._place(state), state.rows, state.keys, state.batch)[:, None]
 
-    def _place(self, state: SpanState) -> tuple[Tensor, Tensor, Tensor]:
-        row = torch.arange(len(state.argument), device=state.argument.device)[:, None]
-        return row, state.argument[:, None], state.begun[:, None]
+    def _place(self, state: SpanState) -> _Places:
+        row = torch.arange(len(state.argument), device=state.argument.device)
+        return _Places(row, row, state.argument, state.begun)
 
     def _advance(self, state: SpanState, tokens: Tensor, open_tool: Tensor) -> Tensor:
-        """Appends `tokens` [B, 1]: the decoder's hidden states [B, 1, D]."""
+        """Appends `tokens` [B, 1]: the decoder's hidden states [B, D]."""
         token = tokens[:, 0]
         label = token - self.text - MEMBER_LABELS
         state.begun = (label >= 0) & (label < PLACE_LABELS) & ~state.begun
@@ -353,12 +383,12 @@ class SpanStudent(SpanReader):
         state.argument = torch.where(argument >= 0, argument, torch.where(is_tool, -1, state.argument))
         if is_tool.any():
             self._open(state, is_tool.nonzero()[:, 0], open_tool[:, 0])
-        x = self._inputs(tokens, self._place(state), state.rows, state.members, state.tools, state.batch, state.asked)
+        x = self._inputs(token, self._place(state), state.rows, state.members, state.tools, state.batch, state.asked)
         rope = Rope.at(torch.tensor([state.position], device=x.device), self.head_width, self.config.rope_theta)
         visible = state.batch.owned >= 0
         for index, block in enumerate(self.decoder):
             layer = (state.cross[index], state.rows.mask, state.seen[index], visible, state.cache[index])
-            x, state.cache[index] = block(x, rope, _Turns(None, 1), *layer)
+            x, state.cache[index] = block(x, rope, _Step(), *layer)
         state.position += 1
         return self.norm_decoder(x)  # type: ignore[no-any-return]
 
@@ -371,11 +401,11 @@ class SpanStudent(SpanReader):
         packed = tuple(torch.cat(part) for part in zip(*every, strict=True))
         rows = records.tolist()
         chosen = [(row, forms.tools.index(tool)) for row, tool in zip(rows, numbers, strict=True)]
-        forms, pairs = to_device([forms, Pairs.of(chosen, forms, batch.tools)], records.device)
+        sizes = batch.mask.sum(1).tolist()
+        forms, pairs = to_device([forms, Pairs.of(chosen, sizes, forms, batch.tools)], records.device)
         read = self.read_together(state.lower[records].to(packed[0].dtype), batch.mask[records], packed, pairs)
         behind = len(state.members) - 1  # those of tools that were opened before stand in front
         state.members = torch.cat([state.members, members_of(forms, packed[0])[1:]])
-        sizes = batch.mask.sum(1).tolist()
         for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
             tool = batch.tools.rendered[number]
             A = len(tool.markers)
@@ -402,7 +432,7 @@ class SpanStudent(SpanReader):
         """A product is the score of the tool's label as an answer's first token, of a decoder that reads the request
         alone."""
         hidden: Tensor = self._advance(self.start(batch), batch.inputs[:, :1], batch.open_tool[:, :1])
-        keys: Tensor = hidden[:, 0] * self.scale
+        keys: Tensor = hidden * self.scale
         return keys
 
 
@@ -415,11 +445,12 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
     alone = Rows(query, F.pad(mask, (0, A)), query.new_zeros(B, A, D), first, first - 1)
     every = [alone]
     for group in pairs:
-        more = A - group.arguments.shape[1]
+        length, more = group.query.shape[1], A - group.arguments.shape[1]
+        said, marked = group.mask[:, :length], group.mask[:, length:]
         every.append(
             Rows(
-                group.query,
-                torch.cat([group.mask[:, :Q], F.pad(group.mask[:, Q:], (0, more))], dim=1),
+                F.pad(group.query, (0, 0, 0, Q - length)),
+                torch.cat([F.pad(said, (0, Q - length)), F.pad(marked, (0, more))], dim=1),
                 F.pad(group.arguments, (0, 0, 0, more)),
                 F.pad(group.first, (0, more)),
                 F.pad(group.count, (0, more), value=-1),
@@ -448,6 +479,11 @@ def _filled(rows: Tensor, size: int, value: int) -> Tensor:
     return rows if not more else torch.cat([rows, rows.new_full((more, *rows.shape[1:]), value)])
 
 
+def _one(x: Tensor) -> Tensor:
+    """Heads [..., H, S, d] to [..., S, H*d]."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
 def _at(x: Tensor, row: Tensor, place: Tensor) -> Tensor:
-    """[R, s, D] at rows and places [B, T]: [B, T, D]."""
+    """[R, s, D] at rows and places [n]: [n, D]."""
     return F.embedding(row * x.shape[1] + place, x.flatten(0, 1))

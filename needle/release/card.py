@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from needle.release.judge import CHANGED, SURFACES
 from needle.students.base import count_parameters
 from needle.students.checkpoint import WEIGHTS, Checkpoint
 
@@ -15,6 +17,25 @@ LICENCES = {
         "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0",
     "ha_intents": "CC BY 4.0", "synthetic": "Apache-2.0 (this project)", "invented": "Apache-2.0 (this project)",
 }  # fmt: skip
+TITLES = {"snips": "SNIPS", "hwu64": "HWU64", "sgd": "SGD", "mixed_calls": "several calls"}
+SUITES = {
+    "enums": "a member of an enum, said word for word", "enums_as_strings": "the same where it is a plain string",
+    "groups": "objects, maps and lists of objects", "flags": "a flag that is to be false",
+    "words": "a number in words", "odd": "URLs, commands, code, notes", "unsaid": "a required value isn't said",
+    "chains": "three wishes in a row",
+}  # fmt: skip
+READS = {
+    "pointer": (
+        "A pointer student: encoder of six layers that starts from all-MiniLM-L6-v2 (Apache-2.0), decoder of two"
+        " layers, byte-level vocabulary of {:,}."
+    ),
+    "span": (
+        "A span student: an encoder of six layers that starts from all-MiniLM-L6-v2 (Apache-2.0) and reads in its word"
+        " pieces, and a decoder of two layers that points at tools, arguments, members and places of the request, with"
+        " {:,} tokens to write what can't be pointed at."
+    ),
+}
+RECIPES = {"pointer": "needle_26m", "span": "needle_26m_spans"}
 SPLITS = {
     "test": "The test splits took no part in training or in any choice.",
     "validation": (
@@ -55,14 +76,17 @@ def card(checkpoint: Checkpoint, results: dict[str, Any]) -> str:
                     f"| – {member} tools | {part['records']:,} | {share(part['exact_call'])} |"
                     f" {share(part['tool_name'])} | {share(part['argument_f1'])} | |"
                 )
-    changed = ["| tools | SNIPS | HWU64 |", "| --- | ---: | ---: |"]
-    for change in results["changes"]["snips"]:
-        cells = [results["changes"][name][change] for name in ("snips", "hwu64")]
-        changed.append(
-            f"| {change} | "
-            + " | ".join(f"{100 * (cell if isinstance(cell, float) else cell['exact_call']):.1f}" for cell in cells)
-            + " |"
-        )
+    of_all = [change for change in results["changes"]["snips"] if change in ("as they are", *SURFACES)]
+    of_tools = [change for change in results["changes"]["snips"] if change not in SURFACES]
+    surfaces = _changed("requests", of_all, results["changes"]) if len(of_all) > 1 else []
+    changed = _changed("tools", of_tools, {name: results["changes"][name] for name in CHANGED})
+    suites = [
+        "| requests | records | exact call | names in order | calls anything |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in results.get("suites", {}).items():
+        cells = (share(row[cell]) for cell in ("exact_call", "names_in_order", "any_call"))
+        suites.append(f"| {SUITES[name]} | {row['records']} | {' | '.join(cells)} |")
     met = [
         f"{row['met']['records']} of {name}'s requests (without them {share(row['met']['exact_call_of_the_others'])})"
         for name, row in results["sets"].items()
@@ -79,12 +103,23 @@ def card(checkpoint: Checkpoint, results: dict[str, Any]) -> str:
     facts = {
         "parameters": count_parameters(checkpoint.student),
         "weights_file": WEIGHTS,
-        "vocabulary": checkpoint.tokenizer.size,
+        "reads": READS[checkpoint.config.family].format(checkpoint.tokenizer.text_size),
+        "recipe": RECIPES[checkpoint.config.family],
         "split": SPLITS[results["split"]],
     }
     text = (files("needle.release") / "templates" / "model_card.md.j2").read_text(encoding="utf-8")
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(text)
     return template.render(
-        **facts, training=training, leaderboard=leaderboard, rows=rows, changed=changed, inside=inside, made=made,
-        sources=sources,
+        **facts, training=training, leaderboard=leaderboard, rows=rows, surfaces=surfaces, changed=changed,
+        suites=suites if len(suites) > 2 else [], inside=inside, made=made, sources=sources,
     )  # fmt: skip
+
+
+def _changed(what: str, changes: Sequence[str], sets: Mapping[str, Any]) -> list[str]:
+    """A table of exact calls: a row for each change, a column for each set."""
+    rows = [f"| {what} | {' | '.join(TITLES[name] for name in sets)} |", f"| --- |{' ---: |' * len(sets)}"]
+    for change in changes:
+        cells = [own[change] for own in sets.values()]
+        shares = [100 * (cell if isinstance(cell, float) else cell["exact_call"]) for cell in cells]
+        rows.append(f"| {change} | {' | '.join(f'{one:.1f}' for one in shares)} |")
+    return rows

@@ -1,4 +1,5 @@
-"""Judges a student before its release: every test set, changed tools, the time of a call.
+"""Judges a student before its release: every set, families of tools that training never showed, changed requests and
+tools, suites of made requests, the time of a call.
 
 python -m needle.release.judge CHECKPOINT --split test --output results.json --predictions DIR
 """
@@ -6,13 +7,13 @@ python -m needle.release.judge CHECKPOINT --split test --output results.json --p
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,36 @@ from needle.data.augment import Pools, add_strangers
 from needle.data.invented.requests import invented
 from needle.data.rename import Strength, rename
 from needle.data.sources import subset
+from needle.data.surface import changed
 from needle.engine.decode import Engine
 from needle.engine.open import open_engine, set_precision
 from needle.judging.evaluate import judge, write_predictions
 from needle.judging.metrics import interval, summarise
 from needle.release.ensemble import Ensemble
 from needle.release.latency import latency
+from needle.release.suites import declarations, suites
 from needle.students.checkpoint import load_checkpoint
-from needle.students.pointer.batch import find_sources
 from needle.text.files import write_json
 from needle.text.formats import read_records
-from needle.text.prompt import render_record
 from needle.text.records import Call, Record
 
 SETS = ("snips", "hwu64", "mixed_calls", "sgd", "ha_intents")
+FAMILIES = ("skills", "thingpedia")  # validation shows families that training never does; they have no test split
 CHANGED = ("snips", "hwu64")
+WRITTEN = ("snips", "hwu64", "sgd", "mixed_calls")  # judged in other surfaces
+SURFACES = {"in lower case": "lower", "in capitals": "upper", "without punctuation": "bare"}
 JOINT = re.compile(r" and then | and also |, then |; |\. Also, | and ")  # how mixed_calls joins requests
 MADE_UP, UNDRAWN = 2000, 999  # records, and a seed that no part of the recipe trains with
 NOTHING = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=0, shuffle=0, tests=True)
 
 
 def records_of(data: Path, name: str, split: str) -> list[Record]:
-    return list(read_records(data / name / f"{split}.jsonl.gz"))
+    return list(read_records(data / name / f"{'validation' if name in FAMILIES else split}.jsonl.gz"))
+
+
+def surface(record: Record, kind: str) -> Record:
+    """The record in another surface; as it is where a value would be lost."""
+    return changed(record, kind, random.Random(0)) or record
 
 
 def changes(data: Path) -> dict[str, Callable[[Record], Record]]:
@@ -170,28 +179,36 @@ def made_up(engine: Engine) -> dict[str, Any]:
     }
 
 
-def elsewhere(engine: Engine, records: Sequence[Record]) -> float:
-    """The share of records with a value whose first token stands earlier in the request, too, so that it doesn't tell
-    where to copy from."""
-    checkpoint, found = engine.checkpoint, 0
-    for record in records:
-        example = render_record(checkpoint.renderer, checkpoint.codec, record)
-        _, aims = find_sources(
-            example.query,
-            example.target,
-            checkpoint.tokenizer.first_tool_label,
-            checkpoint.tokenizer.joined(example.query),
-        )
-        begins = [aim for before, aim in itertools.pairwise([-1, *aims]) if aim >= 0 and aim != before + 1]
-        found += any(example.query.index(example.query[aim]) < aim for aim in begins)
-    return found / len(records)
+def judge_suites(engine: Engine, data: Path, most: int | None, predictions: Path | None) -> dict[str, Any]:
+    """Every suite: exact calls, the right names in the right order, and, where no call is right, how often one is
+    made."""
+    found: dict[str, Any] = {}
+    for name, records in suites(declarations(data)).items():
+        asked = records[:most]
+        answers, scores = judge(engine, asked)
+        if predictions:
+            write_predictions(predictions / f"{name}.jsonl", asked, answers, scores)
+        shares = {
+            "exact_call": [score.exact for score in scores],
+            "names_in_order": [
+                answer.calls is not None and [call.name for call in answer.calls] == [call.name for call in one.answers]
+                for one, answer in zip(asked, answers, strict=True)
+            ],
+            "any_call": [bool(answer.calls) for answer in answers],
+        }
+        cells = {share: interval([(float(one), 1.0) for one in own], 0) for share, own in shares.items()}
+        found[name] = {"records": len(asked), **cells}
+        print("suite", name, {share: f"{100 * (cell['value'] or 0):.1f}" for share, cell in cells.items()}, flush=True)
+    return found
 
 
 def judge_sets(engine: Engine, data: Path, split: str, most: int | None, predictions: Path | None) -> dict[str, Any]:
     """Every set: the metrics, the errors by kind, and the figure without requests that training met."""
     found: dict[str, Any] = {}
-    training = [record for name in (*SETS, "seal_tools", "clinc150") for record in records_of(data, name, "train")]
-    for name in SETS:
+    training = [
+        record for name in (*SETS, *FAMILIES, "seal_tools", "clinc150") for record in records_of(data, name, "train")
+    ]
+    for name in (*SETS, *FAMILIES):
         records = subset(records_of(data, name, split), most, 0)
         answers, scores = judge(engine, records, batch_size=64)
         if predictions:
@@ -235,13 +252,15 @@ def judge_sets(engine: Engine, data: Path, split: str, most: int | None, predict
 
 
 def judge_changes(engine: Engine, data: Path, split: str, most: int | None) -> dict[str, Any]:
-    """The sets of `CHANGED` under each change of their tools, and what it costs, record by record."""
+    """The sets of `WRITTEN` in other surfaces and those of `CHANGED` under each change of their tools, and what it
+    costs, record by record."""
     found: dict[str, Any] = {}
-    for name in CHANGED:
+    surfaces = {name: partial(surface, kind=kind) for name, kind in SURFACES.items()}
+    for name in WRITTEN:
         records = subset(records_of(data, name, split), most, 0)
         plain = [s.exact for s in judge(engine, records)[1]]
         found[name] = {"as they are": sum(plain) / len(plain)}
-        for change, make in changes(data).items():
+        for change, make in (surfaces | changes(data) if name in CHANGED else surfaces).items():
             exact = [s.exact for s in judge(engine, [make(record) for record in records])[1]]
             lost = interval([(float(b) - float(a), 1.0) for a, b in zip(plain, exact, strict=True)], 0)
             points = {key: 100 * (value or 0.0) for key, value in lost.items()}
@@ -257,7 +276,7 @@ def judge_changes(engine: Engine, data: Path, split: str, most: int | None) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
     parser.add_argument(
@@ -265,13 +284,13 @@ def main() -> None:
         type=Path,
         nargs="*",
         default=[],
-        help="further checkpoints: the parts but latency and elsewhere judge the mean of all their probabilities",
+        help="further checkpoints: the parts but latency judge the mean of all their probabilities",
     )
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--predictions", type=Path)
     parser.add_argument("--records", type=int, help="at most so many of each set")
-    parser.add_argument("--parts", default="sets,changes,pieces,made_up,latency", help="also: elsewhere")
+    parser.add_argument("--parts", default="sets,changes,suites,pieces,made_up,latency")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--precision", default="auto", help="as `needle evaluate` and, for latency, `needle serve` have it"
@@ -290,6 +309,8 @@ def main() -> None:
         out["sets"] = judge_sets(engine, arguments.data, arguments.split, arguments.records, arguments.predictions)
     if "changes" in arguments.parts:
         out["changes"] = judge_changes(engine, arguments.data, arguments.split, arguments.records)
+    if "suites" in arguments.parts:
+        out["suites"] = judge_suites(engine, arguments.data, arguments.records, arguments.predictions)
     if "pieces" in arguments.parts:
         out["pieces"] = pieces(
             engine, subset(records_of(arguments.data, "mixed_calls", arguments.split), arguments.records, 0)
@@ -304,12 +325,6 @@ def main() -> None:
             },
             flush=True,
         )
-    if "elsewhere" in arguments.parts:
-        asked = {name: records_of(arguments.data, name, arguments.split) for name in SETS} | {
-            "made up": invented(MADE_UP, UNDRAWN)
-        }
-        out["elsewhere"] = {name: elsewhere(engine, records) for name, records in asked.items()}
-        print({name: f"{100 * share:.1f}" for name, share in out["elsewhere"].items()}, flush=True)
     if "latency" in arguments.parts:
         engine = open_engine(arguments.checkpoint, precision=arguments.precision, alone=True)
         out["latency"] = {

@@ -13,9 +13,25 @@ import numpy as np
 
 from needle.data.sources import subset
 from needle.engine.decode import Engine
-from needle.students.pointer.student import PointerStudent
 from needle.text.grammar import Matcher
 from needle.text.records import Record
+
+STAGES = {  # what of a student takes time, by family
+    "pointer": {
+        "encoding the request": "encode_requests",
+        "looking up the tools": "cached_tools",
+        "pointing keys": "keys",
+        "decoder": "_advance",
+        "output layer": "distribution",
+    },
+    "span": {
+        "encoding the request": "read_requests",
+        "looking up the tools": "read_tools",
+        "reading the chosen tool": "_open",
+        "decoder": "_advance",
+        "output layer": "_scores",
+    },
+}
 
 
 def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, Any]:
@@ -40,28 +56,28 @@ def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, 
 
 
 def shares(engine: Engine, records: Sequence[Record]) -> dict[str, float]:
-    """What part of the time of these calls each stage takes; `rest` is choosing tokens, moving tensors, Python."""
+    """What part of the time of these calls each stage takes by itself, without the stages inside it; `rest` is choosing
+    tokens, moving tensors, Python."""
     student, spent = engine.student, Counter[str]()
-    assert isinstance(student, PointerStudent)
+    inside = [0.0]  # of each stage that is running, what others inside it have taken
     assert engine.grammar is not None
     stages = {
         "tokenising": (engine, "_read"),
         "grammar": (engine.grammar, "matcher"),
         "allowed tokens": (Matcher, "allowed"),
-        "encoding the request": (student, "encode_requests"),
-        "looking up the tools": (student, "cached_tools"),
-        "pointing keys": (student, "keys"),
-        "decoder": (student, "_advance"),
-        "output layer": (student, "distribution"),
+        **{name: (student, part) for name, part in STAGES[engine.checkpoint.config.family].items()},
     }
 
     def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
             started = time.perf_counter()
+            inside.append(0.0)
             try:
                 return function(*given, **named)
             finally:
-                spent[stage] += time.perf_counter() - started  # type: ignore[assignment]
+                taken = time.perf_counter() - started
+                spent[stage] += taken - inside.pop()  # type: ignore[assignment]
+                inside[-1] += taken
 
         return call
 

@@ -3,8 +3,8 @@
 A record is a function of the seed and its number. Its tools come from one family (a server, a plugin, a field), with a
 few of other families. Requests are commands, questions, needs and fragments; arguments stand in any order, with or
 without their names; several calls share what is said once. In a quarter of the records no call is right: the fitting
-tool isn't offered, a required value isn't said, the wish is taken back, or there is none. Half of the families and
-phrasings are kept for validation (`held_out`).
+tool isn't offered, a required value isn't said or isn't allowed, the wish is taken back, or there is none. Half of the
+families and phrasings are kept for validation (`held_out`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from needle.data.declared.values import Spoken, Values, worded
 from needle.data.rename import other_words
+from needle.text.leaves import solid_type
 from needle.text.records import Call, Record, Tool
 from needle.text.validity import call_errors
 
@@ -25,8 +26,8 @@ SOURCE = "declared"
 OPTIONAL = 0.4  # chance that an optional argument is said
 POLITE = 0.08
 KINDS = {  # shares of the records; the rest ask for one call
-    "chain": 0.14, "row": 0.07, "again": 0.06, "shared": 0.03,  # several calls
-    "gone": 0.1, "unsaid": 0.06, "undone": 0.025, "known": 0.02, "about": 0.015, "chat": 0.02,  # none
+    "chain": 0.13, "row": 0.07, "again": 0.05, "shared": 0.06,  # several calls
+    "gone": 0.12, "unsaid": 0.06, "beyond": 0.015, "undone": 0.025, "known": 0.02, "about": 0.015, "chat": 0.02,  # none
 }  # fmt: skip
 PREPOSITIONS = {
     "city": ("in", "near", "for", "at"),
@@ -154,6 +155,8 @@ class Asker:
                 del wish.said[unsaid]
                 self.missing = {"name": tool.name, "arguments": [unsaid]}
                 query, calls = self.finished(self.sentence(wish)), []
+        elif name == "beyond":
+            query, used, calls = self.beyond(wish, around)
         elif name == "undone":
             query, calls = self.one(self.draw.said["undone"]).format(self.sentence(wish, command=True)), []
         elif name == "known":
@@ -198,6 +201,23 @@ class Asker:
             elif name in required:
                 return None
         return Wish(tool, said)
+
+    def beyond(self, wish: Wish, around: Sequence[Tool]) -> tuple[str | None, list[Tool], list[Call]]:
+        """A required value that isn't allowed, no member or out of bounds, of any tool that requires such a one."""
+        for tool in self.source.sample(list(around), len(around)):
+            for name in tool.parameters.get("required", ()):
+                schema = tool.parameters.get("properties", {}).get(name, {})
+                members = {worded(str(member)) for member in schema.get("enum", ())}
+                most, other = schema.get("maximum"), None
+                if members and solid_type(schema) == "string":
+                    word = self.draw.noun()
+                    other = Spoken(word, word, "member") if worded(word) not in members else None
+                elif isinstance(most, int | float) and not members:
+                    other = Spoken(str(value := int(most) + self.source.randint(1, 500)), value, "number")
+                asked = self.wish(tool, {name: other}) if other else None
+                if asked:
+                    return self.finished(self.sentence(asked)), [tool], []
+        return None, [wish.tool], [wish.call()]
 
     # Several calls
 
@@ -289,11 +309,26 @@ class Asker:
             if other is None:
                 continue
             rest = Wish(tool, {own: value for own, value in other.said.items() if own != name})
+            if self.chance(0.5):
+                return self.finished(self.coordinated(wish, rest, name)), [wish.tool, tool], [wish.call(), other.call()]
             text = self.sentence(rest, command=True)
             text += self.one(("", "", f" for the same {worded(name)}", " for it", " too", f" with that {worded(name)}"))
             query = self.one(self.draw.said["joints"]).format(self.sentence(wish), text)
             return self.finished(query), [wish.tool, tool], [wish.call(), other.call()]
         return None, [wish.tool], [wish.call()]
+
+    def coordinated(self, wish: Wish, rest: Wish, name: str) -> str:
+        """Two wishes with one value, said once behind both or in front: "lights off and heating down in the den"."""
+        value = self.argument(wish.tool, name, wish.said[name])
+        first = Wish(wish.tool, {own: said for own, said in wish.said.items() if own != name})
+        verbs = [self.base(worded(tool.name).split()[0]) for tool in (wish.tool, rest.tool)]
+        if verbs[0] and verbs[0] == verbs[1] and not first.said and not rest.said:
+            article = self.one(("the ", "", "my "))
+            things = [f"{article}{self.noun(tool)}" for tool in (wish.tool, rest.tool)]
+            both = f"{self.one(self.draw.said['verbs'][verbs[0]])} {self.draw.row(things)}"
+        else:
+            both = f"{self.sentence(first, command=True)} and {self.sentence(rest, command=True)}"
+        return str(self.one((f"{both} {value}", f"{both} {value}", f"{both}, {value}", f"{value}, {both}")))
 
     # Words
 

@@ -1,15 +1,15 @@
 """Suites of made requests for real declarations that no student was trained on, with phrasings that training never has.
 
-    python -m experiments.e009_second_student.suites FOLDER
+    python -m needle.release.suites DATA FOLDER
 
-writes each as JSON lines: chains of three calls, enum members with their enum and without it, lists of objects and
-maps, flags that are to be false, number words, odd texts, and required values that nobody says.
+writes each as JSON lines, of the declarations in DATA: chains of three calls, enum members with their enum and without
+it, lists of objects and maps, flags that are to be false, number words, odd texts, and required values that nobody
+says.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -30,9 +30,9 @@ CHAINS = 200
 Make = Callable[[Asker, Tool], "tuple[str, Wish] | None"]
 
 
-def declarations() -> list[tuple[str, Tool]]:
-    folder = Path(os.environ.get("NEEDLE_DATA", "data")) / "schemas"
-    return read_declarations([str(folder / "tools.jsonl.gz"), str(folder / "rest.jsonl.gz")])
+def declarations(data: Path) -> list[tuple[str, Tool]]:
+    """Those in the folder of the sets."""
+    return read_declarations([str(data / "schemas" / name) for name in ("tools.jsonl.gz", "rest.jsonl.gz")])
 
 
 def suites(tools: list[tuple[str, Tool]]) -> dict[str, list[Record]]:
@@ -185,6 +185,6 @@ def _chains(families: Families, count: int) -> Iterator[Record]:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    for name, records in suites(declarations()).items():
+    target = Path(sys.argv[2])
+    for name, records in suites(declarations(Path(sys.argv[1]))).items():
         print(name, write_jsonl(target / f"{name}.jsonl", records))

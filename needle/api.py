@@ -41,8 +41,8 @@ class Needle:
         self._turn = Lock()
 
     def __repr__(self) -> str:
-        checkpoint = self.engine.checkpoint
-        return f"Needle({str(checkpoint.folder)!r}, {checkpoint.config.family})"
+        model = self.engine.model
+        return f"Needle({str(model.folder)!r}, {model.family})"
 
     def call(
         self,

@@ -275,7 +275,7 @@ class Scripted:
         assert engine.grammar
         row = _Row(0, Request("", tools), engine.grammar.matcher(tools), limit=max_tokens)
         for token in self.wanted:
-            scores = torch.full((1, engine.tokenizer.size), -20.0)
+            scores = np.full((1, engine.tokenizer.size), np.float32(-20.0))
             scores[0, token] = 0.0
             (chosen,) = engine._choose(scores, [row], None)
             row.sources.append(-1)
@@ -426,7 +426,7 @@ def test_encoded_tools_are_kept_up_to_a_number_of_bytes(
 ) -> None:
     monkeypatch.setattr("needle.students.pointer.encoder.CACHED_BYTES", 100_000)
     engine = Engine(random_checkpoint(tokenizer))
-    cache = engine._cache
+    cache = engine.backend.cache
     for record in records[:12]:
         engine.answer(record.query, record.tools, max_tokens=2)
         assert 1000 < cache.currsize <= 100_000

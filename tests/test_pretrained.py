@@ -12,13 +12,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel
 
 from needle.data.encoding import TokenizerConfig, fit_tokenizer
+from needle.engine.eager import EagerBackend
 from needle.engine.retrieve import EncoderRetriever
 from needle.students.build import build_student
-from needle.students.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from needle.students.checkpoint import Checkpoint, save_checkpoint
 from needle.students.pointer.encoder import PointerConfig
 from needle.students.pointer.student import PointerStudent
 from needle.students.pretrained import find_encoder, fit_config, start_from, words
-from needle.text.prompt import Renderer
+from needle.text.folder import CheckpointError
 from needle.text.records import Record, Tool
 from needle.text.tokenizer import TextTokenizer
 
@@ -196,5 +197,5 @@ def test_before_any_training_the_right_tool_scores_highest(records: list[Record]
         "we want to dine at an italian place at eight",
         "get me out of bed at six",
     ]
-    retriever = EncoderRetriever(student, Renderer(tokenizer))
+    retriever = EncoderRetriever(EagerBackend(Checkpoint(student, student.config, tokenizer, "decisions", 512)))
     assert [retriever.rank(query, tools)[0] for query in asked] == [0, 1, 2, 3]

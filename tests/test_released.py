@@ -11,8 +11,9 @@ import torch
 
 from needle.engine.decode import Engine
 from needle.release.card import card
-from needle.students.checkpoint import WEIGHTS, load_checkpoint, released
+from needle.students.checkpoint import load_checkpoint
 from needle.text.declarations import normalise_tools
+from needle.text.folder import WEIGHTS, released
 from needle.text.formats import read_records
 from needle.text.records import Tool
 

@@ -10,13 +10,14 @@ import torch
 
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine, Request
+from needle.engine.eager import EagerBackend
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, recall_at
 from needle.students.base import Rope
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint
 from needle.students.pointer.batch import PointerBatch
 from needle.students.pointer.student import PointerStudent
-from needle.text.prompt import Example, Renderer
+from needle.text.prompt import Example
 from needle.text.records import Call, Record, Tool
 from needle.text.tokenizer import TextTokenizer
 from tests.conftest import TINY
@@ -36,12 +37,16 @@ def pointer(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> Pointer
     return student
 
 
+def _backend(student: PointerStudent, tokenizer: TextTokenizer) -> EagerBackend:
+    return EagerBackend(Checkpoint(student, TINY["pointer"], tokenizer, "decisions", 4096))
+
+
 def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(
     pointer: PointerStudent, examples: list[Example], tokenizer: TextTokenizer
 ) -> None:
     example = next(e for e in examples if len(e.tools) >= 4)
     batch = PointerBatch.of([replace(example, target=(), open_tool=())], tokenizer)
-    retriever = EncoderRetriever(pointer, Renderer(tokenizer))
+    retriever = EncoderRetriever(_backend(pointer, tokenizer))
     with torch.no_grad():
         memory = pointer.remember(batch)
         memory.visible = memory.visible & (memory.owned == 0)
@@ -55,6 +60,7 @@ def test_the_encoders_scores_are_those_of_a_decoder_that_cannot_read_the_tools(
         expected = labels[tokenizer.first_tool_label : tokenizer.first_tool_label + len(example.tools)]
         query = tokenizer.decode(example.query).removeprefix(" ")
         cold, warm = (retriever.scores(query, example.tools) for _ in range(2))
+    cold, warm = (torch.from_numpy(scores) for scores in (cold, warm))
     torch.testing.assert_close(
         cold - cold[0], expected - expected[0], atol=1e-4, rtol=1e-3
     )  # a gate adds the same to all labels
@@ -70,7 +76,7 @@ def test_bm25_ranks_by_the_words_that_request_and_tool_share() -> None:
 
 
 def test_two_rankings_take_turns(pointer: PointerStudent, tokenizer: TextTokenizer) -> None:
-    encoder, words = EncoderRetriever(pointer, Renderer(tokenizer)), Bm25Retriever()
+    encoder, words = EncoderRetriever(_backend(pointer, tokenizer)), Bm25Retriever()
     merged = MergedRetriever(encoder, words)
     for query in ("some music", "wake me", ""):
         mine, theirs, ranked = encoder.rank(query, TOOLS), words.rank(query, TOOLS), merged.rank(query, TOOLS)
@@ -92,7 +98,7 @@ def test_the_engine_shows_only_the_best_tools_in_their_own_order(
     pointer: PointerStudent, tokenizer: TextTokenizer
 ) -> None:
     many = [Tool(f"tool_{i}", f"does thing {i}") for i in range(200)]
-    engine = Engine(Checkpoint(pointer, TINY["pointer"], tokenizer, "decisions", 4096), max_tools=5)
+    engine = Engine(_backend(pointer, tokenizer), max_tools=5)
     chosen = engine._choose_tools(Request("thing 7", tuple(many))).tools
     assert len(chosen) == 5
     assert [many.index(tool) for tool in chosen] == sorted(many.index(tool) for tool in chosen)

@@ -22,12 +22,13 @@ from needle.engine.decode import Engine
 from needle.judging.evaluate import judge
 from needle.judging.metrics import METRICS
 from needle.losses.loss import LossConfig
-from needle.students.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from needle.students.checkpoint import load_checkpoint, save_checkpoint
 from needle.students.pointer.batch import PointerBatch
 from needle.students.pointer.encoder import PointerConfig
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.teachers.signals import OnlineSignals, SignalCache, example_key
 from needle.text.codecs import build_codec
+from needle.text.folder import CheckpointError
 from needle.text.prompt import Example
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer

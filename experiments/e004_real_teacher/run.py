@@ -21,8 +21,9 @@ from needle.engine.decode import Engine
 from needle.judging.compare import Arm, Run, holm, paired, seeds_interval
 from needle.judging.evaluate import judge
 from needle.judging.study import Plan, Study
-from needle.students.checkpoint import load_checkpoint, released
+from needle.students.checkpoint import load_checkpoint
 from needle.text.files import write_json
+from needle.text.folder import released
 from needle.text.formats import read_records
 from needle.text.records import Record, write_jsonl
 

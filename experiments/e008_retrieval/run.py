@@ -19,6 +19,7 @@ from needle.config import released
 from needle.data.sources import subset
 from needle.engine.bm25 import Bm25Retriever
 from needle.engine.decode import Engine
+from needle.engine.eager import EagerBackend
 from needle.engine.retrieve import EncoderRetriever, MergedRetriever, Retriever, recall_at
 from needle.judging.evaluate import judge
 from needle.judging.metrics import interval
@@ -95,7 +96,7 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.checkpoint or released())
     student = checkpoint.student
     assert isinstance(student, PointerStudent), "only a pointer student ranks tools by itself"
-    encoder, words = EncoderRetriever(student, checkpoint.renderer), Bm25Retriever()
+    encoder, words = EncoderRetriever(EagerBackend(checkpoint)), Bm25Retriever()
     retrievers: dict[str, Retriever] = {
         "its encoder": encoder,
         "BM25": words,

@@ -15,7 +15,7 @@ from needle.cli.say import console, fail
 from needle.config import Settings, build_splits
 from needle.data.check import as_people_read_it, problems, sizes
 from needle.data.sources import SPLITS, read_files
-from needle.students.checkpoint import released
+from needle.text.folder import released
 from needle.text.formats import Skipped
 from needle.text.tokenizer import TextTokenizer
 

@@ -41,7 +41,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
 
 
 def _store(summary: dict[str, Any], engine: Engine, config: Settings) -> None:
-    summary["checkpoint"], summary["decoding"] = str(engine.checkpoint.folder), config.decoding
+    summary["checkpoint"], summary["decoding"] = str(engine.model.folder), config.decoding
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output), summary)

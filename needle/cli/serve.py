@@ -32,7 +32,7 @@ class ServeSettings:
 def run(config: ServeSettings) -> None:
     engine = open_engine(config.checkpoint, config.decoding, config.precision, config.max_tools, alone=True)
     console.print(
-        f"serving {engine.checkpoint.folder} on http://{config.serve.host}:{config.serve.port} (POST /tool-call, GET"
+        f"serving {engine.model.folder} on http://{config.serve.host}:{config.serve.port} (POST /tool-call, GET"
         " /health, docs at /docs)",
         markup=False,
     )

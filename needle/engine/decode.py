@@ -9,18 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from cachetools import LRUCache
 from numpy.typing import NDArray
-from torch import Tensor
 
+from needle.engine.backend import Backend, Floats, backend_of
 from needle.engine.fit import shortened
 from needle.engine.retrieve import build_retriever
 from needle.engine.spans import copied_spans, pointed_spans, with_scales
-from needle.students.batch import move
-from needle.students.checkpoint import Checkpoint
 from needle.text.declarations import SkippedTool
 from needle.text.grammar import Grammar, GrammarError, Matcher
 from needle.text.jsontext import DecodeError
@@ -28,6 +26,9 @@ from needle.text.pieces import Said
 from needle.text.prompt import Example, PromptError
 from needle.text.records import Call, FieldError, Missing, Tool, ToolSchemaError, encodable
 from needle.text.validity import call_errors
+
+if TYPE_CHECKING:
+    from needle.students.checkpoint import Checkpoint
 
 DECODINGS = ("constrained", "free")
 MAX_TOKENS = 150
@@ -105,28 +106,25 @@ class _Row:
 
 
 class Engine:
-    """Answers requests with one checkpoint. Encodings of tools are kept between calls.
+    """Answers requests with one model: a backend, or a checkpoint, which torch then computes.
 
     Of more than `max_tools` tools, if that isn't 0, the student is shown only the `max_tools` that fit the request
     best: by its own encoder and BM25 in turn where it has one, else by BM25.
     """
 
-    def __init__(self, checkpoint: Checkpoint, decoding: str = "constrained", max_tools: int = 0) -> None:
+    def __init__(self, given: Backend | Checkpoint, decoding: str = "constrained", max_tools: int = 0) -> None:
         if decoding not in DECODINGS:
             raise ValueError(f"decoding is '{decoding}'; expected one of {', '.join(DECODINGS)}")
         if max_tools < 0:
             raise ValueError(
                 f"max_tools is {max_tools}; it must be 0 (show the student every tool) or how many it is shown at once"
             )
-        self.checkpoint = checkpoint
-        self.student = checkpoint.student
-        self.tokenizer = checkpoint.tokenizer
-        self.codec = checkpoint.codec
-        self.renderer = checkpoint.renderer
-        self.grammar = Grammar(self.tokenizer, checkpoint.codec_name) if decoding == "constrained" else None
+        self.backend = backend_of(given)
+        self.model = model = self.backend.model
+        self.tokenizer, self.codec, self.renderer = model.tokenizer, model.codec, model.renderer
+        self.grammar = Grammar(self.tokenizer, model.codec_name) if decoding == "constrained" else None
         self.max_tools = max_tools
-        self.retriever = build_retriever(self.student, self.renderer)
-        self._cache = self.student.new_cache()
+        self.retriever = build_retriever(self.backend)
         self._short: LRUCache[Tool, tuple[Tool, str] | None] = LRUCache(SHORTENED)
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
@@ -162,7 +160,7 @@ class Engine:
         ready.sort(key=lambda pair: pair[1].prompt_length)
         for start in range(0, len(ready), batch_size):
             rows, examples = zip(*ready[start : start + batch_size], strict=True)
-            random = None if sample is None else torch.Generator().manual_seed(sample * 1_000_003 + start)
+            random = None if sample is None else np.random.default_rng(sample * 1_000_003 + start)
             for row, answer in zip(rows, self._decode(list(rows), list(examples), max_tokens, random), strict=True):
                 answers[row.index] = answer
             if report:
@@ -201,7 +199,7 @@ class Engine:
             try:
                 long = len(self.renderer.tool(tool).ids)
                 found = None if request.strict else self._shortened(tool)
-                why = f"{long} tokens long, {self.checkpoint.max_length - 1} at most are read"
+                why = f"{long} tokens long, {self.model.max_length - 1} at most are read"
             except PromptError as error:
                 found, why = None, str(error)
             if found is None:
@@ -236,25 +234,24 @@ class Engine:
 
     def _readable(self, tool: Tool) -> bool:
         try:
-            return len(self.renderer.tool(tool).ids) < self.checkpoint.max_length
+            return len(self.renderer.tool(tool).ids) < self.model.max_length
         except PromptError:
             return False
 
     def _read(self, request: Request) -> Example:
         example = self.renderer.prompt(request.id, request.query, request.tools)
-        self._check(self.student.read_length(example))
+        self._check(self.backend.read_length(example))
         return example
 
     def _check(self, length: int) -> None:
-        if length >= self.checkpoint.max_length:
+        if length >= self.model.max_length:
             raise PromptError(
-                f"{self.student.read_at_once} {length} tokens long; this student reads fewer than"
-                f" {self.checkpoint.max_length}"
+                f"{self.backend.read_at_once} {length} tokens long; this student reads fewer than"
+                f" {self.model.max_length}"
             )
 
-    @torch.inference_mode()
     def _decode(
-        self, rows: list[_Row], examples: list[Example], max_tokens: int, random: torch.Generator | None = None
+        self, rows: list[_Row], examples: list[Example], max_tokens: int, random: np.random.Generator | None = None
     ) -> list[Answer]:
         """Answers of one batch, step by step.
 
@@ -263,55 +260,52 @@ class Engine:
         long as they are what the student chooses. The answer is the same.
         """
         # Reading the prompts.
-        student, device = self.student, next(self.student.parameters()).device
-        state = student.start(move(student.collate(examples, self.tokenizer), device), self._cache)
+        answers = self.backend.start(examples)
         for row, example in zip(rows, examples, strict=True):
-            row.limit = min(max_tokens, student.room(example, self.checkpoint.max_length))
+            row.limit = min(max_tokens, self.backend.room(example, self.model.max_length))
             row.longest = max(len(example.query), *(len(tool.ids) for tool in example.tools), 0) + MAX_UNSAID
         drafting = len(rows) == 1 and random is None
         active = list(rows)
         fed = [[self.tokenizer.answer] for _ in rows]  # the tokens of each row that the next step reads
         while active:
             # A step: the scores behind each token that is fed, and where these were copied from.
-            open_tool = torch.tensor([[row.open_tool] * len(own) for row, own in zip(active, fed, strict=True)])
-            scores = student.step(state, torch.tensor(fed, device=device), open_tool.to(device)).float().cpu()
-            sources = student.sources(state)
-            for place, said in enumerate(scores.unbind(1)):
+            scores = answers.step(fed, [[row.open_tool] * len(own) for row, own in zip(active, fed, strict=True)])
+            sources = answers.sources()
+            for place in range(len(fed[0])):
                 for number, row in enumerate(active):
                     row.sources.append(sources[number][place] if sources else -1)
                 # One token for each row; a drafted one is kept if it is the one that was chosen.
-                chosen = self._choose(said, active, random)
+                chosen = self._choose(scores[:, place], active, random)
                 going = [i for i, row in enumerate(active) if not self._advance(row, chosen[i])]
                 unread = len(fed[0]) - place - 1  # drafted tokens behind the one that was chosen
                 if not going or not unread:
                     break
-                if chosen[0] != fed[0][place + 1] or not state.confirms(chosen[0], place):
-                    state.cut(unread)
+                if chosen[0] != fed[0][place + 1] or not answers.confirms(chosen[0], place):
+                    answers.cut(unread)
                     break
             # What is finished leaves the batch.
             if 0 < len(going) < len(active):
-                state.select(torch.tensor(going, device=device))
+                answers.select(going)
             active = [active[i] for i in going]
-            fed = [[chosen[i], *(student.draft(state, chosen[i], MAX_DRAFT) if drafting else ())] for i in going]
+            fed = [[chosen[i], *(answers.draft(chosen[i], MAX_DRAFT) if drafting else ())] for i in going]
         return [row.answer for row in rows if row.answer is not None]
 
-    def _choose(self, scores: Tensor, active: list[_Row], random: torch.Generator | None) -> list[int]:
+    def _choose(self, scores: Floats, active: list[_Row], random: np.random.Generator | None) -> list[int]:
         """The likeliest allowed token of each row, or one drawn.
 
         Adds its log-probability unless it was the only one allowed. One that ends a value counts all the same: a value
         that the grammar cut off isn't what the student meant.
         """
-        log_probs = scores.log_softmax(-1).numpy()
+        log_probs = scores - _log_sum(scores)
         masked, free = log_probs, [True] * len(active)
         if self.grammar:
             allowed = np.stack([self._allowed(row, row.matcher) for row in active if row.matcher])
             free = [int(np.count_nonzero(row)) > 1 for row in allowed]
             # A finite penalty keeps the order of allowed labels that the student calls impossible.
             masked = np.where(allowed, np.maximum(log_probs, np.float32(-1e4)), np.float32(-np.inf))
-        best = (
-            torch.from_numpy(masked).softmax(-1).multinomial(1, generator=random)[:, 0] if random else masked.argmax(-1)
-        )
-        chosen = [int(token) for token in best]
+        if random:  # the largest of the log-probabilities with Gumbel's noise is drawn as often as they say
+            masked = masked + random.gumbel(size=masked.shape)
+        chosen = [int(token) for token in masked.argmax(-1)]
         for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
             if free[index] or self._ends_value(row, token):
                 row.log_prob += float(log_probs[index, token])
@@ -384,6 +378,13 @@ class Engine:
         if not row.request.skipped and not row.shortened:
             return answer
         return replace(answer, skipped=row.request.skipped, shortened=row.shortened)
+
+
+def _log_sum(scores: Floats) -> Floats:
+    """[B, V] to the logarithms of the sums of their exponentials, [B, 1]."""
+    most = scores.max(axis=-1, keepdims=True)
+    total: Floats = np.log(np.exp(scores - most).sum(axis=-1, keepdims=True)) + most
+    return total
 
 
 def _without(request: Request, number: int, error: ToolSchemaError) -> Request:

@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-import torch
+import numpy as np
 from cachetools import LRUCache
-from torch import Tensor
 
+from needle.engine.backend import Backend, Floats
 from needle.engine.bm25 import Bm25Retriever, descending
-from needle.students.base import Student
-from needle.students.batch import move
-from needle.text.prompt import RenderedTool, Renderer
+from needle.text.prompt import RenderedTool
 from needle.text.records import Record, Tool
 
 CACHED_BYTES = 400_000_000  # of tools' keys
@@ -31,41 +29,36 @@ class Retriever(Protocol):
         """Indices of `tools`, the best first; equal ones keep their order."""
 
 
-def build_retriever(student: Student, renderer: Renderer) -> Retriever:
+def build_retriever(backend: Backend) -> Retriever:
     """The best that a student can do: its own scores and BM25 in turn, or BM25 alone."""
     words = Bm25Retriever()
-    return MergedRetriever(EncoderRetriever(student, renderer), words) if student.can_rank else words
+    return MergedRetriever(EncoderRetriever(backend), words) if backend.can_rank else words
 
 
 class EncoderRetriever:
     """Ranks tools by a student's own scores."""
 
-    def __init__(self, student: Student, renderer: Renderer) -> None:
-        self.student, self.renderer = student, renderer
-        self._keys: LRUCache[str, Tensor] = LRUCache(
-            CACHED_BYTES, getsizeof=lambda key: key.numel() * key.element_size()
-        )
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.renderer = backend, backend.model.renderer
+        self._keys: LRUCache[str, Floats] = LRUCache(CACHED_BYTES, getsizeof=lambda key: key.nbytes)
 
-    @torch.inference_mode()
     def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
         """Indices of `tools`, the best first; equal ones keep their order."""
         return descending(self.scores(query, [self.renderer.tool(tool) for tool in tools]).tolist())
 
-    @torch.inference_mode()
-    def scores(self, query: str, tools: Sequence[RenderedTool]) -> Tensor:
-        """[n] in float32; products of keys, not probabilities."""
+    def scores(self, query: str, tools: Sequence[RenderedTool]) -> Floats:
+        """[n]; products of keys, not probabilities."""
         if not tools:
-            return torch.zeros(0)
+            return np.zeros(0, np.float32)
         known = {tool.key: self._keys.get(tool.key) for tool in tools}
         missing = {tool.key: tool for tool in tools if known[tool.key] is None}
         if missing:
-            keys = self.student.tool_keys(list(missing.values()))
+            keys = self.backend.tool_keys(list(missing.values()))
             for name, row in zip(missing, keys, strict=True):
-                known[name] = self._keys[name] = row.clone()  # not a view of all of them
-        mine = torch.stack([key for tool in tools if (key := known[tool.key]) is not None])
-        asked = self.student.collate([self.renderer.prompt("", query, ())], self.renderer.tokenizer)
-        request = self.student.request_keys(move(asked, mine.device))[0]
-        return (mine @ request).float().cpu()
+                known[name] = self._keys[name] = row.copy()  # not a view of all of them
+        mine = np.stack([key for tool in tools if (key := known[tool.key]) is not None])
+        scores: Floats = mine @ self.backend.request_key(self.renderer.prompt("", query, ()))
+        return scores
 
 
 class MergedRetriever:

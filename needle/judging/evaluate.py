@@ -23,7 +23,7 @@ def judge(
     """Answers every record and scores each answer, in order. A request that can't be read counts as a wrong answer."""
     requests = [Request(record.query, record.tools, record.id) for record in records]
     answers = engine.answer_all(requests, max_tokens, batch_size, report=report)
-    seen = engine.checkpoint.seen_tools or None
+    seen = engine.model.seen_tools or None
     return answers, [score(record, answer.calls, seen) for record, answer in zip(records, answers, strict=True)]
 
 

@@ -168,7 +168,7 @@ class Study:
                 write_predictions(temporary, records, answers, scores)
             write_json(about, {"seconds": seconds, "folder": str(trained.folder), "test": test})
         answers, seconds = read_predictions(path), json.loads(about.read_text(encoding="utf-8"))["seconds"]
-        seen = checkpoint.seen_tools or None
+        seen = checkpoint.model.seen_tools or None
         scores = [score(record, answer.calls, seen) for record, answer in zip(records, answers, strict=True)]
         exact = sum(one.exact for one in scores) / max(len(scores), 1)
         self.say(f"{name}exact call {100 * exact:.1f}% on {len(records)} records of {test}, {seconds:.1f} s")

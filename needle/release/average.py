@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from needle.students.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from needle.students.checkpoint import load_checkpoint, save_checkpoint
+from needle.text.folder import CheckpointError
 
 
 def average(folders: Sequence[Path], output: Path) -> None:

@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 
 from needle.release.judge import CHANGED, SURFACES
 from needle.students.base import count_parameters
-from needle.students.checkpoint import WEIGHTS, Checkpoint
+from needle.students.checkpoint import Checkpoint
+from needle.text.folder import WEIGHTS
 
 LICENCES = {
     "snips": "CC0", "hwu64": "CC BY 4.0", "mixed_calls": "as its parts (CC0, CC BY 4.0)", "sgd": "CC BY-SA 4.0",

@@ -299,11 +299,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     engine = open_engine(arguments.checkpoint, precision=arguments.precision)
     if arguments.beside:
-        others = [load_checkpoint(folder).student for folder in arguments.beside]
-        for other in others:
-            set_precision(other, arguments.precision)
-        engine.student = Ensemble([engine.student, *others])
-        engine._cache = None
+        first, *others = [load_checkpoint(folder) for folder in (arguments.checkpoint, *arguments.beside)]
+        for one in (first, *others):
+            set_precision(one.student, arguments.precision)
+        engine = Engine(replace(first, student=Ensemble([one.student for one in (first, *others)])))
     out: dict[str, Any] = {"split": arguments.split}
     if "sets" in arguments.parts:
         out["sets"] = judge_sets(engine, arguments.data, arguments.split, arguments.records, arguments.predictions)

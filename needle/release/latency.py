@@ -13,6 +13,7 @@ import numpy as np
 
 from needle.data.sources import subset
 from needle.engine.decode import Engine
+from needle.engine.eager import EagerBackend
 from needle.text.grammar import Matcher
 from needle.text.records import Record
 
@@ -58,14 +59,15 @@ def latency(engine: Engine, records: Sequence[Record], calls: int) -> dict[str, 
 def shares(engine: Engine, records: Sequence[Record]) -> dict[str, float]:
     """What part of the time of these calls each stage takes by itself, without the stages inside it; `rest` is choosing
     tokens, moving tensors, Python."""
-    student, spent = engine.student, Counter[str]()
+    assert isinstance(engine.backend, EagerBackend)
+    student, spent = engine.backend.student, Counter[str]()
     inside = [0.0]  # of each stage that is running, what others inside it have taken
     assert engine.grammar is not None
     stages = {
         "tokenising": (engine, "_read"),
         "grammar": (engine.grammar, "matcher"),
         "allowed tokens": (Matcher, "allowed"),
-        **{name: (student, part) for name, part in STAGES[engine.checkpoint.config.family].items()},
+        **{name: (student, part) for name, part in STAGES[engine.model.family].items()},
     }
 
     def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

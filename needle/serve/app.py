@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from needle import __version__
 from needle.engine.decode import MAX_TOKENS, Answer, Engine
 from needle.engine.decode import Request as Asked
-from needle.students.base import count_parameters
 from needle.text.declarations import read_tools
 from needle.text.prompt import PromptError
 from needle.text.records import FieldError, ToolSchemaError, encodable
@@ -104,7 +103,6 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_middleware(_BodyLimit, limit=config.max_body)
     turn = anyio.Lock()
     inside = 0  # requests that are read, waiting or being answered
-    parameters = count_parameters(engine.student)
 
     def read(request: ToolCallRequest) -> Asked:
         try:
@@ -149,14 +147,13 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        checkpoint = engine.checkpoint
         return {
             "status": "ok",
             "needle": __version__,
-            "family": checkpoint.config.family,
-            "parameters": parameters,
-            "codec": checkpoint.codec_name,
-            "max_length": checkpoint.max_length,
+            "family": engine.model.family,
+            "parameters": engine.backend.parameters,
+            "codec": engine.model.codec_name,
+            "max_length": engine.model.max_length,
         }
 
     @app.exception_handler(RequestValidationError)

@@ -6,11 +6,9 @@ config.json  model.safetensors  tokenizer.json
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +18,10 @@ from safetensors.torch import load_file, save_file
 from needle import __version__
 from needle.students.base import Student
 from needle.students.build import FAMILIES, StudentConfig, build_student
-from needle.text.codecs import build_codec
 from needle.text.files import replacing, write_json
+from needle.text.folder import CONFIG, WEIGHTS, CheckpointError, Model, read_model
 from needle.text.prompt import Codec, Renderer
 from needle.text.tokenizer import FILE_NAME, TextTokenizer
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-RELEASED = "needle-26m"
-
-
-class CheckpointError(ValueError):
-    """A folder that isn't a usable checkpoint; the message says which file is missing or wrong."""
 
 
 @dataclass
@@ -47,16 +37,17 @@ class Checkpoint:
     folder: Path | None = None
 
     @cached_property
-    def codec(self) -> Codec:
-        return build_codec(self.codec_name, self.tokenizer)
-
-    @cached_property
-    def renderer(self) -> Renderer:
-        return Renderer(self.tokenizer)
+    def model(self) -> Model:
+        """What is known of it apart from its weights."""
+        return Model(self.tokenizer, self.codec_name, self.max_length, self.data, self.folder, self.config.family)
 
     @property
-    def seen_tools(self) -> frozenset[str]:
-        return frozenset(self.data.get("tools", ()))
+    def codec(self) -> Codec:
+        return self.model.codec
+
+    @property
+    def renderer(self) -> Renderer:
+        return self.model.renderer
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -78,44 +69,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     write_json(folder / CONFIG, row)
 
 
-def released() -> Path:
-    """The folder of the student that comes with the library; raises `CheckpointError` where it was left out."""
-    folder = Path(str(files("needle_models"))) / RELEASED
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(
-            f"the released student isn't in {folder}; give checkpoint=DIR, a folder that `needle train` wrote (after"
-            " `make demo`: checkpoint=outputs/demo/best)"
-        )
-    return folder
-
-
 def load_checkpoint(folder: Path | str | None = None) -> Checkpoint:
     """The student of a folder, or the released one; raises `CheckpointError` if it isn't a checkpoint or its parts
     don't fit each other."""
-    folder = released() if folder is None else Path(folder)
-    for name in (CONFIG, WEIGHTS, FILE_NAME):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} isn't a checkpoint: it has no {name} (expected {CONFIG}, {WEIGHTS} and {FILE_NAME}, as"
-                " `needle train` writes them)"
-            )
+    model, row = read_model(folder)
+    assert model.folder is not None
+    weights = model.folder / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(
+            f"{model.folder} isn't a checkpoint: it has no {WEIGHTS} (expected {CONFIG}, {WEIGHTS} and {FILE_NAME}, as"
+            " `needle train` writes them)"
+        )
     try:
-        row = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = student_config(row["student"])
-        tokenizer = TextTokenizer.load(folder)
-        if tokenizer.fingerprint != row["tokenizer"]:
-            raise CheckpointError(
-                f"{folder}: {FILE_NAME} has fingerprint {tokenizer.fingerprint}, but the weights were trained with"
-                f" {row['tokenizer']}"
-            )
-        student = build_student(config, tokenizer.size)
-        student.load_state_dict(load_file(folder / WEIGHTS))
+        student = build_student(config, model.tokenizer.size)
+        student.load_state_dict(load_file(weights))
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} can't be loaded: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{model.folder} can't be loaded: {type(error).__name__}: {error}") from error
     student.eval()
-    return Checkpoint(student, config, tokenizer, row["codec"], row["max_length"], row.get("data", {}), folder)
+    return Checkpoint(student, config, model.tokenizer, model.codec_name, model.max_length, model.data, model.folder)
 
 
 def student_config(row: Mapping[str, Any] | StudentConfig) -> StudentConfig:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from needle.students.base import Student
 from needle.students.build import StudentConfig
-from needle.students.checkpoint import WEIGHTS, CheckpointError, load_checkpoint
+from needle.students.checkpoint import load_checkpoint
 from needle.students.pointer.encoder import BertBlock, PointerConfig
 from needle.students.pointer.student import ANSWER, PointerStudent
 from needle.students.span.reader import ReadingBlock, SpanConfig
 from needle.students.span.student import POINTERS, SpanStudent
+from needle.text.folder import WEIGHTS, CheckpointError
 from needle.text.pieces import SPECIAL, Pieces
 from needle.text.tokenizer import MARKERS, TextTokenizer
 

@@ -29,15 +29,23 @@ class Needle:
 
     Args:
         checkpoint: a folder that `needle train` wrote; the released student when there is none.
-        precision: float32, bfloat16, mixed, or auto: what is fastest on this processor.
+        precision: float32, bfloat16, mixed, int8, or auto: what is fastest on this processor.
+        backend: onnx (what `needle export` wrote beside the weights), torch, or auto: onnx if there is an export.
         max_tools: of more tools than these, the student is shown those that fit a request best; 0 shows all.
 
     Raises:
         CheckpointError: the folder isn't a checkpoint.
     """
 
-    def __init__(self, checkpoint: Path | str | None = None, *, precision: str = "auto", max_tools: int = 0) -> None:
-        self.engine = open_engine(checkpoint, precision=precision, max_tools=max_tools, alone=True)
+    def __init__(
+        self,
+        checkpoint: Path | str | None = None,
+        *,
+        precision: str = "auto",
+        max_tools: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        self.engine = open_engine(checkpoint, precision=precision, max_tools=max_tools, alone=True, backend=backend)
         self._turn = Lock()
 
     def __repr__(self) -> str:

@@ -67,7 +67,8 @@ class Settings:
     cache: str = "outputs/cache"
     checkpoint: str | None = None  # evaluate, label: a folder; the released student when there is none
     decoding: str = "constrained"
-    precision: str = "auto"  # evaluate, label: float32, bfloat16, mixed, or what is fastest on this processor
+    backend: str = "auto"  # evaluate, label: onnx (the export beside the weights), torch, or onnx if there is an export
+    precision: str = "auto"  # evaluate, label: float32, bfloat16, mixed, int8, or what is fastest on this processor
     max_tools: int = 0  # evaluate, label: of more tools than these, the student is shown those that fit best; 0 is all
     predictions: str | None = None  # evaluate: a file for every answer beside its gold
     category: str = "all"  # evaluate data=bfcl: all, live, non_live, or one category
@@ -242,7 +243,9 @@ def run_folder(config: Settings) -> Path:
 
 def build_engine(config: Settings) -> Engine:
     """The engine that the settings describe, for requests that come in batches."""
-    return open_engine(config.checkpoint or None, config.decoding, config.precision, config.max_tools)
+    return open_engine(
+        config.checkpoint or None, config.decoding, config.precision, config.max_tools, backend=config.backend
+    )
 
 
 def records_to_evaluate(config: Settings) -> tuple[list[Record], list[str]]:

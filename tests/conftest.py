@@ -11,12 +11,17 @@ import torch
 
 from needle.data.encoding import TokenizerConfig, fit_tokenizer
 from needle.data.synthetic import SyntheticConfig, generate
+from needle.exports.onnx import export_onnx
 from needle.students.base import Student
 from needle.students.build import build_student
 from needle.students.causal import LlamaConfig, SeedConfig
+from needle.students.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from needle.students.pointer.encoder import PointerConfig
 from needle.students.san import SanConfig
+from needle.students.span.reader import SpanConfig
 from needle.text.codecs import build_codec
+from needle.text.folder import EXPORT
+from needle.text.pieces import Pieces
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer
@@ -26,6 +31,10 @@ hypothesis.settings.register_profile("repeatable", derandomize=True)  # the same
 hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(int(os.environ.get("NEEDLE_TEST_THREADS", "1")))
 REAL = Path(os.environ.get("NEEDLE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+SPAN = SpanConfig(
+    width=32, encoder_layers=3, encoder_heads=4, encoder_hidden=64, positions=64, heads=4, hidden=48, pieces=900,
+    joint=1,
+)  # fmt: skip
 TINY = {
     "seed": SeedConfig(width=32, layers=2, heads=2, hidden=64, max_length=1024),
     "llama": LlamaConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=64, max_length=1024),
@@ -72,6 +81,23 @@ def student(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> Student
     """One tiny student of each family, in evaluation mode."""
     torch.manual_seed(0)
     return build_student(TINY[request.param], tokenizer.size).eval()
+
+
+@pytest.fixture(scope="session")
+def exported(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny span student with its export in both precisions."""
+    tokenizer = fit_tokenizer(
+        records,
+        TokenizerConfig(size=2100),
+        tmp_path_factory.mktemp("cache"),
+        pieces=lambda texts: Pieces.train(texts, 900),
+    )
+    torch.manual_seed(0)
+    student = build_student(SPAN, tokenizer.size).eval()
+    target = tmp_path_factory.mktemp("model")
+    save_checkpoint(target, Checkpoint(student, SPAN, tokenizer, "spans", 512))
+    export_onnx(load_checkpoint(target), target / EXPORT, ("int8", "fp32"))
+    return target
 
 
 @pytest.fixture(scope="session")

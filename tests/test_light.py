@@ -80,6 +80,17 @@ print(normalise_tool(declared(wake, "")).parameters["properties"]["minutes"]["ty
     assert result.stdout.strip() == "integer"
 
 
+def test_an_export_answers_without_torch(light: Path, exported: Path) -> None:
+    program = f"""
+from needle import Needle
+tool = {{"name": "set_alarm", "description": "Set an alarm"}}
+needle = Needle({str(exported)!r})
+print(needle.engine.backend.name, needle.call("wake me", [tool], 5).finish in ("stop", "length"))
+"""
+    result = run(light, "-c", program)
+    assert result.stdout.split() == ["onnxruntime", "True"], result.stderr
+
+
 def test_what_still_needs_torch_says_so_in_a_line(light: Path) -> None:
     result = run(light, "-m", "needle.cli", "serve")
     assert result.returncode == 2

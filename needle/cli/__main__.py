@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": "train a teacher and all arms of a sweep, and write the report",
     "data": "check what training would read, or show a file's records",
     "collect": "have a hosted model write and answer requests for your tools, within a budget",
+    "export": "write a checkpoint for onnxruntime, eight bits a weight",
     "label": "write a checkpoint's answers into records, as a teacher's",
     "dashboard": "save the W&B workspace of a project",
     "serve": "answer POST /tool-call with a checkpoint",

@@ -18,22 +18,26 @@ from needle.serve.app import ServeConfig, create_app
 
 @dataclass
 class ServeSettings:
-    """`checkpoint` a folder, the released student when there is none; `decoding` constrained or free; `precision`
-    float32, bfloat16, mixed, or auto: what is fastest on this processor; of more than `max_tools` tools the student is
+    """`checkpoint` a folder, the released student when there is none; `decoding` constrained or free; `backend` onnx
+    (what `needle export` wrote beside the weights), torch, or auto: onnx if there is an export; `precision` float32,
+    bfloat16, mixed, int8, or auto: what is fastest on this processor; of more than `max_tools` tools the student is
     shown those that fit best, 0 shows all."""
 
     checkpoint: str | None = None
     decoding: str = "constrained"
+    backend: str = "auto"
     precision: str = "auto"
     max_tools: int = 0
     serve: ServeConfig = field(default_factory=ServeConfig)
 
 
 def run(config: ServeSettings) -> None:
-    engine = open_engine(config.checkpoint, config.decoding, config.precision, config.max_tools, alone=True)
+    engine = open_engine(
+        config.checkpoint, config.decoding, config.precision, config.max_tools, alone=True, backend=config.backend
+    )
     console.print(
-        f"serving {engine.model.folder} on http://{config.serve.host}:{config.serve.port} (POST /tool-call, GET"
-        " /health, docs at /docs)",
+        f"serving {engine.model.folder} in {engine.backend.name} on http://{config.serve.host}:{config.serve.port}"
+        " (POST /tool-call, GET /health, docs at /docs)",
         markup=False,
     )
     app = create_app(engine, config.serve)

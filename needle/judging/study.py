@@ -25,8 +25,9 @@ from needle.engine.decode import MAX_TOKENS, Engine
 from needle.judging.compare import Arm, Run
 from needle.judging.evaluate import judge, read_predictions, write_predictions
 from needle.judging.metrics import score
-from needle.students.checkpoint import load_checkpoint, weights_fingerprint
+from needle.students.checkpoint import load_checkpoint
 from needle.text.files import replacing, write_json
+from needle.text.folder import weights_fingerprint
 from needle.text.records import Record
 
 UNTOLD = {"seconds": 0.0, "steps": 0, "training_records": 0, "parameters": 0, "records_per_second": 0.0}

@@ -5,7 +5,6 @@ config.json  model.safetensors  tokenizer.json
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -19,7 +18,7 @@ from needle import __version__
 from needle.students.base import Student
 from needle.students.build import FAMILIES, StudentConfig, build_student
 from needle.text.files import replacing, write_json
-from needle.text.folder import CONFIG, WEIGHTS, CheckpointError, Model, read_model
+from needle.text.folder import CONFIG, WEIGHTS, CheckpointError, Model, read_model, weights_fingerprint
 from needle.text.prompt import Codec, Renderer
 from needle.text.tokenizer import FILE_NAME, TextTokenizer
 
@@ -61,6 +60,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "needle": __version__,
         "student": asdict(checkpoint.config),
         "vocabulary": checkpoint.tokenizer.size,
+        "weights": weights_fingerprint(folder),
         "tokenizer": checkpoint.tokenizer.fingerprint,
         "codec": checkpoint.codec_name,
         "max_length": checkpoint.max_length,
@@ -104,12 +104,3 @@ def student_config(row: Mapping[str, Any] | StudentConfig) -> StudentConfig:
     if unknown:
         raise CheckpointError(f"student has the unknown field '{sorted(unknown)[0]}' for family {family}")
     return kind(**row)
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """A hash of the weights file: what a cache of this teacher's signals is keyed by."""
-    digest = hashlib.sha256()
-    with open(folder / WEIGHTS, "rb") as weights:
-        while block := weights.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

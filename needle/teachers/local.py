@@ -18,9 +18,10 @@ from needle.engine.decode import Engine, Request
 from needle.losses.loss import draw
 from needle.students.base import Trace
 from needle.students.batch import Batch, move
-from needle.students.checkpoint import Checkpoint, load_checkpoint, weights_fingerprint
+from needle.students.checkpoint import Checkpoint, load_checkpoint
 from needle.teachers.replay import Stored, ValueSignals
 from needle.text.codecs import VERSIONS
+from needle.text.folder import weights_fingerprint
 from needle.text.prompt import Example, render_record
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer

@@ -5,6 +5,7 @@ config.json  model.safetensors  tokenizer.json  (pieces.json)  (onnx/)
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,3 +90,12 @@ def read_model(folder: Path | str | None = None) -> tuple[Model, dict[str, Any]]
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} can't be loaded: {type(error).__name__}: {error}") from error
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A hash of the weights file: what a cache of this teacher's signals is keyed by."""
+    digest = hashlib.sha256()
+    with open(folder / WEIGHTS, "rb") as weights:
+        while block := weights.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""An export as it stands on disk, and the sessions that run it.
+
+onnx/  manifest.json  tables.safetensors  fp32/*.onnx  int8/*.onnx
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from needle.engine.backend import Floats
+from needle.text.folder import CheckpointError
+
+MANIFEST, TABLES = "manifest.json", "tables.safetensors"
+PRECISIONS = ("int8", "fp32")
+FORMAT = 1
+CACHE_BYTES = 96_000_000  # of what was read of tools
+
+
+class Export:
+    """Graphs and tables of one precision, the first of `PRECISIONS` that there is unless told; `tokenizer` is the
+    fingerprint of the model's.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or was made from other weights or for another version.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: str,
+        precision: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.folder, self.cache_bytes = folder, CACHE_BYTES
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if self.facts["format"] != FORMAT:
+                raise CheckpointError(f"{folder} is of format {self.facts['format']}; this version reads {FORMAT}")
+            if self.facts["tokenizer"] != tokenizer:
+                raise CheckpointError(f"{folder} was made for the tokenizer {self.facts['tokenizer']}, not {tokenizer}")
+            precision = precision or next(name for name in PRECISIONS if name in self.facts["precisions"])
+            if precision not in self.facts["precisions"]:
+                raise CheckpointError(
+                    f"{folder} has no {precision}; it has {', '.join(self.facts['precisions'])}"
+                    f" (needle export checkpoint={folder.parent} precisions=[{precision}])"
+                )
+            self.tables: dict[str, Floats] = load_file(folder / TABLES)
+            self._sessions = {
+                name: onnxruntime.InferenceSession(
+                    str(folder / precision / f"{name}.onnx"), _options(threads), ["CPUExecutionProvider"]
+                )
+                for name in self.facts["graphs"]
+            }
+        except CheckpointError:
+            raise
+        except Exception as error:  # onnxruntime's errors share no base, safetensors has its own
+            kind = SafetensorError if isinstance(error, SafetensorError) else type(error)
+            raise CheckpointError(
+                f"the export in {folder} can't be read: {kind.__name__}: {str(error).splitlines()[0][:300]}; make it"
+                f" again with needle export checkpoint={folder.parent}"
+            ) from error
+        self._inputs = {name: [one.name for one in own.get_inputs()] for name, own in self._sessions.items()}
+
+    def run(self, graph: str, *inputs: NDArray[Any]) -> list[Floats]:
+        """A graph's outputs, of inputs in its order."""
+        found: list[Floats] = self._sessions[graph].run(None, dict(zip(self._inputs[graph], inputs, strict=True)))
+        return found
+
+    def rows(self, table: str, ids: NDArray[np.int64]) -> Floats:
+        """Rows of a table, which may be held in eight bits with a scale for each row."""
+        rows, scales = self.tables[table][ids], self.tables.get(f"{table}_scale")
+        return rows if scales is None else rows.astype(np.float32) * scales[ids][:, None]
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options

@@ -1,0 +1,1 @@
+"""Exports: a checkpoint in the formats that other runtimes read."""

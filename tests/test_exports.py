@@ -1,0 +1,153 @@
+"""Exports: the graphs answer as torch does, are refused when they don't fit, and need no torch."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from needle.engine.backend import Backend
+from needle.engine.decode import Answer, Engine
+from needle.engine.eager import EagerBackend
+from needle.engine.open import open_engine, open_export
+from needle.engine.retrieve import EncoderRetriever
+from needle.exports.onnx import ExportError, export_onnx
+from needle.exports.parity import parity
+from needle.students.checkpoint import load_checkpoint, save_checkpoint
+from needle.text.folder import EXPORT, CheckpointError
+from needle.text.prompt import Example, render_record
+from needle.text.records import Record
+from tests.test_engine import random_checkpoint
+
+SOME = 40  # tokens of an answer: random weights would go on for ever
+
+
+def scores(backend: Backend, example: Example) -> list[np.ndarray]:
+    """Behind every token of the right answer."""
+    answers = backend.start([replace(example, target=(), open_tool=())])
+    names = backend.model.tokenizer
+    found, tool = [], -1
+    for token in (names.answer, *example.target[:-1]):
+        tool = token - names.first_tool_label if names.is_tool_label(token) else tool
+        found.append(answers.step([[token]], [[tool]])[0, 0])
+    return found
+
+
+def answered(engine: Engine, record: Record) -> Answer:
+    return engine.answer(record.query, record.tools, max_tokens=SOME)
+
+
+def test_the_graphs_score_as_torch_does(exported: Path, records: list[Record]) -> None:
+    checkpoint = load_checkpoint(exported)
+    ours, whole = EagerBackend(checkpoint), open_export(checkpoint.model, exported / EXPORT, "fp32")
+    small = open_export(checkpoint.model, exported / EXPORT, "int8")
+    apart, alike = [], []
+    for record in sorted(records[:80], key=lambda one: -len(one.answers))[:25]:
+        example = render_record(checkpoint.renderer, checkpoint.codec, record)
+        for a, b, c in zip(scores(ours, example), scores(whole, example), scores(small, example), strict=True):
+            known = np.isfinite(a)
+            assert (np.isfinite(b) == known).all()
+            assert (np.isfinite(c) == known).all()
+            apart.append(np.abs(a[known] - b[known]).max())
+            alike.append(np.corrcoef(a[known], c[known])[0, 1])
+    assert max(apart) < 1e-4
+    assert len(apart) > 100
+    assert np.mean(alike) > 0.99
+
+
+def test_an_export_is_found_beside_its_weights_and_answers_alike(exported: Path, records: list[Record]) -> None:
+    found = open_engine(exported, precision="float32")
+    assert found.backend.name == "onnxruntime"
+    assert open_engine(exported, backend="torch").backend.name == "torch"
+    assert open_engine(exported, precision="bfloat16").backend.name == "torch"
+    assert found.backend.parameters == open_engine(exported, backend="torch").backend.parameters
+    checkpoint = load_checkpoint(exported)
+    said = parity(checkpoint, exported / EXPORT, "fp32", records[:12])
+    assert said["same"] == 1
+    assert said["confidence_difference"] < 1e-4
+
+
+def test_tools_are_ranked_as_torch_ranks_them(exported: Path, records: list[Record]) -> None:
+    tools = list({tool.name: tool for record in records[:60] for tool in record.tools}.values())
+    by = [open_engine(exported, precision="float32", backend=name) for name in ("torch", "onnx")]
+    rendered = [by[0].renderer.tool(tool) for tool in tools]
+    for record in records[:10]:
+        ours, theirs = (EncoderRetriever(engine.backend).scores(record.query, rendered) for engine in by)
+        assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_answers_depend_on_no_thread_and_on_nothing_asked_before(exported: Path, records: list[Record]) -> None:
+    asked = records[:40]
+    engine = open_engine(exported, backend="onnx", precision="int8")
+    serial = [answered(engine, record) for record in asked]
+    order = random.Random(0).sample(range(len(asked)), len(asked))
+    assert [answered(engine, asked[place]) for place in order] == [serial[place] for place in order]
+    cold = open_engine(exported, backend="onnx", precision="int8")
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda record: answered(cold, record), asked)) == serial
+
+
+def test_what_is_kept_of_tools_is_bounded(
+    exported: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = open_engine(exported, backend="onnx")
+    monkeypatch.setattr("needle.engine.onnx.CACHE_BYTES", 100_000)
+    engine = open_engine(exported, backend="onnx")
+    for record in records[:30]:
+        assert answered(engine, record) == answered(wide, record)
+        assert engine.backend._kept.currsize <= 100_000  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("wrong", ["cut", "format", "tokenizer", "gone"])
+def test_an_export_that_does_not_fit_is_refused_with_the_reason(exported: Path, tmp_path: Path, wrong: str) -> None:
+    model = load_checkpoint(exported).model
+    copied = tmp_path / "model"
+    copied.mkdir()
+    for file in exported.rglob("*"):
+        if file.is_file():
+            target = copied / file.relative_to(exported)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    graph, manifest = copied / EXPORT / "int8" / "step.onnx", copied / EXPORT / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    if wrong == "cut":
+        graph.write_bytes(graph.read_bytes()[:1000])
+        reason = "can't be read"
+    elif wrong == "gone":
+        graph.unlink()
+        reason = "can't be read"
+    else:
+        manifest.write_text(json.dumps({**facts, wrong: 99}))
+        reason = "format 99" if wrong == "format" else "for the tokenizer 99"
+    with pytest.raises(CheckpointError, match=reason):
+        open_export(model, copied / EXPORT)
+
+
+def test_an_export_of_other_weights_is_left_alone(exported: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(exported)
+    target = tmp_path / "model"
+    save_checkpoint(target, checkpoint)
+    export_onnx(load_checkpoint(target), target / EXPORT)
+    assert open_engine(target).backend.name == "onnxruntime"
+    with torch.no_grad():
+        next(checkpoint.student.parameters()).add_(1)
+    save_checkpoint(target, checkpoint)
+    assert open_engine(target).backend.name == "torch"
+    with pytest.raises(CheckpointError, match="other weights; make an export with needle export"):
+        open_engine(target, backend="onnx")
+    with pytest.raises(CheckpointError, match="needle export"):
+        open_engine(target, precision="int8")
+    with pytest.raises(ValueError, match="backend is 'tensorrt'"):
+        open_engine(target, backend="tensorrt")
+
+
+def test_other_families_say_that_they_have_no_graphs(tokenizer: object, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="family span"):
+        export_onnx(random_checkpoint(tokenizer), tmp_path / "onnx")  # type: ignore[arg-type]
+    assert not (tmp_path / "onnx").exists()

@@ -21,7 +21,7 @@ from needle.text.files import write_json
 from needle.text.folder import EXPORT
 from needle.text.formats import read_records
 
-SEED = 998  # of made-up requests that nothing trains with
+SEED, LOOKED_AT = 998, 64  # made-up requests that nothing trains with, and how many tell what eight bits must bear
 
 
 @dataclass
@@ -48,7 +48,7 @@ def run(config: ExportSettings) -> None:
     records = list(read_records(Path(config.data))) if config.data else invented(config.check, SEED)
     if len(records) > config.check:
         records = random.Random(0).sample(records, config.check)
-    manifest = export_onnx(checkpoint, folder, config.precisions)
+    manifest = export_onnx(checkpoint, folder, config.precisions, invented(LOOKED_AT, SEED + 1))
     console.print(f"{folder}: {', '.join(config.precisions)}, {manifest['bytes'] / 1e6:.1f} MB", markup=False)
     for precision in config.precisions if records else ():
         found = parity(checkpoint, folder, precision, records)

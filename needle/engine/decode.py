@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,6 +127,7 @@ class Engine:
         self.max_tools = max_tools
         self.retriever = build_retriever(self.backend)
         self._short: LRUCache[Tool, tuple[Tool, str] | None] = LRUCache(SHORTENED)
+        self._lock = Lock()
 
     def answer(self, query: str, tools: Sequence[Tool], max_tokens: int = MAX_TOKENS) -> Answer:
         """One answer. Raises as `answer_one` does."""
@@ -228,9 +230,13 @@ class Engine:
         )
 
     def _shortened(self, tool: Tool) -> tuple[Tool, str] | None:
-        if tool not in self._short:
-            self._short[tool] = shortened(tool, self._readable)
-        return self._short[tool]
+        with self._lock:
+            if tool in self._short:
+                return self._short[tool]
+        found = shortened(tool, self._readable)
+        with self._lock:
+            self._short[tool] = found
+        return found
 
     def _readable(self, tool: Tool) -> bool:
         try:

@@ -9,6 +9,7 @@ are about the first call of an answer; words also find the tools of later ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,7 @@ class EncoderRetriever:
     def __init__(self, backend: Backend) -> None:
         self.backend, self.renderer = backend, backend.model.renderer
         self._keys: LRUCache[str, Floats] = LRUCache(CACHED_BYTES, getsizeof=lambda key: key.nbytes)
+        self._lock = Lock()
 
     def rank(self, query: str, tools: Sequence[Tool]) -> list[int]:
         """Indices of `tools`, the best first; equal ones keep their order."""
@@ -50,12 +52,14 @@ class EncoderRetriever:
         """[n]; products of keys, not probabilities."""
         if not tools:
             return np.zeros(0, np.float32)
-        known = {tool.key: self._keys.get(tool.key) for tool in tools}
+        with self._lock:
+            known = {tool.key: self._keys.get(tool.key) for tool in tools}
         missing = {tool.key: tool for tool in tools if known[tool.key] is None}
         if missing:
             keys = self.backend.tool_keys(list(missing.values()))
-            for name, row in zip(missing, keys, strict=True):
-                known[name] = self._keys[name] = row.copy()  # not a view of all of them
+            known |= {name: row.copy() for name, row in zip(missing, keys, strict=True)}  # no views of all of them
+            with self._lock:
+                self._keys.update({name: key for name in missing if (key := known[name]) is not None})
         mine = np.stack([key for tool in tools if (key := known[tool.key]) is not None])
         scores: Floats = mine @ self.backend.request_key(self.renderer.prompt("", query, ()))
         return scores

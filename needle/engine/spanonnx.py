@@ -8,6 +8,7 @@ Legend: as in `needle.exports.span`, and E members of the open tool's enums, U t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -15,7 +16,6 @@ from typing import TypeVar
 
 import numpy as np
 from cachetools import LRUCache
-from numpy.typing import NDArray
 
 from needle.engine.backend import Floats
 from needle.engine.onnx import Export
@@ -34,43 +34,46 @@ ROLE_ANSWER, ROLE_TEXT, ROLE_TOOL, ROLE_ARGUMENT, ROLE_MEMBER, ROLE_BEGINS, ROLE
 class _Card:
     """What tells a tool's use, as the decoder reads it."""
 
-    seen: Floats  # [L, 2, H, C, d]
+    seen: list[Floats]  # keys and values of each layer, [1, H, C, d]
     use: Floats  # [D]
     key: Floats  # [D]
 
     @property
     def nbytes(self) -> int:
-        return int(self.seen.nbytes + self.use.nbytes + self.key.nbytes)
+        return sum(own.nbytes for own in (*self.seen, self.use, self.key))
 
 
 @dataclass
 class _Form:
     """A whole tool, read alone."""
 
-    kept: Floats  # [J, W, 2D]
-    markers: Floats  # [A, D]
+    kept: list[Floats]  # keys and values of each layer that reads together, [1, W, D]
+    markers: Floats  # [1, A, D]
     members: Floats  # [E, D]
     member_keys: Floats  # [E, D]
-    first: NDArray[np.int64]  # [A] the first member of each argument
+    first: list[int]  # [A] the first member of each argument
+    count: list[int]  # [A] how many it has
 
     @property
     def nbytes(self) -> int:
-        return int(self.kept.nbytes + self.markers.nbytes + self.members.nbytes + self.member_keys.nbytes)
+        return sum(own.nbytes for own in (*self.kept, self.markers, self.members, self.member_keys))
 
 
 @dataclass
 class _Offer:
     """The tools of a request together."""
 
-    seen: Floats  # [L, 2, H, S, d]
+    seen: list[Floats]  # keys and values of each layer, [1, H, S, d]
     uses: Floats  # [U, D]
     keys: Floats  # [U, D]
 
     @property
     def nbytes(self) -> int:
-        return int(self.seen.nbytes + self.uses.nbytes + self.keys.nbytes)
+        return sum(own.nbytes for own in (*self.seen, self.uses, self.keys))
 
 
+NOTHING = np.zeros((0, 0), np.float32)
+NO_FORM = _Form([], NOTHING, NOTHING, NOTHING, [], [])
 Kept = TypeVar("Kept", _Card, _Form, _Offer)
 
 
@@ -91,15 +94,14 @@ class SpanOnnx:
         names = model.tokenizer
         self.first = (names.first_member, names.first_place, names.first_tool_label, names.first_argument_label)
         self.text = names.text_size
-        self.nothing = np.zeros((self.joint, 0, 2 * self.width), np.float32)
-        self.empty = self.tables["seen_empty"].reshape(self.layers, 2, self.heads, 1, self.head)
+        none = np.zeros((1, 0, self.width), np.float32)
+        self.nothing, self.no_past = [none] * (2 * self.joint), [none.reshape(1, self.heads, 0, self.head)]
+        self.no_past *= 2 * self.layers
+        self.empty = list(self.tables["seen_empty"].reshape(2 * self.layers, 1, self.heads, 1, self.head))
         self._kept: LRUCache[tuple[str, ...], _Card | _Form | _Offer] = LRUCache(
             export.cache_bytes, getsizeof=lambda own: own.nbytes
         )
         self._lock = Lock()
-        frequencies = self.student["rope_theta"] ** (-np.arange(0, self.head, 2, dtype=np.float32) / self.head)
-        angles = np.arange(model.max_length + 1, dtype=np.float32)[:, None] * frequencies.astype(np.float32)
-        self.cos, self.sin = np.cos(angles), np.sin(angles)
 
     def read_length(self, example: Example) -> int:
         return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
@@ -115,26 +117,28 @@ class SpanOnnx:
 
     def request_key(self, example: Example) -> Floats:
         answering = _Answering(self, example)
-        answering.step(ANSWER, -1)
+        answering.step([ANSWER], -1)
         key: Floats = answering.hidden[-1] * np.float32(self.width**-0.5)
         return key
 
     # Reading
 
-    def encode(self, ids: Sequence[int], cases: Sequence[int], kind: int) -> tuple[Floats, Floats, Floats]:
-        """[s, D] below the layers that read together and above, and the keys and values of those [J, s, 2D]."""
+    def encode(self, ids: Sequence[int], cases: Sequence[int], kind: int) -> tuple[Floats, Floats, list[Floats]]:
+        """[1, s, D] below the layers that read together and above, and the keys and values of those."""
         places = np.minimum(np.arange(len(ids)), len(self.tables["position"]) - 1)
         x = self.export.rows("embed", np.asarray(ids)) + self.tables["case"][np.asarray(cases)]
         x = x + self.tables["position"][places] + self.tables["kind"][kind]
-        (lower,) = self.export.run("lower", x)
-        read, kept = self.export.run("upper", lower, self.nothing)
+        (lower,) = self.export.run("lower", x[None])
+        read, *kept = self.export.run("upper", lower, *self.nothing)
         return lower, read, kept
 
     def card(self, tool: RenderedTool) -> _Card:
         found = self._known("card", tool.key)
         if not isinstance(found, _Card):
             _, read, _ = self.encode(tool.card, tool.card_cases, 1)
-            found = self._keep(_Card(*self.export.run("card", read)), "card", tool.key)
+            use = read[0].mean(0)
+            card = _Card(self.export.run("card", read), use, self.tables["key_tool"] @ use)
+            found = self._keep(card, "card", tool.key)
         return found
 
     def form(self, tool: RenderedTool) -> _Form:
@@ -142,10 +146,12 @@ class SpanOnnx:
         if not isinstance(found, _Form):
             lower, read, kept = self.encode(tool.ids, tool.cases, 1)
             spans = [place for leaf in tool.members for place in leaf]
-            members = np.stack([read[begin:behind].mean(0) for begin, behind in spans] or [read[0]])
-            first = np.cumsum([0, *(len(leaf) for leaf in tool.members)])[:-1]
-            form = _Form(kept, lower[list(tool.markers)], members, members @ self.tables["key_member"].T, first)
-            found = self._keep(form, "form", tool.key)
+            none = np.zeros((0, self.width), np.float32)
+            members = np.stack([read[0, begin:behind].mean(0) for begin, behind in spans]) if spans else none
+            count = [len(leaf) for leaf in tool.members]
+            first = [0, *itertools.accumulate(count)][:-1]
+            markers, keys = lower[:, list(tool.markers)], members @ self.tables["key_member"].T
+            found = self._keep(_Form(kept, markers, members, keys, first, count), "form", tool.key)
         return found
 
     def offer(self, tools: Sequence[RenderedTool]) -> _Offer:
@@ -154,8 +160,9 @@ class SpanOnnx:
         if not isinstance(found, _Offer):
             cards = [self.card(tool) for tool in tools]
             none = np.zeros((0, self.width), np.float32)
+            seen = zip(self.empty, *(card.seen for card in cards), strict=True)
             found = _Offer(
-                np.concatenate([self.empty, *(card.seen for card in cards)], axis=3),
+                [np.concatenate(parts, axis=2) for parts in seen],
                 np.stack([card.use for card in cards]) if cards else none,
                 np.stack([card.key for card in cards]) if cards else none,
             )
@@ -180,12 +187,8 @@ class SpanAnswers:
         self.every = every
 
     def step(self, tokens: Sequence[Sequence[int]], open_tool: Sequence[Sequence[int]]) -> Floats:
-        return np.stack(
-            [
-                np.stack([one.step(token, tool) for token, tool in zip(fed, opened, strict=True)])
-                for one, fed, opened in zip(self.every, tokens, open_tool, strict=True)
-            ]
-        )
+        every = zip(self.every, tokens, open_tool, strict=True)
+        return np.stack([one.step(fed, opened[0]) for one, fed, opened in every])
 
     def select(self, rows: Sequence[int]) -> None:
         self.every = [self.every[row] for row in rows]
@@ -194,13 +197,13 @@ class SpanAnswers:
         return None
 
     def draft(self, token: int, most: int) -> list[int]:
-        return []
+        return self.every[0].draft(token)
 
     def confirms(self, token: int, step: int) -> bool:
-        raise NotImplementedError("this student doesn't draft")
+        return True  # a label means one thing
 
     def cut(self, count: int) -> None:
-        raise NotImplementedError("this student doesn't draft")
+        self.every[0].cut(count)
 
 
 class _Answering:
@@ -210,36 +213,60 @@ class _Answering:
         self.backend, self.tools = backend, example.tools
         ids = example.query or (backend.model.tokenizer.pieces.unknown,)  # type: ignore[union-attr]
         self.lower, read, _ = backend.encode((BEGIN, *ids), (0, *(example.cases or (0,))), 0)
-        self.query = read[1:]
-        self.offer = backend.offer(example.tools)
-        self.arguments = self.members = self.member_keys = np.zeros((0, backend.width), np.float32)
-        self.first: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.count: list[int] = []
-        self.cross, self.keys = backend.export.run("row", self.query, self.arguments)
-        self.past = np.zeros((backend.layers, 2, backend.heads, 0, backend.head), np.float32)
-        self.hidden = np.zeros((0, backend.width), np.float32)
-        self.argument, self.begun = -1, False
+        self.offer, self.form = backend.offer(example.tools), NO_FORM
+        self.past = backend.no_past
+        self.hidden = self.ends = np.zeros((0, backend.width), np.float32)
+        self.position, self.argument, self.begun = 0, -1, False
+        self._row(read[:, 1:], 0)
 
     def open(self, number: int) -> None:
         """Reads the request together with a tool."""
         backend, tool = self.backend, self.tools[number]
-        form, length = backend.form(tool), len(self.lower)
-        read, _ = backend.export.run("upper", np.concatenate([self.lower, form.markers]), form.kept)
-        self.query, self.arguments = read[1:length], read[length:]
-        self.cross, self.keys = backend.export.run("row", self.query, self.arguments)
-        self.members, self.member_keys, self.first = form.members, form.member_keys, form.first
-        self.count = [len(leaf) for leaf in tool.members]
+        self.form = form = backend.form(tool)
+        read, *_ = backend.export.run("upper", np.concatenate([self.lower, form.markers], axis=1), *form.kept)
+        self._row(read[:, 1:], form.markers.shape[1])
 
-    def step(self, token: int, open_tool: int) -> Floats:
-        """[V] scores behind a token."""
-        backend, position = self.backend, self.past.shape[3]
-        x = self._input(token, open_tool)[None]
-        seen = (self.offer.seen, self.keys, self.offer.keys, self.member_keys)
-        self.past, self.hidden, text, pointed = backend.export.run(
-            "step", x, backend.cos[position : position + 1], backend.sin[position : position + 1],
-            np.zeros((1, position + 1), np.float32), self.past, self.cross, *seen,
-        )  # fmt: skip
-        return self._scores(text[0], pointed[0])
+    def _row(self, read: Floats, arguments: int) -> None:
+        """What the decoder reads from now on [1, Q+A, D], and what it may point at."""
+        *self.cross, begin, end, argument = self.backend.export.run("row", read)
+        Q = read.shape[1] - arguments
+        self.query, self.arguments = read[0, :Q], read[0, Q:]
+        members = [self.form.member_keys] if self.form.count else []
+        self.keys = np.concatenate([begin[0, :Q], end[0, :Q], argument[0, Q:], self.offer.keys, *members])
+
+    def step(self, tokens: Sequence[int], open_tool: int) -> Floats:
+        """[n, V] scores behind tokens, of which only the first may open a tool."""
+        x, states = [], []
+        for token in tokens:
+            x.append(self._input(token, open_tool))
+            states.append((self.argument, self.begun))
+        layers = [
+            part
+            for at in range(0, 2 * self.backend.layers, 2)
+            for own in (self.past, self.cross, self.offer.seen)
+            for part in own[at : at + 2]
+        ]
+        (hidden,), (text,), (pointed,), *self.past = self.backend.export.run(
+            "step", np.stack(x)[None], np.asarray([self.position]), self.keys, *layers
+        )
+        self.position += len(tokens)
+        self.hidden, self.states, self.ends = hidden, states, pointed[:, len(self.query) : 2 * len(self.query)]
+        return np.stack([self._scores(*row) for row in zip(text, pointed, states, strict=True)])
+
+    def draft(self, token: int) -> list[int]:
+        """Where a value that begins probably ends, guessed before its beginning is read."""
+        _, places, tools, _ = self.backend.first
+        if not places <= token < tools or self.begun:
+            return []
+        begin = token - places
+        return [token + int(self.ends[-1, begin:PLACE_LABELS].argmax())]
+
+    def cut(self, count: int) -> None:
+        self.position -= count
+        self.past = [own[:, :, : self.position] for own in self.past]
+        self.states = self.states[: len(self.states) - count]
+        self.hidden, self.ends = self.hidden[: len(self.states)], self.ends[: len(self.states)]
+        self.argument, self.begun = self.states[-1]
 
     def _input(self, token: int, open_tool: int) -> Floats:
         """[D] of a token: what it points at, and what the answer has come to."""
@@ -257,32 +284,29 @@ class _Answering:
         elif token >= places:
             x, role = self.query[token - places], ROLE_BEGINS if self.begun else ROLE_ENDS
         elif token >= members:
-            x, role = self.members[self.first[self.argument] + token - members], ROLE_MEMBER
+            x, role = self.form.members[self.form.first[self.argument] + token - members], ROLE_MEMBER
         elif token == ANSWER:
-            x, role = self._asked() @ tables["opening"].T, ROLE_ANSWER
+            x, role = tables["opening"] @ self.query.mean(0), ROLE_ANSWER
         else:
             x = tables["write"][token]
         given: Floats = x + tables["role"][role]
         return given
 
-    def _asked(self) -> Floats:
-        mean: Floats = self.query.mean(0)
-        return mean
-
-    def _scores(self, text: Floats, pointed: Floats) -> Floats:
+    def _scores(self, text: Floats, pointed: Floats, state: tuple[int, bool]) -> Floats:
+        argument, begun = state
         backend, Q, A, U = self.backend, len(self.query), len(self.arguments), len(self.tools)
         members, places, tools, arguments = backend.first
         scores = np.full(arguments + ARGUMENT_LABELS, -np.inf, np.float32)
         text, gates = text[: backend.text], text[backend.text :]
         scores[: backend.text] = text + gates[TEXT]
-        at = Q if self.begun else 0
+        at = Q if begun else 0
         said = min(Q, PLACE_LABELS)
         scores[places : places + said] = pointed[at : at + said] + gates[PLACE]
         scores[arguments : arguments + A] = pointed[2 * Q : 2 * Q + A] + gates[ARGUMENT]
         behind = 2 * Q + A
         scores[tools : tools + U] = pointed[behind : behind + U] + gates[TOOL]
-        if self.argument >= 0 and self.count[self.argument]:
-            count = min(self.count[self.argument], MEMBER_LABELS)
-            first = behind + U + int(self.first[self.argument])
+        if argument >= 0 and self.form.count[argument]:
+            count = min(self.form.count[argument], MEMBER_LABELS)
+            first = behind + U + self.form.first[argument]
             scores[members : members + count] = pointed[first : first + count] + gates[MEMBER]
         return scores

@@ -1,277 +1,184 @@
 """The span student as graphs: what `needle.engine.spanonnx` puts together, for one request at a time.
 
-Projections of the same input are one matrix; the last layers of the encoder are one graph, which reads requests and
-tools alone and a request beside its tool; what is looked up in a table stays outside.
+Projections of the same input are one matrix. The last layers of the encoder are one graph, which reads requests and
+tools alone and a request beside its tool. What is looked up in a table stays outside.
 
-Legend: s positions, W positions beside, Q of a request, A arguments, C of a card, S of all cards, n tokens of a step, P
-tokens before, L layers of the decoder, J layers that read together, H heads, d width of a head, D width.
+Legend: s positions, W positions beside, C of a card, R of a row (a request's, then its tool's arguments), S of all
+cards, n tokens of a step, P tokens before, N keys that may be pointed at, L layers of the decoder, J layers that read
+together, D width, d width of a head, V what is written.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from needle.exports.net import Net
+from needle.exports.ranges import Ranges
+from needle.students.base import Rope
 from needle.students.span.reader import ReadingBlock
 from needle.students.span.student import DecoderBlock, SpanStudent
 
 
-@dataclass
-class Graph:
-    """A module, example inputs by name, names of the outputs, and which axes have any size."""
-
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: list[str]
-    axes: dict[str, dict[int, str]] = field(default_factory=dict)
-
-
-def _fused(*parts: nn.Linear, rows: bool = True) -> nn.Linear:
-    """One matrix for several projections of one input, or, without `rows`, of several inputs whose outputs are
-    added."""
-    weight = torch.cat([part.weight for part in parts], dim=0 if rows else 1).detach().float().contiguous()
-    whole = nn.Linear(weight.shape[1], weight.shape[0], bias=parts[0].bias is not None)
-    whole.weight.data = weight
-    if parts[0].bias is not None:
-        whole.bias.data = torch.cat([part.bias for part in parts]).detach().float()
-    return whole
-
-
-def _heads(x: Tensor, count: int) -> Tensor:
-    """[..., s, D] to [..., H, s, d]."""
-    return _split(x, count, -1).transpose(-3, -2)
-
-
-def _split(x: Tensor, *sizes: int) -> Tensor:
-    """[..., D] to [..., *sizes]."""
-    return x.reshape(*x.shape[:-1], *sizes)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[H, s, d] over [H, S, d] to [s, D]."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    read: Tensor = ((scores if bias is None else scores + bias).softmax(-1) @ v).transpose(0, 1).flatten(1)
-    return read
-
-
-class _Layer(nn.Module):
-    """`ReadingBlock` of one row."""
-
-    def __init__(self, block: ReadingBlock, heads: int) -> None:
-        super().__init__()
-        own = block.attention
-        self.heads, self.qkv, self.o = heads, _fused(own.q_proj, own.kv_proj), own.o_proj
-        self.up, self.down = block.mlp.up_proj, block.mlp.down_proj
-        self.norm_attention, self.norm_mlp = block.norm_attention, block.norm_mlp
-
-    def forward(self, x: Tensor, beside: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[s, D] beside [W, 2D] to [s, D] and its keys and values [s, 2D]."""
-        q, own = self.qkv(x).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
-        k, v = (own if beside is None else torch.cat([own, beside])).chunk(2, dim=-1)
-        read = _attend(_heads(q, self.heads), _heads(k, self.heads), _heads(v, self.heads))
-        x = self.norm_attention(x + self.o(read))
-        return self.norm_mlp(x + self.down(F.gelu(self.up(x)))), own
-
-
-class Lower(nn.Module):
-    """The encoder below the layers that read together: sums of embeddings [s, D] to [s, D]."""
-
-    def __init__(self, student: SpanStudent) -> None:
-        super().__init__()
-        config = student.config
-        self.norm = student.norm_encoder
-        alone = list(student.encoder)[: config.encoder_layers - config.joint]
-        self.layers = nn.ModuleList([_Layer(block, config.encoder_heads) for block in alone])  # type: ignore[arg-type]
-
-    def forward(self, embedded: Tensor) -> Tensor:
-        x: Tensor = self.norm(embedded)
-        for layer in self.layers:
-            x, _ = layer(x)
-        return x
-
-
-class Upper(nn.Module):
-    """Those that do: [s, D] beside [J, W, 2D] to [s, D] and their keys and values [J, s, 2D]."""
-
-    def __init__(self, student: SpanStudent) -> None:
-        super().__init__()
-        config = student.config
-        together = list(student.encoder)[config.encoder_layers - config.joint :]
-        self.layers = nn.ModuleList([_Layer(block, config.encoder_heads) for block in together])  # type: ignore[arg-type]
-
-    def forward(self, lower: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
-        x, kept = lower, []
-        for layer, own in zip(self.layers, beside.unbind(0), strict=True):
-            x, mine = layer(x, own)
-            kept.append(mine)
-        return x, torch.stack(kept)
-
-
-class Row(nn.Module):
-    """What a row is to the decoder: its keys and values [L, 2, H, Q+A, d], and the keys of places and arguments
-    [2Q+A, D]."""
-
-    def __init__(self, student: SpanStudent) -> None:
-        super().__init__()
-        blocks: list[DecoderBlock] = list(student.decoder)  # type: ignore[arg-type]
-        self.heads, self.layers = student.config.heads, len(blocks)
-        self.cross = _fused(*(block.pair.kv_proj for block in blocks))
-        self.places = _fused(student.key["begin"], student.key["end"])  # type: ignore[arg-type]
-        self.argument = student.key["argument"]
-
-    def forward(self, query: Tensor, arguments: Tensor) -> tuple[Tensor, Tensor]:
-        begin, end = self.places(query).chunk(2, dim=-1)
-        keys = torch.cat([begin, end, self.argument(arguments)])
-        return _keys_values(self.cross(torch.cat([query, arguments])), self.layers, self.heads), keys
-
-
-def _keys_values(x: Tensor, layers: int, heads: int) -> Tensor:
-    """[s, L*2*D] to [L, 2, H, s, d]."""
-    return x.reshape(x.shape[0], layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
-
-
-class Card(nn.Module):
-    """What a card is to the decoder: its keys and values [L, 2, H, C, d], its mean [D], and its key as a tool [D]."""
-
-    def __init__(self, student: SpanStudent) -> None:
-        super().__init__()
-        blocks: list[DecoderBlock] = list(student.decoder)  # type: ignore[arg-type]
-        self.heads, self.layers = student.config.heads, len(blocks)
-        self.seen = _fused(*(block.tools.kv_proj for block in blocks))
-        self.key = student.key["tool"]
-
-    def forward(self, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        use = read.mean(0)
-        return _keys_values(self.seen(read), self.layers, self.heads), use, self.key(use)
-
-
-class _Turn(nn.Module):
-    """`DecoderBlock` of one answer."""
-
-    def __init__(self, block: DecoderBlock, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = _fused(block.own.q_proj, block.own.kv_proj)
-        self.o = block.own.o_proj
-        self.asks = _fused(block.pair.q_proj, block.tools.q_proj)
-        self.hears = _fused(block.pair.o_proj, block.tools.o_proj, rows=False)
-        self.up = _fused(block.mlp.gate_proj, block.mlp.up_proj)
-        self.down = block.mlp.down_proj
-        self.norm_own, self.norm_cross, self.norm_mlp = block.norm_own, block.norm_cross, block.norm_mlp
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, past: Tensor, cross: Tensor, seen: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        q, k, v = (_heads(part, self.heads) for part in self.qkv(self.norm_own(x)).chunk(3, dim=-1))
-        q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-        past = torch.cat([past, torch.stack([k, v])], dim=2)
-        x = x + self.o(_attend(q, past[0], past[1], bias))
-        mine, theirs = (_heads(part, self.heads) for part in self.asks(self.norm_cross(x)).chunk(2, dim=-1))
-        heard = torch.cat([_attend(mine, cross[0], cross[1]), _attend(theirs, seen[0], seen[1])], dim=-1)
-        x = x + self.hears(heard)
-        gate, up = self.up(self.norm_mlp(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up), past
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
-
-
-class Step(nn.Module):
-    """n tokens further: their inputs [n, D] to the keys and values so far [L, 2, H, P+n, d], what is hidden [n, D], the
-    scores of text and of the kinds of outcome [n, V+5], and how well it fits each key of its row [n, 2Q+A], tool [n, U]
-    and member [n, E]."""
-
-    def __init__(self, student: SpanStudent) -> None:
-        super().__init__()
-        config = student.config
-        blocks: list[DecoderBlock] = list(student.decoder)  # type: ignore[arg-type]
-        self.layers = nn.ModuleList([_Turn(block, config.heads) for block in blocks])
-        self.norm, self.scale = student.norm_decoder, student.scale
-        self.spell, self.gate = student.spell, student.gate
-        self.write = nn.Linear(config.width, student.text)
-        self.write.weight.data = student.write.weight.detach().float().clone()
-        self.write.bias.data = student.text_bias.detach().float().clone()
-
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        bias: Tensor,
-        past: Tensor,
-        cross: Tensor,
-        seen: Tensor,
-        row_keys: Tensor,
-        tool_keys: Tensor,
-        member_keys: Tensor,
-    ) -> tuple[Tensor, ...]:
-        kept = []
-        for layer, own, row, tools in zip(self.layers, past.unbind(0), cross.unbind(0), seen.unbind(0), strict=True):
-            x, mine = layer(x, cos, sin, bias, own, row, tools)
-            kept.append(mine)
-        hidden = self.norm(x)
-        keys = torch.cat([row_keys, tool_keys, member_keys])
-        text = torch.cat([self.write(self.spell(hidden)), self.gate(hidden)], dim=-1)
-        return torch.stack(kept), hidden, text, (hidden @ keys.T) * self.scale
-
-
-def graphs(student: SpanStudent) -> dict[str, Graph]:
-    """The graphs of a student in float32, which isn't changed."""
-    config = student.config
-    D, H, L, J = config.width, config.heads, config.decoder_layers, config.joint
-    d = D // H
-
-    def some(*sizes: int) -> Tensor:
-        return torch.randn(*sizes)
-
+def graphs(student: SpanStudent, small: bool, longest: int, ranges: Ranges) -> dict[str, Net]:
+    """The graphs of a student in float32, for answers of at most `longest` tokens. `ranges` are of the encoder's
+    feed-forward layers, few channels of which get twenty times as large as the others, and of its attention."""
     return {
-        "lower": Graph(Lower(student), {"embedded": some(7, D)}, ["lower"], {"embedded": {0: "s"}, "lower": {0: "s"}}),
-        "upper": Graph(
-            Upper(student),
-            {"lower": some(7, D), "beside": some(J, 5, 2 * D)},
-            ["read", "kept"],
-            {"lower": {0: "s"}, "beside": {1: "W"}, "read": {0: "s"}, "kept": {1: "s"}},
-        ),
-        "row": Graph(
-            Row(student),
-            {"query": some(6, D), "arguments": some(3, D)},
-            ["cross", "row_keys"],
-            {"query": {0: "Q"}, "arguments": {0: "A"}, "cross": {3: "R"}, "row_keys": {0: "K"}},
-        ),
-        "card": Graph(
-            Card(student), {"read": some(6, D)}, ["seen", "use", "tool_key"], {"read": {0: "C"}, "seen": {3: "C"}}
-        ),
-        "step": Graph(
-            Step(student),
-            {
-                "x": some(2, D), "cos": some(2, d // 2), "sin": some(2, d // 2), "bias": torch.zeros(2, 5),
-                "past": some(L, 2, H, 3, d), "cross": some(L, 2, H, 9, d), "seen": some(L, 2, H, 8, d),
-                "row_keys": some(15, D), "tool_keys": some(2, D), "member_keys": some(4, D),
-            },
-            ["kept", "hidden", "text", "pointed"],
-            {
-                "x": {0: "n"}, "cos": {0: "n"}, "sin": {0: "n"}, "bias": {0: "n", 1: "T"}, "past": {3: "P"},
-                "cross": {3: "R"}, "seen": {3: "S"}, "row_keys": {0: "K"}, "tool_keys": {0: "U"},
-                "member_keys": {0: "E"}, "kept": {3: "T"}, "hidden": {0: "n"}, "text": {0: "n"},
-                "pointed": {0: "n", 1: "N"},
-            },
-        ),
-    }  # fmt: skip
+        "lower": _lower(student, small, ranges),
+        "upper": _upper(student, small, ranges),
+        "row": _row(student, small),
+        "card": _card(student, small),
+        "step": _step(student, small, longest),
+    }
 
 
 def tables(student: SpanStudent) -> dict[str, Tensor]:
     """What is looked up, or too small for a graph."""
-    blocks: list[DecoderBlock] = list(student.decoder)  # type: ignore[arg-type]
     found: dict[str, Tensor] = {
         "embed": student.embed.weight, "case": student.case.weight, "position": student.position.weight,
-        "kind": student.kind.weight, "no_tool": student.no_tool, "write": student.write.weight,
-        "role": student.role.weight, "opening": student.opening.weight,
-        "key_member": student.key["member"].weight,  # type: ignore[dict-item]
-        "seen_empty": torch.cat([block.tools.kv_proj.weight @ student.no_tool for block in blocks]),
+        "kind": student.kind.weight, "write": student.write.weight, "role": student.role.weight,
+        "opening": student.opening.weight, "key_member": student.key["member"].weight,  # type: ignore[dict-item]
+        "key_tool": student.key["tool"].weight,  # type: ignore[dict-item]
+        "seen_empty": _stacked([block.tools.kv_proj for block in _decoder(student)]) @ student.no_tool,
     }  # fmt: skip
     return {name: table.detach().float().contiguous() for name, table in found.items()}
+
+
+def _lower(student: SpanStudent, small: bool, ranges: Ranges) -> Net:
+    """The encoder below the layers that read together: sums of embeddings [1, s, D] to [1, s, D]."""
+    net, config, first = Net(small), student.config, student.norm_encoder
+    x = net.norm(net.input("embedded", 1, "s", config.width), first.weight, first.bias, first.eps)
+    for block in _encoder(student)[: config.encoder_layers - config.joint]:
+        x, _, _ = _reading(net, block, ranges, config.encoder_heads, x)
+    net.output("lower", x, 1, "s", config.width)
+    return net
+
+
+def _upper(student: SpanStudent, small: bool, ranges: Ranges) -> Net:
+    """Those that do: [1, s, D] beside keys and values [1, W, D] of each to [1, s, D] and their own."""
+    net, config = Net(small), student.config
+    x, D = net.input("lower", 1, "s", config.width), config.width
+    kept: list[str] = []
+    for number, block in enumerate(_encoder(student)[config.encoder_layers - config.joint :]):
+        beside = [net.input(f"beside_{part}_{number}", 1, "W", D) for part in "kv"]
+        x, *own = _reading(net, block, ranges, config.encoder_heads, x, beside)
+        kept += own
+    net.output("read", x, 1, "s", D)
+    for place, own_part in enumerate(kept):
+        net.output(f"kept_{'kv'[place % 2]}_{place // 2}", own_part, 1, "s", D)
+    return net
+
+
+def _reading(
+    net: Net, block: ReadingBlock, ranges: Ranges, heads: int, x: str, beside: Sequence[str] | None = None
+) -> tuple[str, str, str]:
+    """`ReadingBlock`: what it makes of x, and x's keys and values."""
+    own, mlp, D = block.attention, block.mlp, block.norm_mlp.weight.shape[0]
+    asks = [own.q_proj, own.kv_proj]
+    q, k, v = net.split(net.dense(x, _stacked(asks), _biases(asks), ranges.get(own.q_proj)), D, D, D)
+    others = [net.join(mine, theirs, axis=1) for mine, theirs in zip((k, v), beside, strict=True)] if beside else [k, v]
+    read = net.dense(net.attend(heads, q, *others)[0], own.o_proj.weight)
+    norm = block.norm_attention
+    x, _ = net.add_norm(x, read, norm.weight, norm.bias, norm.eps, own.o_proj.bias)
+    up = net.dense(x, mlp.up_proj.weight, ranges=ranges.get(mlp.up_proj))
+    up = net.op("BiasGelu", up, net.constant(mlp.up_proj.bias), domain="com.microsoft")
+    down, norm = net.dense(up, mlp.down_proj.weight, ranges=ranges.get(mlp.down_proj)), block.norm_mlp
+    x, _ = net.add_norm(x, down, norm.weight, norm.bias, norm.eps, mlp.down_proj.bias)
+    return x, k, v
+
+
+def _row(student: SpanStudent, small: bool) -> Net:
+    """What a row is to the decoder: positions [1, R, D] to their keys and values of each layer [1, H, R, d], and to
+    their keys as beginnings, ends and arguments, each [1, R, D]."""
+    net, D, blocks = Net(small), student.config.width, _decoder(student)
+    keys = [student.key[kind] for kind in ("begin", "end", "argument")]
+    weight = _stacked([*(block.pair.kv_proj for block in blocks), *keys])  # type: ignore[list-item]
+    parts = net.split(net.dense(net.input("row", 1, "R", D), weight), *[D] * (2 * len(blocks) + 3))
+    for part, name in zip(parts, _names("cross", len(blocks)), strict=False):
+        net.output(name, net.heads(part, student.config.heads), 1, student.config.heads, "R", student.head_width)
+    for part, name in zip(parts[-3:], ("begin", "end", "argument"), strict=True):
+        net.output(name, part, 1, "R", D)
+    return net
+
+
+def _card(student: SpanStudent, small: bool) -> Net:
+    """What a card [1, C, D] is to the decoder: its keys and values of each layer [1, H, C, d]."""
+    net, D, blocks = Net(small), student.config.width, _decoder(student)
+    weight = _stacked([block.tools.kv_proj for block in blocks])
+    parts = net.split(net.dense(net.input("card", 1, "C", D), weight), *[D] * (2 * len(blocks)))
+    for part, name in zip(parts, _names("seen", len(blocks)), strict=True):
+        net.output(name, net.heads(part, student.config.heads), 1, student.config.heads, "C", student.head_width)
+    return net
+
+
+def _step(student: SpanStudent, small: bool, longest: int) -> Net:
+    """n tokens further: their inputs [1, n, D] and the position of the first [1], for each layer the keys and values
+    of the answer so far [1, H, P, d], of its row and of its cards, and the keys that may be pointed at [N, D]; to what
+    is hidden [1, n, D], the scores of text and of the kinds of outcome [1, n, V+5], how well each key fits [1, n, N],
+    and the keys and values of the answer [1, H, P+n, d]."""
+    net, config, blocks = Net(small), student.config, _decoder(student)
+    D, H = config.width, config.heads
+    x = net.input("x", 1, "n", D)
+    position = net.input("position", 1, kind="int64")
+    keys = net.input("keys", "N", D)
+    rope = Rope.at(torch.arange(longest), D // H, config.rope_theta)
+    cos, sin = net.constant(rope.cos), net.constant(rope.sin)
+    kept = []
+    normed = net.norm(x, blocks[0].norm_own.weight, None, blocks[0].norm_own.eps)
+    for number, block in enumerate(blocks):
+        past = [net.input(f"past_{part}_{number}", 1, H, "P", D // H) for part in "kv"]
+        cross = [net.input(f"cross_{part}_{number}", 1, H, "R", D // H) for part in "kv"]
+        seen = [net.input(f"seen_{part}_{number}", 1, H, "S", D // H) for part in "kv"]
+        q, k, v = net.split(net.dense(normed, _stacked([block.own.q_proj, block.own.kv_proj])), D, D, D)
+        q, k = (net.op("RotaryEmbedding", own, position, cos, sin, domain="com.microsoft") for own in (q, k))
+        said, *own = net.attend(H, q, k, v, "", "", "", *past, outputs=3, unidirectional=1)
+        kept += own
+        normed, x = net.add_norm(x, net.dense(said, block.own.o_proj.weight), *_scale(block.norm_cross))
+        asks = net.split(net.dense(normed, _stacked([block.pair.q_proj, block.tools.q_proj])), D, D)
+        heard = [net.attend(H, mine, *theirs)[0] for mine, theirs in zip(asks, (cross, seen), strict=True)]
+        both = torch.cat([block.pair.o_proj.weight, block.tools.o_proj.weight], dim=1)
+        normed, x = net.add_norm(x, net.dense(net.join(*heard, axis=2), both), *_scale(block.norm_mlp))
+        gates = _stacked([block.mlp.gate_proj, block.mlp.up_proj])
+        gate, up = net.split(net.dense(normed, gates), *[config.hidden] * 2)
+        gate = net.op("QuickGelu", gate, domain="com.microsoft", alpha=1.0)  # the activation of SwiGLU
+        down = net.dense(net.op("Mul", gate, up), block.mlp.down_proj.weight)
+        following = blocks[number + 1].norm_own if number + 1 < len(blocks) else student.norm_decoder
+        normed, x = net.add_norm(x, down, *_scale(following))
+    spelled = student.write.weight @ student.spell.weight
+    text = net.dense(
+        normed, torch.cat([spelled, student.gate.weight]), torch.cat([student.text_bias, student.gate.bias])
+    )
+    pointed = net.op("FusedMatMul", normed, keys, domain="com.microsoft", transB=1, alpha=student.scale)
+    net.output("hidden", normed, 1, "n", D)
+    net.output("text", text, 1, "n", "V")
+    net.output("pointed", pointed, 1, "n", "N")
+    for name, part in zip(_names("present", len(blocks)), kept, strict=True):
+        net.output(name, part, 1, H, "T", D // H)
+    return net
+
+
+def _names(what: str, layers: int) -> list[str]:
+    return [f"{what}_{part}_{number}" for number in range(layers) for part in "kv"]
+
+
+def _scale(norm: nn.LayerNorm) -> tuple[Tensor, None, float]:
+    return norm.weight, None, norm.eps
+
+
+def _stacked(parts: Sequence[nn.Linear]) -> Tensor:
+    """One matrix for several projections of one input."""
+    return torch.cat([part.weight for part in parts])
+
+
+def _biases(parts: Sequence[nn.Linear]) -> Tensor:
+    return torch.cat([part.bias for part in parts])
+
+
+def _encoder(student: SpanStudent) -> list[ReadingBlock]:
+    return list(student.encoder)  # type: ignore[arg-type]
+
+
+def _decoder(student: SpanStudent) -> list[DecoderBlock]:
+    return list(student.decoder)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,20 @@ class Grammar:
         self._ll = LLTokenizer(tokenizer.json, eos_token=tokenizer.eos)
         self._limits = LLParserLimits()
         self._ready: LRUCache[tuple[Tool, ...], LLMatcher] = LRUCache(READY)
+        self._lock = Lock()
 
     def matcher(self, tools: Sequence[Tool], said: Said | None = None) -> Matcher:
         """A matcher at the start of an answer to `said`, if it points at that; raises `ToolSchemaError` for a schema
         that no grammar can express."""
-        matcher = self._ready.get(tuple(tools))
+        with self._lock:
+            matcher = self._ready.get(tuple(tools))
         if matcher is None:
             text = LLMatcher.grammar_from_lark(grammar_text(self.codec, tools, self.tokenizer))
             matcher = LLMatcher(self._ll, text, log_level=0, limits=self._limits)
             if matcher.is_error():
                 raise ToolSchemaError(*_culprit(self, tools, matcher.get_error()))
-            self._ready[tuple(tools)] = matcher
+            with self._lock:
+                self._ready[tuple(tools)] = matcher
         if said is not None:
             return PlaceMatcher(matcher.deep_copy(), self.tokenizer, tools, said)
         return Matcher(matcher.deep_copy(), self.tokenizer.size)

@@ -17,12 +17,16 @@ from needle.engine.decode import Answer, Engine
 from needle.engine.eager import EagerBackend
 from needle.engine.open import open_engine, open_export
 from needle.engine.retrieve import EncoderRetriever
-from needle.exports.onnx import ExportError, export_onnx
+from needle.exports.errors import ExportError
+from needle.exports.llama import export_gguf, export_huggingface
+from needle.exports.onnx import export_onnx
 from needle.exports.parity import parity
+from needle.students.batch import prompt_ids
 from needle.students.checkpoint import load_checkpoint, save_checkpoint
 from needle.text.folder import EXPORT, CheckpointError
 from needle.text.prompt import Example, render_record
 from needle.text.records import Record
+from needle.text.tokenizer import TextTokenizer
 from tests.test_engine import random_checkpoint
 
 SOME = 40  # tokens of an answer: random weights would go on for ever
@@ -151,3 +155,52 @@ def test_other_families_say_that_they_have_no_graphs(tokenizer: object, tmp_path
     with pytest.raises(ExportError, match="family span"):
         export_onnx(random_checkpoint(tokenizer), tmp_path / "onnx")  # type: ignore[arg-type]
     assert not (tmp_path / "onnx").exists()
+
+
+def test_a_llama_student_is_a_hugging_face_model(
+    tokenizer: TextTokenizer, records: list[Record], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = random_checkpoint(tokenizer, "llama")
+    export_huggingface(checkpoint, tmp_path)
+    theirs, names = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+    for record in records[:5]:
+        ids = prompt_ids(checkpoint.renderer.prompt("", record.query, record.tools), tokenizer)
+        row = torch.tensor([ids])
+        with torch.no_grad():
+            hidden, _ = checkpoint.student.trunk(row, torch.arange(len(ids))[None], None, None)  # type: ignore[operator]
+            ours = checkpoint.student.head(hidden)  # type: ignore[operator]
+            torch.testing.assert_close(ours, theirs(row).logits, atol=1e-4, rtol=1e-4)
+        assert tuple(names(" " + record.query)["input_ids"]) == tokenizer.encode(" " + record.query)
+
+
+def test_a_gguf_file_holds_the_same_weights(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    checkpoint = random_checkpoint(tokenizer, "llama")
+    whole, half = (export_gguf(checkpoint, tmp_path / kind, kind) for kind in ("F32", "F16"))
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    read = GGUFReader(whole)
+    found = {tensor.name: np.array(tensor.data) for tensor in read.tensors}
+    weights = {name: value.numpy() for name, value in checkpoint.student.state_dict().items()}
+    assert len(found) == len(weights)
+    np.testing.assert_array_equal(found["token_embd.weight"], weights["embed_tokens.weight"])
+    np.testing.assert_array_equal(found["blk.0.ffn_down.weight"], weights["layers.0.mlp.down_proj.weight"])
+    config = checkpoint.config
+    turned = weights["layers.0.self_attn.q_proj.weight"]
+    head = config.width // config.heads  # type: ignore[union-attr]
+    # The first pair of a head that llama.cpp rotates: what stands at 0 and in the middle here.
+    np.testing.assert_array_equal(found["blk.0.attn_q.weight"][:2], turned[[0, head // 2]])
+    tokens = [
+        bytes(read.fields["tokenizer.ggml.tokens"].parts[at]).decode()
+        for at in read.fields["tokenizer.ggml.tokens"].data
+    ]
+    assert tokens == [tokenizer.raw(token) for token in range(tokenizer.size)]
+
+
+def test_formats_that_do_not_fit_a_family_are_refused(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="family llama; this one is span"):
+        export_huggingface(load_checkpoint(exported), tmp_path)
+    with pytest.raises(ExportError, match="family llama"):
+        export_gguf(load_checkpoint(exported), tmp_path)

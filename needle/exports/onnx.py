@@ -15,6 +15,7 @@ from torch import Tensor
 
 from needle import __version__
 from needle.engine.onnx import FORMAT, MANIFEST, PRECISIONS, TABLES
+from needle.exports.errors import ExportError
 from needle.exports.ranges import input_ranges
 from needle.exports.span import graphs, tables
 from needle.students.base import count_parameters
@@ -25,10 +26,6 @@ from needle.text.folder import weights_fingerprint
 from needle.text.records import Record
 
 WIDE = "embed"  # the table that is large enough to be held in eight bits
-
-
-class ExportError(ValueError):
-    """A student that can't be exported; the message says why and what can."""
 
 
 def export_onnx(
@@ -42,7 +39,9 @@ def export_onnx(
     """
     student = checkpoint.student
     if not isinstance(student, SpanStudent) or student.config.names:
-        raise ExportError(f"format=onnx takes students of the family span, without names; this is {checkpoint.config}")
+        raise ExportError(
+            f"format=onnx takes students of the family span without student.names; this is {checkpoint.config}"
+        )
     unknown = [name for name in precisions if name not in PRECISIONS]
     if unknown or not precisions:
         raise ExportError(f"precisions={list(precisions)}; expected some of {', '.join(PRECISIONS)}")

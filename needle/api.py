@@ -10,6 +10,7 @@ answer.calls[0].arguments, answer.confidence
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ Tools = Sequence[Any] | Mapping[str, Any]
 
 
 class Needle:
-    """A student, ready to answer. One object may be shared by threads, which then take turns.
+    """A student, ready to answer. One object may be shared by threads, which take turns in torch.
 
     Args:
         checkpoint: a folder that `needle train` wrote; the released student when there is none.
@@ -46,7 +47,8 @@ class Needle:
         backend: str = "auto",
     ) -> None:
         self.engine = open_engine(checkpoint, precision=precision, max_tools=max_tools, alone=True, backend=backend)
-        self._turn = Lock()
+        free = self.engine.backend.concurrent
+        self._turn: AbstractContextManager[object] = nullcontext() if free else Lock()
 
     def __repr__(self) -> str:
         model = self.engine.model

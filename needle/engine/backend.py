@@ -51,6 +51,7 @@ class Backend(Protocol):
     name: str  # torch, or onnxruntime
     parameters: int
     read_at_once: str  # what `read_length` counts, for messages
+    concurrent: bool  # whether several threads may ask at once
     can_rank: bool  # whether `tool_keys` and `request_key` choose a few tools among many
 
     def read_length(self, example: Example) -> int:

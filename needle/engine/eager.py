@@ -16,7 +16,7 @@ from needle.text.prompt import Example, RenderedTool
 class EagerBackend:
     """A checkpoint's student."""
 
-    name = "torch"
+    name, concurrent = "torch", False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.model, self.student = checkpoint.model, checkpoint.student

@@ -80,7 +80,7 @@ Kept = TypeVar("Kept", _Card, _Form, _Offer)
 class SpanOnnx:
     """An export as what computes; it may be asked by several threads at once."""
 
-    name = "onnxruntime"
+    name, concurrent = "onnxruntime", True
     read_at_once = "the longest of the request and its tools is"
     can_rank = True
 

@@ -6,7 +6,10 @@ when too many requests are waiting already.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -30,12 +33,20 @@ from needle.text.records import FieldError, ToolSchemaError, encodable
 
 @dataclass
 class ServeConfig:
-    """Where to listen, the largest body that is read, in bytes, and how many requests may wait for their turn."""
+    """Where to listen, the largest body that is read, in bytes, and how many requests may wait for their turn.
+
+    `threads` answer side by side where the backend can (onnx), one for each core when 0; torch answers one by one.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_body: int = 1_000_000
     max_waiting: int = 100
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"serve.threads is {self.threads}; it must be at least 1, or 0 for one on each core")
 
 
 class ToolCallRequest(BaseModel):
@@ -98,10 +109,11 @@ class ToolCallResponse(BaseModel):
 
 
 def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
-    """The application; one engine answers one request at a time, since a core can do only one anyway."""
+    """The application. Its threads live as long as it does: torch, and the caches of a core, know them."""
     app = FastAPI(title="Needle", version=__version__)
     app.add_middleware(_BodyLimit, limit=config.max_body)
-    turn = anyio.Lock()
+    threads = (config.threads or os.cpu_count() or 1) if engine.backend.concurrent else 1
+    turn, workers = anyio.Semaphore(threads), ThreadPoolExecutor(threads, "needle")
     inside = 0  # requests that are read, waiting or being answered
 
     def read(request: ToolCallRequest) -> Asked:
@@ -131,7 +143,9 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
             async with turn:
                 if await http.is_disconnected():
                     return Response(status_code=499)  # nobody hears it
-                answer = await run_sync(engine.answer_one, asked, request.max_tokens)
+                answer = await asyncio.get_running_loop().run_in_executor(
+                    workers, engine.answer_one, asked, request.max_tokens
+                )
         finally:
             inside -= 1
         calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in answer.calls or ()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint, save_checkpoint
 from needle.students.pointer.encoder import PointerConfig
 from needle.students.pointer.student import PointerStudent
-from needle.students.pretrained import find_encoder, fit_config, start_from, words
+from needle.students.pretrained import find_encoder, fit_config, read_in, start_from, words
+from needle.students.span.reader import SpanConfig
+from needle.students.span.student import SpanStudent
 from needle.text.folder import CheckpointError
 from needle.text.records import Record, Tool
 from needle.text.tokenizer import TextTokenizer
@@ -199,3 +202,37 @@ def test_before_any_training_the_right_tool_scores_highest(records: list[Record]
     ]
     retriever = EncoderRetriever(EagerBackend(Checkpoint(student, student.config, tokenizer, "decisions", 512)))
     assert [retriever.rank(query, tools)[0] for query in asked] == [0, 1, 2, 3]
+
+
+def test_a_span_student_takes_over_what_a_pointer_student_knows(
+    encoder: Path, tokenizer: TextTokenizer, records: list[Record], tmp_path: Path
+) -> None:
+    pooled = fit_config(PointerConfig(encoder=str(encoder), heads=4, hidden=32, pool=True))
+    known = build_student(pooled, tokenizer.size).eval()
+    start_from(known, pooled, tokenizer)
+    assert isinstance(known, PointerStudent)
+    with torch.no_grad():
+        for parameter in known.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_checkpoint(tmp_path / "known", Checkpoint(known, known.config, tokenizer, "decisions-2", 512))
+    config = fit_config(SpanConfig(encoder=str(encoder), heads=4, hidden=32, pieces=60, joint=1))
+    assert isinstance(config, SpanConfig)
+    writer = fit_tokenizer(records, TokenizerConfig(size=2100), tmp_path, pieces=lambda texts: read_in(config, texts))
+    student = build_student(config, writer.size).eval()
+    start_from(student, config, writer, str(tmp_path / "known"))
+    assert isinstance(student, SpanStudent)
+    for mine, theirs in zip(student.encoder.parameters(), known.encoder.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    hidden, tool = torch.randn(2, 32)  # a tool scores as it did before
+    before = known.point_tool(hidden) @ known.key_tool(tool)
+    torch.testing.assert_close(hidden @ student.key["tool"](tool), before)
+    assert writer.pieces is not None
+    table = BertModel.from_pretrained(encoder).embeddings.word_embeddings.weight
+    torch.testing.assert_close(student.embed.weight[writer.pieces.words()["alarm"]], table[VOCABULARY.index("alarm")])
+    smaller = replace(config, hidden=16)
+    with pytest.raises(CheckpointError, match="another size"):
+        start_from(build_student(smaller, writer.size), smaller, writer, str(tmp_path / "known"))
+    plain = student_from(encoder, tokenizer)
+    save_checkpoint(tmp_path / "plain", Checkpoint(plain, plain.config, tokenizer, "decisions-2", 512))
+    with pytest.raises(CheckpointError, match="student.pool"):
+        start_from(student, config, writer, str(tmp_path / "plain"))

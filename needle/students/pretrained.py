@@ -157,9 +157,14 @@ def start_from(
     student: Student, config: StudentConfig, tokenizer: TextTokenizer, checkpoint: str | None = None
 ) -> None:
     """Puts pretrained weights into a new student: those of `checkpoint`, else those of the encoder that its config
-    names."""
+    names. A span student may also start from a pointer student's, whatever that writes with."""
     if checkpoint is not None:
         other = load_checkpoint(Path(checkpoint))
+        if isinstance(student, SpanStudent) and isinstance(other.student, PointerStudent):
+            if student.config.encoder is not None:
+                _load_encoder(student, tokenizer, find_encoder(student.config.encoder))
+            _take_over(student, other.student.float(), checkpoint)
+            return
         if other.tokenizer.fingerprint != tokenizer.fingerprint:
             raise CheckpointError(
                 f"train.start={checkpoint} was trained with another tokenizer; set tokenizer.path={checkpoint}"
@@ -239,6 +244,37 @@ def _load_pieces(
     for name, part in student.decoder.named_modules():
         if name.endswith(("o_proj", "down_proj")) and isinstance(part, nn.Linear):
             part.weight.zero_()
+
+
+@torch.no_grad()
+def _take_over(student: SpanStudent, other: PointerStudent, name: str) -> None:
+    """All that a pointer student knows apart from its tokens: both read apart, decode alike and point by products."""
+    if other.begin is None or other.position is None:
+        raise CheckpointError(
+            f"train.start={name} is a pointer student without student.encoder or student.pool; a span student starts"
+            " from one that has both"
+        )
+    try:
+        for mine, theirs in ((student.encoder, other.encoder), (student.norm_encoder, other.norm_encoder)):
+            mine.load_state_dict(theirs.state_dict())
+        for block, known in zip(student.decoder, other.decoder, strict=True):
+            for part in ("own", "tools", "mlp", "norm_own", "norm_cross", "norm_mlp"):
+                block.get_submodule(part).load_state_dict(known.get_submodule(part).state_dict())
+            block.get_submodule("pair").load_state_dict(known.get_submodule("query").state_dict())
+        student.norm_decoder.load_state_dict(other.norm_decoder.state_dict())
+        student.opening.load_state_dict(other.begin.state_dict())
+        student.position.weight.copy_(other.position.weight)
+        student.kind.weight.copy_(other.kind.weight[:2])
+        student.no_tool.copy_(other.no_tool)
+        pointed = {"begin": "query", "end": "query", "member": "schema", "tool": "tool", "argument": "argument"}
+        for kind, known_as in pointed.items():
+            asks, keys = (getattr(other, f"{half}_{known_as}").weight for half in ("point", "key"))
+            student.key[kind].get_parameter("weight").copy_(asks.T @ keys)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"train.start={name} is a pointer student of another size than this span student:"
+            f" {str(error).splitlines()[-1].strip()}"
+        ) from error
 
 
 def _trust(student: PointerStudent) -> None:

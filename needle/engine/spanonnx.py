@@ -247,7 +247,7 @@ class _Answering:
             for part in own[at : at + 2]
         ]
         (hidden,), (text,), (pointed,), *self.past = self.backend.export.run(
-            "step", np.stack(x)[None], np.asarray([self.position]), self.keys, *layers
+            "step", np.stack(x)[None], np.asarray([self.position], np.int64), self.keys, *layers
         )
         self.position += len(tokens)
         self.hidden, self.states, self.ends = hidden, states, pointed[:, len(self.query) : 2 * len(self.query)]

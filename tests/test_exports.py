@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from needle.cli.export import ExportSettings, run
 from needle.engine.backend import Backend
 from needle.engine.decode import Answer, Engine
 from needle.engine.eager import EagerBackend
@@ -204,3 +205,17 @@ def test_formats_that_do_not_fit_a_family_are_refused(exported: Path, tmp_path: 
         export_huggingface(load_checkpoint(exported), tmp_path)
     with pytest.raises(ExportError, match="family llama"):
         export_gguf(load_checkpoint(exported), tmp_path)
+
+
+def test_the_command_exports_compares_and_says_so(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("needle.exports.make.LOOKED_AT", 2)
+    output = tmp_path / "onnx"
+    run(ExportSettings(str(exported), output=str(output), precisions=["fp32"], check=3))
+    said, manifest = capsys.readouterr().out, json.loads((output / "manifest.json").read_text())
+    assert "100.0% of 3 answers as in torch" in said.replace("\n", " ")
+    assert manifest["parity"]["fp32"]["records"] == 3
+    assert manifest["weights"] == json.loads((exported / EXPORT / "manifest.json").read_text())["weights"]
+    with pytest.raises(ValueError, match="expected one of onnx, huggingface, gguf"):
+        run(ExportSettings(str(exported), format="tflite"))

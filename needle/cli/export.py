@@ -8,19 +8,17 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from needle.cli.plain import read_settings
 from needle.cli.say import console, fail
 from needle.data.invented.requests import invented
-from needle.engine.onnx import MANIFEST
 from needle.exports.llama import export_gguf, export_huggingface
 from needle.students.checkpoint import Checkpoint, load_checkpoint
-from needle.text.files import write_json
 from needle.text.formats import read_records
 
 FORMATS = ("onnx", "huggingface", "gguf")
-SEED, LOOKED_AT = 998, 64  # made-up requests that nothing trains with, and how many tell what eight bits must bear
 
 
 @dataclass
@@ -56,24 +54,13 @@ def run(config: ExportSettings) -> None:
 
 
 def _onnx(checkpoint: Checkpoint, folder: Path, config: ExportSettings) -> None:
-    from needle.exports.onnx import export_onnx
-    from needle.exports.parity import parity
+    from needle.exports.make import SEED, make_onnx  # needs the package onnx, which the other formats don't
 
-    precisions = config.precisions or ["int8"]
     records = list(read_records(Path(config.data))) if config.data else invented(config.check, SEED)
     if len(records) > config.check:
         records = random.Random(0).sample(records, config.check)
-    manifest = export_onnx(checkpoint, folder, precisions, invented(LOOKED_AT, SEED + 1))
-    console.print(f"{folder}: {', '.join(precisions)}, {manifest['bytes'] / 1e6:.1f} MB", markup=False)
-    for precision in precisions if records else ():
-        found = parity(checkpoint, folder, precision, records)
-        manifest.setdefault("parity", {})[precision] = found
-        console.print(
-            f"{precision}: {100 * found['same']:.1f}% of {found['records']} answers as in torch, confidence within"
-            f" {found['confidence_difference']:.2g}",
-            markup=False,
-        )
-    write_json(folder / MANIFEST, manifest)
+    say = partial(console.print, markup=False)
+    make_onnx(checkpoint, folder, config.precisions or ["int8"], records, say)
 
 
 def main() -> None:

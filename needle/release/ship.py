@@ -1,4 +1,5 @@
-"""Makes a release of a trained checkpoint: bfloat16 weights, config, tokenizer, metrics and the model card.
+"""Makes a release of a trained checkpoint: bfloat16 weights, config, tokenizer, metrics, the model card, and of a span
+student its export in eight bits.
 
     python -m needle.release.ship outputs/needle_26m/part_{1,2,3,4,5,6,7} --weights outputs/needle_26m/mean \\
         --results results.json
@@ -16,9 +17,12 @@ from typing import Any
 
 import torch
 
+from needle.data.invented.requests import invented
+from needle.exports.make import SEED, make_onnx
 from needle.release.card import card
 from needle.students.checkpoint import load_checkpoint, save_checkpoint
 from needle.text.files import write_json
+from needle.text.folder import EXPORT
 
 
 def summaries(run: Path) -> list[dict[str, Any]]:
@@ -44,6 +48,7 @@ def main() -> None:
         default=Path("experiments/e005_needle_26m/bfcl.json"),
         help="what `needle evaluate data=bfcl category=all` wrote of the same weights",
     )
+    parser.add_argument("--check", type=int, default=500, help="made-up requests that the export is compared on")
     parser.add_argument("--target", type=Path, default=Path("models/needle-26m"))
     arguments = parser.parse_args()
     target = arguments.target
@@ -56,9 +61,13 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.weights or arguments.runs[-1])
     checkpoint.student.to(torch.bfloat16)
     save_checkpoint(target, checkpoint)
+    if checkpoint.config.family == "span":
+        shipped = load_checkpoint(target)
+        records = invented(arguments.check, SEED)
+        results["export"] = make_onnx(shipped, target / EXPORT, ["int8"], records)
     write_json(target / "metrics.json", results)
     (target / "README.md").write_text(card(checkpoint, results), encoding="utf-8")
-    print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()) / 1e6:.1f} MB")
+    print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def test_the_command_exports_compares_and_says_so(
     monkeypatch.setattr("needle.exports.make.LOOKED_AT", 2)
     output = tmp_path / "onnx"
     run(ExportSettings(str(exported), output=str(output), precisions=["fp32"], check=3))
-    said, manifest = capsys.readouterr().out, json.loads((output / "manifest.json").read_text())
+    said, manifest = "".join(capsys.readouterr()), json.loads((output / "manifest.json").read_text())
     assert "100.0% of 3 answers as in torch" in said.replace("\n", " ")
     assert manifest["parity"]["fp32"]["records"] == 3
     assert manifest["weights"] == json.loads((exported / EXPORT / "manifest.json").read_text())["weights"]

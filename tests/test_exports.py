@@ -22,10 +22,9 @@ from needle.exports.errors import ExportError
 from needle.exports.llama import export_gguf, export_huggingface
 from needle.exports.onnx import export_onnx
 from needle.exports.parity import parity
-from needle.students.batch import prompt_ids
 from needle.students.checkpoint import load_checkpoint, save_checkpoint
 from needle.text.folder import EXPORT, CheckpointError
-from needle.text.prompt import Example, render_record
+from needle.text.prompt import Example, prompt_ids, render_record
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer
 from tests.test_engine import random_checkpoint
@@ -152,9 +151,31 @@ def test_an_export_of_other_weights_is_left_alone(exported: Path, tmp_path: Path
         open_engine(target, backend="tensorrt")
 
 
-def test_other_families_say_that_they_have_no_graphs(tokenizer: object, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="family span"):
-        export_onnx(random_checkpoint(tokenizer), tmp_path / "onnx")  # type: ignore[arg-type]
+@pytest.mark.parametrize("family", ["llama", "seed", "san", "san_mlp"])
+def test_students_that_read_one_row_score_as_torch_does(
+    tokenizer: TextTokenizer, records: list[Record], tmp_path: Path, family: str
+) -> None:
+    save_checkpoint(tmp_path, random_checkpoint(tokenizer, family))
+    checkpoint = load_checkpoint(tmp_path)
+    export_onnx(checkpoint, tmp_path / EXPORT, ("int8", "fp32"))
+    ours = EagerBackend(checkpoint)
+    small, whole = (open_export(checkpoint.model, tmp_path / EXPORT, kind) for kind in ("int8", "fp32"))
+    apart, alike = [], []
+    for record in sorted(records[:80], key=lambda one: -len(one.answers))[:8]:
+        example = render_record(checkpoint.renderer, checkpoint.codec, record)
+        for a, b, c in zip(scores(ours, example), scores(whole, example), scores(small, example), strict=True):
+            known = np.isfinite(a)
+            assert (np.isfinite(b) == known).all()
+            apart.append(np.abs(a[known] - b[known]).max())
+            alike.append(np.corrcoef(a[known], c[known])[0, 1])
+    assert max(apart) < 1e-3
+    assert np.mean(alike) > 0.97
+    assert open_engine(tmp_path).answer("wake me", records[0].tools, 5).finish in ("stop", "length")
+
+
+def test_a_family_without_graphs_says_so(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="this student is of pointer"):
+        export_onnx(random_checkpoint(tokenizer), tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
 
 

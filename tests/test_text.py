@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 
 from needle.data.encoding import encode_records
-from needle.students.batch import prompt_ids
 from needle.text.codecs import build_codec
 from needle.text.declarations import normalise_tool
 from needle.text.formats import read_records
 from needle.text.grammar import Grammar
 from needle.text.jsontext import DecodeError, dump, in_schema_order
 from needle.text.leaves import leaves
-from needle.text.prompt import KINDS, PromptError, Renderer, render_record
+from needle.text.prompt import KINDS, PromptError, Renderer, prompt_ids, render_record
 from needle.text.records import Call, DataError, Record, Tool, ToolSchemaError
 from needle.text.tokenizer import MARKERS, TextTokenizer
 from needle.text.validity import call_errors

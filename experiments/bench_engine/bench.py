@@ -143,10 +143,10 @@ def transformers_call(records: Sequence[Record], tokens: Sequence[int]) -> dict[
 
     from needle.data.encoding import TokenizerConfig, fit_tokenizer
     from needle.exports.llama import export_huggingface
-    from needle.students.batch import prompt_ids
     from needle.students.build import build_student
     from needle.students.causal import LlamaConfig
     from needle.students.checkpoint import Checkpoint
+    from needle.text.prompt import prompt_ids
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

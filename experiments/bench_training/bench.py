@@ -27,14 +27,13 @@ from needle.cli.app import compose
 from needle.config import settings
 from needle.data.encoding import BatchOrder, Encoded, TokenizerConfig, encode_records, fit_tokenizer
 from needle.losses.loss import LossConfig
-from needle.students.batch import prompt_ids
 from needle.students.build import build_student
 from needle.students.checkpoint import Checkpoint, save_checkpoint, student_config
 from needle.teachers.local import LocalTeacher, TokenSignals
 from needle.teachers.signals import OnlineSignals, SignalCache, Signals
 from needle.text.codecs import build_codec
 from needle.text.formats import read_records
-from needle.text.prompt import Renderer
+from needle.text.prompt import Renderer, prompt_ids
 from needle.text.tokenizer import TextTokenizer
 from needle.training.loop import Job, TrainConfig, _length, _Loop
 from needle.training.optim import OptimConfig

@@ -6,6 +6,7 @@ onnx/  manifest.json  tables.safetensors  fp32/*.onnx  int8/*.onnx
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class Export:
         """A graph's outputs, of inputs in its order."""
         found: list[Floats] = self._sessions[graph].run(None, dict(zip(self._inputs[graph], inputs, strict=True)))
         return found
+
+    def run_named(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> list[Floats]:
+        """As `run`, of inputs by name; those that the graph doesn't have are left out."""
+        return self.run(graph, *(inputs[name] for name in self._inputs[graph]))
 
     def rows(self, table: str, ids: NDArray[np.int64]) -> Floats:
         """Rows of a table, which may be held in eight bits with a scale for each row."""

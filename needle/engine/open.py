@@ -65,10 +65,12 @@ def open_backend(folder: Path | str | None, precision: str, alone: bool, backend
 
 def open_export(model: Model, folder: Path, precision: str | None = None) -> Backend:
     """The export of a model in a folder, in `precision` int8 or fp32, or the smallest that it has."""
+    from needle.engine.flatonnx import FlatOnnx
     from needle.engine.onnx import Export
     from needle.engine.spanonnx import SpanOnnx
 
-    return SpanOnnx(model, Export(folder, model.tokenizer.fingerprint, precision))
+    export = Export(folder, model.tokenizer.fingerprint, precision)
+    return SpanOnnx(model, export) if model.family == "span" else FlatOnnx(model, export)
 
 
 def _unusable(folder: Path, row: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The llama student for other people's runtimes: a Hugging Face folder, and a GGUF file for llama.cpp.
 
-Either reads the row of ids that `needle.students.batch.prompt_ids` makes, and goes on with ids of the answer; what may
+Either reads the row of ids that `needle.text.prompt.prompt_ids` makes, and goes on with ids of the answer; what may
 come next under the declared tools, the grammar knows and they don't.
 """
 

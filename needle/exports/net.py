@@ -86,6 +86,13 @@ class Net:
         given = [x, self.constant(weight), *([] if bias is None else [self.constant(bias)])]
         return self.op("LayerNormalization", *given, axis=-1, epsilon=epsilon)
 
+    def rms(self, x: str, weight: Tensor, epsilon: float) -> str:
+        """RMSNorm, which the runtime puts together from its parts."""
+        two, small = (self.constant(np.asarray(value, np.float32)) for value in (2, epsilon))
+        mean = self.op("ReduceMean", self.op("Pow", x, two), axes=[-1])
+        normed = self.op("Div", x, self.op("Sqrt", self.op("Add", mean, small)))
+        return self.op("Mul", normed, self.constant(weight))
+
     def add_norm(
         self, x: str, more: str, weight: Tensor, bias: Tensor | None, epsilon: float, added: Tensor | None = None
     ) -> tuple[str, str]:

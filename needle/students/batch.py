@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from needle.text.prompt import IGNORE, Example
+from needle.text.prompt import IGNORE, Example, prompt_ids
 from needle.text.tokenizer import TextTokenizer
 
 B = TypeVar("B", bound="Batch")
@@ -86,18 +86,6 @@ def target_weights(example: Example, kind_weights: Sequence[float] = ()) -> list
     if not kind_weights:
         return [example.weight] * len(example.target)
     return [example.weight * kind_weights[kind] for kind in example.kinds]
-
-
-def prompt_ids(example: Example, tokenizer: TextTokenizer) -> list[int]:
-    """The flat prompt: tools with their labels for markers, then the request, then `<answer>`."""
-    ids: list[int] = []
-    for index, tool in enumerate(example.tools):
-        start = len(ids)
-        ids += tool.ids
-        ids[start] = tokenizer.first_tool_label + index
-        for number, marker in enumerate(tool.markers):
-            ids[start + marker] = tokenizer.first_argument_label + number
-    return [*ids, tokenizer.query, *example.query, tokenizer.answer]
 
 
 def pad(rows: Sequence[Any], width: int, value: int, dtype: type[np.generic] = np.int64) -> Tensor:

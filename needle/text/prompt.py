@@ -279,3 +279,15 @@ class Codec(ABC):
         Raises:
             DecodeError: `ids` aren't an answer, or what was said isn't a value of its argument's type.
         """
+
+
+def prompt_ids(example: Example, tokenizer: TextTokenizer) -> list[int]:
+    """The flat prompt: tools with their labels for markers, then the request, then `<answer>`."""
+    ids: list[int] = []
+    for index, tool in enumerate(example.tools):
+        start = len(ids)
+        ids += tool.ids
+        ids[start] = tokenizer.first_tool_label + index
+        for number, marker in enumerate(tool.markers):
+            ids[start + marker] = tokenizer.first_argument_label + number
+    return [*ids, tokenizer.query, *example.query, tokenizer.answer]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -261,3 +267,31 @@ def test_health_answers_while_others_wait_and_a_full_queue_is_a_503(
 
     monkeypatch.setattr(engine, "answer", slow)
     assert asyncio.run(asyncio.wait_for(scenario(), 60)) == (200, [200] * 5 + [503] * 3)
+
+
+def test_several_workers_answer_and_one_that_dies_is_replaced(exported: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [f"checkpoint={exported}", f"serve.port={port}", "serve.workers=2"]
+    process = subprocess.Popen([sys.executable, "-m", "needle.cli", "serve", *words], cwd=tmp_path)
+    body = {"prompt": "wake me", "available_functions": [{"name": "wake", "description": "Wake"}], "max_tokens": 5}
+
+    def answered() -> dict[str, object]:
+        for _ in range(600):
+            try:
+                return httpx.post(f"http://127.0.0.1:{port}/tool-call", json=body, timeout=10).json()  # type: ignore[no-any-return]
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        pytest.fail("no worker answered within a minute")
+
+    try:
+        first = answered()
+        workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.num_threads() > 1]
+        assert len(workers) >= 2
+        for worker in workers:
+            worker.kill()
+        assert answered() == first
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -5,15 +5,22 @@ Without Hydra, so that serving needs only what answers.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import uvicorn
+from fastapi import FastAPI
+from omegaconf import OmegaConf
 
 from needle.cli.plain import read_settings
 from needle.cli.say import console, fail
+from needle.engine.decode import Engine
 from needle.engine.open import open_engine
 from needle.serve.app import ServeConfig, create_app
+
+SETTINGS = "NEEDLE_SERVE"  # the environment variable by which workers are told
 
 
 @dataclass
@@ -32,16 +39,32 @@ class ServeSettings:
 
 
 def run(config: ServeSettings) -> None:
-    engine = open_engine(
-        config.checkpoint, config.decoding, config.precision, config.max_tools, alone=True, backend=config.backend
-    )
+    engine, serve = _engine(config), config.serve
+    workers = f", {serve.workers} workers" if serve.workers > 1 else ""
     console.print(
-        f"serving {engine.model.folder} in {engine.backend.name} on http://{config.serve.host}:{config.serve.port}"
+        f"serving {engine.model.folder} in {engine.backend.name}{workers} on http://{serve.host}:{serve.port}"
         " (POST /tool-call, GET /health, docs at /docs)",
         markup=False,
     )
-    app = create_app(engine, config.serve)
-    uvicorn.run(app, host=config.serve.host, port=config.serve.port, log_level="warning")
+    if serve.workers == 1:
+        uvicorn.run(create_app(engine, serve), host=serve.host, port=serve.port, log_level="warning")
+        return
+    os.environ[SETTINGS] = json.dumps(asdict(config))
+    application = f"{__name__}:application"
+    uvicorn.run(application, factory=True, workers=serve.workers, host=serve.host, port=serve.port, log_level="warning")
+
+
+def application() -> FastAPI:
+    """What each of several workers answers with: the settings come from the process that started it."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ServeSettings), json.loads(os.environ[SETTINGS])))
+    assert isinstance(config, ServeSettings)
+    return create_app(_engine(config), config.serve)
+
+
+def _engine(config: ServeSettings) -> Engine:
+    return open_engine(
+        config.checkpoint, config.decoding, config.precision, config.max_tools, alone=True, backend=config.backend
+    )
 
 
 def main() -> None:

@@ -35,7 +35,9 @@ from needle.text.records import FieldError, ToolSchemaError, encodable
 class ServeConfig:
     """Where to listen, the largest body that is read, in bytes, and how many requests may wait for their turn.
 
-    `threads` answer side by side where the backend can (onnx), one for each core when 0; torch answers one by one.
+    `workers` are processes that share the port, each with weights of its own; one that dies is started anew. In each,
+    `threads` answer side by side where the backend can (onnx), when 0 as many as there are cores for it; torch answers
+    one by one.
     """
 
     host: str = "127.0.0.1"
@@ -43,10 +45,13 @@ class ServeConfig:
     max_body: int = 1_000_000
     max_waiting: int = 100
     threads: int = 0
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"serve.threads is {self.threads}; it must be at least 1, or 0 for one on each core")
+        if self.workers < 1:
+            raise ValueError(f"serve.workers is {self.workers}; it must be at least 1")
 
 
 class ToolCallRequest(BaseModel):
@@ -112,7 +117,8 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     """The application. Its threads live as long as it does: torch, and the caches of a core, know them."""
     app = FastAPI(title="Needle", version=__version__)
     app.add_middleware(_BodyLimit, limit=config.max_body)
-    threads = (config.threads or os.cpu_count() or 1) if engine.backend.concurrent else 1
+    threads = config.threads or max((os.cpu_count() or 1) // config.workers, 1)
+    threads = threads if engine.backend.concurrent else 1
     turn, workers = anyio.Semaphore(threads), ThreadPoolExecutor(threads, "needle")
     inside = 0  # requests that are read, waiting or being answered
 

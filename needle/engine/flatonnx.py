@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from needle.engine.backend import Floats
-from needle.engine.onnx import Export
+from needle.engine.onnx import Export, OneByOne
 from needle.text.folder import Model
 from needle.text.prompt import Example, RenderedTool, prompt_ids
 from needle.text.tokenizer import ARGUMENT_LABELS, TOOL_LABELS
@@ -39,8 +39,8 @@ class FlatOnnx:
     def room(self, example: Example, max_length: int) -> int:
         return max_length - example.prompt_length
 
-    def start(self, examples: Sequence[Example]) -> FlatAnswers:
-        return FlatAnswers([_Answering(self, example) for example in examples])
+    def start(self, examples: Sequence[Example]) -> OneByOne:
+        return OneByOne([_Answering(self, example) for example in examples])
 
     def tool_keys(self, tools: Sequence[RenderedTool]) -> Floats:
         raise NotImplementedError("this student doesn't rank tools")
@@ -57,32 +57,6 @@ class FlatOnnx:
         return found
 
 
-class FlatAnswers:
-    """The answers of one batch in the making, each by itself."""
-
-    def __init__(self, every: list[_Answering]) -> None:
-        self.every = every
-
-    def step(self, tokens: Sequence[Sequence[int]], open_tool: Sequence[Sequence[int]]) -> Floats:
-        every = zip(self.every, tokens, open_tool, strict=True)
-        return np.stack([one.step(token, tool)[None] for one, (token,), (tool,) in every])
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.every = [self.every[row] for row in rows]
-
-    def sources(self) -> None:
-        return None
-
-    def draft(self, token: int, most: int) -> list[int]:
-        return []
-
-    def confirms(self, token: int, step: int) -> bool:
-        raise NotImplementedError("this student doesn't draft")
-
-    def cut(self, count: int) -> None:
-        raise NotImplementedError("this student doesn't draft")
-
-
 class _Answering:
     """One answer in the making. The prompt ends in `<answer>`, which a decoder reads with it."""
 
@@ -97,14 +71,20 @@ class _Answering:
         else:
             self.pending = self._read(ids)
 
-    def step(self, token: int, open_tool: int) -> Floats:
-        """[V] scores behind a token."""
-        scores, self.pending = (self._read([token]) if self.pending is None else self.pending), None
+    def step(self, tokens: Sequence[int], open_tool: int) -> Floats:
+        """[1, V] scores behind a token."""
+        scores, self.pending = (self._read(tokens) if self.pending is None else self.pending), None
         names = self.backend.model.tokenizer
         scores[names.first_tool_label + len(self.counts) : names.first_tool_label + TOOL_LABELS] = -np.inf
         known = self.counts[open_tool] if open_tool >= 0 else 0
         scores[names.first_argument_label + known : names.first_argument_label + ARGUMENT_LABELS] = -np.inf
-        return scores
+        return scores[None]
+
+    def draft(self, token: int) -> list[int]:
+        return []
+
+    def cut(self, count: int) -> None:
+        raise NotImplementedError("this student doesn't draft")
 
     def _read(self, ids: Sequence[int]) -> Floats:
         """[V] scores behind the last of some tokens."""

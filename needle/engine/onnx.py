@@ -6,9 +6,9 @@ onnx/  manifest.json  tables.safetensors  fp32/*.onnx  int8/*.onnx
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -83,6 +83,45 @@ class Export:
         """Rows of a table, which may be held in eight bits with a scale for each row."""
         rows, scales = self.tables[table][ids], self.tables.get(f"{table}_scale")
         return rows if scales is None else rows.astype(np.float32) * scales[ids][:, None]
+
+
+class Answering(Protocol):
+    """One answer in the making."""
+
+    def step(self, tokens: Sequence[int], open_tool: int) -> Floats:
+        """[n, V] scores behind tokens, of which only the first may open a tool."""
+
+    def draft(self, token: int) -> list[int]:
+        """Tokens that may follow, each a label that means one thing."""
+
+    def cut(self, count: int) -> None:
+        """Forgets the last `count` tokens of those that came together."""
+
+
+class OneByOne:
+    """The answers of one batch in the making, each by itself."""
+
+    def __init__(self, every: Sequence[Answering]) -> None:
+        self.every = list(every)
+
+    def step(self, tokens: Sequence[Sequence[int]], open_tool: Sequence[Sequence[int]]) -> Floats:
+        every = zip(self.every, tokens, open_tool, strict=True)
+        return np.stack([one.step(fed, opened[0]) for one, fed, opened in every])
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.every = [self.every[row] for row in rows]
+
+    def sources(self) -> None:
+        return None
+
+    def draft(self, token: int, most: int) -> list[int]:
+        return self.every[0].draft(token)
+
+    def confirms(self, token: int, step: int) -> bool:
+        return True
+
+    def cut(self, count: int) -> None:
+        self.every[0].cut(count)
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

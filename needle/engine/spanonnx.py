@@ -18,7 +18,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from needle.engine.backend import Floats
-from needle.engine.onnx import Export
+from needle.engine.onnx import Export, OneByOne
 from needle.text.folder import Model
 from needle.text.pieces import SPECIAL
 from needle.text.prompt import Example, RenderedTool
@@ -109,8 +109,8 @@ class SpanOnnx:
     def room(self, example: Example, max_length: int) -> int:
         return max_length
 
-    def start(self, examples: Sequence[Example]) -> SpanAnswers:
-        return SpanAnswers([_Answering(self, example) for example in examples])
+    def start(self, examples: Sequence[Example]) -> OneByOne:
+        return OneByOne([_Answering(self, example) for example in examples])
 
     def tool_keys(self, tools: Sequence[RenderedTool]) -> Floats:
         return np.stack([self.card(tool).key for tool in tools])
@@ -178,32 +178,6 @@ class SpanOnnx:
             if own.nbytes <= self._kept.maxsize:
                 self._kept[key] = own
         return own
-
-
-class SpanAnswers:
-    """The answers of one batch in the making, each by itself."""
-
-    def __init__(self, every: list[_Answering]) -> None:
-        self.every = every
-
-    def step(self, tokens: Sequence[Sequence[int]], open_tool: Sequence[Sequence[int]]) -> Floats:
-        every = zip(self.every, tokens, open_tool, strict=True)
-        return np.stack([one.step(fed, opened[0]) for one, fed, opened in every])
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.every = [self.every[row] for row in rows]
-
-    def sources(self) -> None:
-        return None
-
-    def draft(self, token: int, most: int) -> list[int]:
-        return self.every[0].draft(token)
-
-    def confirms(self, token: int, step: int) -> bool:
-        return True  # a label means one thing
-
-    def cut(self, count: int) -> None:
-        self.every[0].cut(count)
 
 
 class _Answering:

@@ -47,7 +47,7 @@ NOTHING = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=
 
 
 def records_of(data: Path, name: str, split: str) -> list[Record]:
-    return list(read_records(data / name / f"{'validation' if name in FAMILIES else split}.jsonl.gz"))
+    return list(read_records(data / name / f"{'validation' if name in FAMILIES and split == 'test' else split}.jsonl.gz"))
 
 
 def surface(record: Record, kind: str) -> Record:

@@ -47,7 +47,8 @@ NOTHING = Strength(opaque=0, astray=0, other_words=0, recase=0, bare=0, synonym=
 
 
 def records_of(data: Path, name: str, split: str) -> list[Record]:
-    return list(read_records(data / name / f"{'validation' if name in FAMILIES and split == 'test' else split}.jsonl.gz"))
+    there = "validation" if name in FAMILIES and split == "test" else split
+    return list(read_records(data / name / f"{there}.jsonl.gz"))
 
 
 def surface(record: Record, kind: str) -> Record:

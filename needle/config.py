@@ -164,7 +164,7 @@ def build_job(config: Settings, progress: Callable[[str], None] = lambda text: N
     codec_name = current_codec(config.codec, tokenizer)
     renderer, codec = Renderer(tokenizer), build_codec(codec_name, tokenizer)
     max_length = min(config.data.max_length, getattr(student, "max_length", config.data.max_length))
-    data = encode_records(train, renderer, codec, max_length, config.data.on_long, weights)
+    data = encode_records(train, renderer, codec, max_length, config.data.on_long, weights, config.data.longest_text)
     for message in data.dropped[:5]:
         progress(f"dropped: {message}")
     if data.dropped:

@@ -9,6 +9,7 @@ turns, request by request, so that a slow minute of the machine is everybody's.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -29,12 +30,16 @@ import psutil
 from needle.data.sources import subset
 from needle.engine.decode import Engine
 from needle.engine.open import open_engine
+from needle.release.latency import shares
 from needle.text.formats import read_records
 from needle.text.records import Record, Tool
 
 SETS = ("snips", "hwu64", "sgd")
 BACKENDS = {"torch": ("torch", "float32"), "onnx fp32": ("onnx", "float32"), "onnx int8": ("onnx", "int8")}
 CLIENTS, MANY, SHOWN = 8, 100, 8
+THREADS = 2  # of the rivals
+FEW = 20  # calls of a slow rival
+LOOP = 3000  # calls for a profiler to look at
 READY = 60.0  # seconds that a server may take to start
 
 
@@ -135,14 +140,15 @@ def start_in_a_program(checkpoint: Path, backend: str) -> float:
     return min(timed(lambda: subprocess.run([sys.executable, "-c", program], check=True)) for _ in range(3))
 
 
-def transformers_call(records: Sequence[Record], tokens: Sequence[int]) -> dict[str, Any]:
-    """A llama of 26M parameters in `transformers.generate`: the prompt of these requests and tools, and as many tokens
-    as the answers have. Its weights are random; what it says doesn't matter for how long it takes."""
+def rivals(records: Sequence[Record], tokens: Sequence[int], few: int) -> dict[str, Any]:
+    """A llama of 26M parameters in other runtimes: the prompt of these requests and tools, and as many tokens as the
+    answers have. Its weights are random; what it says doesn't matter for how long it takes. llama.cpp keeps nothing of
+    the prompt before, as `transformers` doesn't, and has seen the tools of a request once where it may."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from needle.data.encoding import TokenizerConfig, fit_tokenizer
-    from needle.exports.llama import export_huggingface
+    from needle.exports.llama import export_gguf, export_huggingface
     from needle.students.build import build_student
     from needle.students.causal import LlamaConfig
     from needle.students.checkpoint import Checkpoint
@@ -153,17 +159,48 @@ def transformers_call(records: Sequence[Record], tokens: Sequence[int]) -> dict[
         tokenizer = fit_tokenizer(list(records), TokenizerConfig(size=8192), folder)
         config = LlamaConfig()
         checkpoint = Checkpoint(build_student(config, tokenizer.size), config, tokenizer, "decisions", 2048)
+        rows = [prompt_ids(checkpoint.renderer.prompt("", record.query, record.tools), tokenizer) for record in records]
         export_huggingface(checkpoint, folder / "hf")
         model = AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
-        times = []
-        for record, count in zip(records, tokens, strict=True):
-            row = torch.tensor([prompt_ids(checkpoint.renderer.prompt("", record.query, record.tools), tokenizer)])
+        torch.set_num_threads(THREADS)
+
+        def generate(row: list[int], count: int) -> None:
+            ids = torch.tensor([row])
+            lengths = {"min_new_tokens": count, "max_new_tokens": count}
             with torch.inference_mode():
-                times.append(timed(lambda: model.generate(  # noqa: B023
-                    row, attention_mask=torch.ones_like(row), do_sample=False, min_new_tokens=count, # noqa: B023
-                    max_new_tokens=count, # noqa: B023
-                )))  # fmt: skip
-    return percentiles(times)
+                model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **lengths)
+
+        pairs = list(zip(rows, tokens, strict=True))
+        found = {"transformers.generate": percentiles([timed(lambda: generate(*pair)) for pair in pairs[:few]])}  # noqa: B023
+        complete = llama_cpp(export_gguf(checkpoint, folder / "gguf"))
+        for kept in (False, True):
+            times = []
+            for row, count in pairs:
+                if kept:  # all but the request's last token has been read
+                    complete(row, 1, True)
+                times.append(timed(lambda: complete(row, count, kept)))  # noqa: B023
+            found["llama.cpp, prompt kept" if kept else "llama.cpp"] = percentiles(times)
+    sizes = {"prompt_tokens": [len(row) for row in rows], "answer_tokens": tokens}
+    return {**{name: round(float(np.mean(own)), 1) for name, own in sizes.items()}, **found}
+
+
+def llama_cpp(model: Path) -> Callable[[list[int], int, bool], None]:
+    """Completes ids by so many tokens, with or without what it kept of the prompt before."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.n_ctx, params.n_parallel = 2048, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+    server = xllamacpp.Server(params)
+
+    def complete(row: list[int], count: int, keep: bool) -> None:
+        asked = {"prompt": row, "n_predict": count, "max_tokens": count, "temperature": 0, "ignore_eos": True}
+        answer = server.handle_completions({**asked, "cache_prompt": keep})
+        if answer["usage"]["completion_tokens"] != count:
+            raise RuntimeError(f"llama.cpp wrote {answer['usage']}, asked for {count}")
+
+    return complete
 
 
 def main() -> None:
@@ -192,6 +229,11 @@ def main() -> None:
         for name, records in sets.items():
             note(f"{name}, known tools", in_turns(engines, records, warm=True))
         note("snips, new tools", in_turns(engines, sets["snips"], warm=False))
+        for name, engine in engines.items():
+            note(f"snips, shares of a call, {name}", shares(engine, sets["snips"]))
+    if "loop" in arguments.parts:
+        for record in itertools.islice(itertools.cycle(sets["snips"]), LOOP):
+            engines["onnx int8"].answer(record.query, record.tools)
     if "many" in arguments.parts:
         every = list({tool.name: tool for own in sets.values() for record in own for tool in record.tools}.values())
         few = {
@@ -218,7 +260,7 @@ def main() -> None:
     if "rivals" in arguments.parts:
         records = sets["snips"]
         tokens = [engines["onnx int8"].answer(record.query, record.tools).tokens + 1 for record in records]
-        note("transformers.generate, llama_26m, snips", transformers_call(records, tokens))
+        note("a llama of 26M, snips", rivals(records, tokens, FEW))
     if arguments.output:
         arguments.output.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
 

@@ -100,8 +100,10 @@ def encode_records(
     max_length: int,
     on_long: str = "drop",
     weights: Sequence[float] | None = None,
+    longest_text: int = 0,
 ) -> Encoded:
-    """Nothing is cut: a record over `max_length` tokens is dropped and listed, or an error. `weights` are the records'.
+    """Nothing is cut: a record over `max_length` tokens, or with a request or a tool of more than `longest_text` if
+    that isn't 0, is dropped and listed, or an error. `weights` are the records'.
 
     Raises:
         DataError: under `on_long="error"`, the first record that is too long or can't be written.
@@ -114,6 +116,9 @@ def encode_records(
             example = render_record(renderer, codec, record)
             if example.length > max_length:
                 raise PromptError(f"{example.length} tokens, more than data.max_length={max_length}")
+            text = max([len(example.query), *(len(tool.ids) for tool in example.tools)])
+            if longest_text and text > longest_text:
+                raise PromptError(f"a text of {text} tokens, more than data.longest_text={longest_text}")
         except PromptError as error:
             if on_long == "error":
                 raise DataError(

@@ -67,6 +67,7 @@ class DataConfig:
     seed: int = 0
     on_error: str = "stop"
     max_length: int = 2048
+    longest_text: int = 0  # of a request or a tool in training, in tokens; 0 for no limit but max_length
     on_long: str = "drop"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -81,6 +82,7 @@ class DataConfig:
             ("validation_size", 1),
             ("test_size", 1),
             ("max_length", 1),
+            ("longest_text", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < least:

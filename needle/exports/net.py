@@ -59,9 +59,17 @@ class Net:
 
     # Parts of networks
 
-    def dense(self, x: str, weight: Tensor, bias: Tensor | None = None, ranges: Tensor | None = None) -> str:
+    def dense(
+        self,
+        x: str,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        ranges: Tensor | None = None,
+        by_row: bool = False,
+    ) -> str:
         """[..., in] to [..., out]. `ranges` [in] are how large each channel of x gets: before x is rounded, those that
-        get large are made smaller, and their weights larger (Xiao et al. 2023, SmoothQuant, arXiv:2211.10438)."""
+        get large are made smaller, and their weights larger (Xiao et al. 2023, SmoothQuant, arXiv:2211.10438). With
+        `by_row` each position of x, whose largest is positive, is rounded by a scale of its own."""
         matrix = weight.detach().float().numpy().T
         if self.small and ranges is not None:
             large, heavy = np.maximum(ranges.numpy(), 1e-3), np.maximum(np.abs(matrix).max(axis=1), 1e-3)
@@ -72,8 +80,14 @@ class Net:
             return product if bias is None else self.op("Add", product, self.constant(bias))
         scales = np.maximum(np.abs(matrix).max(axis=0) / 127, 1e-12).astype(np.float32)
         rounded = np.rint(matrix / scales).astype(np.int8)
-        given = [x, self.constant(rounded), self.constant(scales), "", *([] if bias is None else [self.constant(bias)])]
-        return self.op("DynamicQuantizeMatMul", *given, domain=MS)
+        given = [self.constant(rounded), self.constant(scales)]
+        if not by_row:
+            rest = [] if bias is None else ["", self.constant(bias)]
+            return self.op("DynamicQuantizeMatMul", x, *given, *rest, domain=MS)
+        largest = self.op("Max", self.op("ReduceMax", x, axes=[-1]), self.constant(np.asarray(1e-6, np.float32)))
+        product = self.op("DynamicQuantizeMatMul", self.op("Div", x, largest), *given, domain=MS)
+        product = self.op("Mul", product, largest)
+        return product if bias is None else self.op("Add", product, self.constant(bias))
 
     def split(self, x: str, *sizes: int) -> list[str]:
         """Along the last axis."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def export_onnx(
     unknown = [name for name in precisions if name not in PRECISIONS]
     if unknown or not precisions:
         raise ExportError(f"precisions={list(precisions)}; expected some of {', '.join(PRECISIONS)}")
-    student = student.float().eval()
+    student = deepcopy(student).float().eval()  # the caller keeps its own as it is
+    checkpoint = replace(checkpoint, student=student)
     spans = isinstance(student, SpanStudent)
     ranges = input_ranges(checkpoint, records) if spans and "int8" in precisions else {}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:

@@ -48,8 +48,9 @@ evaluate: $(READY)  ## judge the released student or CHECKPOINT=DIR: make evalua
 serve: $(READY)  ## answer POST /tool-call on port 8000 with the released student or CHECKPOINT=DIR
 	$(BIN)/needle serve $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(ARGS)
 
-release: $(READY)  ## train the released student by its recipe, eight hours of a core or two, from the sets in NEEDLE_DATA
+release: $(READY)  ## train the released student by its recipes, ten hours of a core or two, from the sets in NEEDLE_DATA
 	$(BIN)/needle train recipe=needle_26m $(ARGS)
+	$(BIN)/needle train recipe=needle_26m_spans $(ARGS)
 
 report: $(READY)  ## write the demo's report again from its finished arms
 	$(BIN)/needle compare experiment=demo compare.train=false $(ARGS)

@@ -91,8 +91,18 @@ print(needle.engine.backend.name, needle.call("wake me", [tool], 5).finish in ("
     assert result.stdout.split() == ["onnxruntime", "True"], result.stderr
 
 
+def test_the_released_student_answers_without_torch(light: Path) -> None:
+    program = """
+from needle import Needle
+tool = {"name": "set_timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}}}
+print(Needle().call("wake me in 20 minutes", [tool]).calls[0].arguments)
+"""
+    result = run(light, "-c", program)
+    assert result.stdout.strip() == "{'minutes': 20}", result.stderr
+
+
 def test_what_still_needs_torch_says_so_in_a_line(light: Path) -> None:
-    result = run(light, "-m", "needle.cli", "serve")
+    result = run(light, "-m", "needle.cli", "serve", "backend=torch")
     assert result.returncode == 2
     assert "this needs the package torch: pip install torch" in result.stderr
     assert "Traceback" not in result.stderr

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from needle.engine.decode import Engine
+from needle.engine.open import open_engine
 from needle.release.card import card
 from needle.students.checkpoint import load_checkpoint
 from needle.text.declarations import normalise_tools
-from needle.text.folder import WEIGHTS, released
+from needle.text.folder import EXPORT, WEIGHTS, released
 from needle.text.formats import read_records
 from needle.text.records import Tool
 
@@ -40,10 +41,14 @@ def tools(*rows: object) -> tuple[Tool, ...]:
     return normalise_tools(list(rows), "tools")
 
 
-def test_it_fits_into_55_megabytes_of_bfloat16() -> None:
-    assert sum(path.stat().st_size for path in released().iterdir()) <= 55e6
-    assert not [path.name for path in released().iterdir() if path.suffix not in (".safetensors", ".json", ".md")]
+def test_it_fits_into_55_megabytes_of_bfloat16_and_its_export_into_30() -> None:
+    own = [path for path in released().iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in own) <= 55e6
+    assert not [path.name for path in own if path.suffix not in (".safetensors", ".json", ".md")]
     assert (released() / WEIGHTS).stat().st_size < 2 * 27e6
+    exported = [path for path in (released() / EXPORT).rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in exported) <= 30e6
+    assert open_engine().backend.name == "onnxruntime"
 
 
 def test_it_answers_the_first_request_of_the_readme_and_finds_nothing_where_nothing_fits(engine: Engine) -> None:

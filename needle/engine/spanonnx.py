@@ -262,7 +262,7 @@ class _Answering:
         elif token == ANSWER:
             x, role = tables["opening"] @ self.query.mean(0), ROLE_ANSWER
         else:
-            x = tables["write"][token]
+            x = backend.export.rows("write", np.asarray([token]))[0]
         given: Floats = x + tables["role"][role]
         return given
 

@@ -30,7 +30,7 @@ from needle.text.files import write_json
 from needle.text.folder import weights_fingerprint
 from needle.text.records import Record
 
-WIDE = "embed"  # the table that is large enough to be held in eight bits
+WIDE = ("embed", "write")  # tables that are large enough to be held in eight bits
 
 
 def export_onnx(
@@ -104,10 +104,11 @@ def _looked_up(student: Student) -> dict[str, Tensor]:
 
 
 def _tables(found: dict[str, Tensor], whole: bool) -> dict[str, Any]:
-    """As arrays; the wide one in eight bits with a scale for each row, unless `whole`."""
+    """As arrays; the wide ones in eight bits with a scale for each row, unless `whole`."""
     out = {name: table.numpy() for name, table in found.items()}
-    if not whole:
-        scales = np.abs(out[WIDE]).max(axis=1) / 127
-        out[f"{WIDE}_scale"] = scales.astype(np.float32)
-        out[WIDE] = np.rint(out[WIDE] / np.maximum(scales, 1e-12)[:, None]).astype(np.int8)
+    for name in WIDE if not whole else ():
+        if name in out:
+            scales = np.abs(out[name]).max(axis=1) / 127
+            out[f"{name}_scale"] = scales.astype(np.float32)
+            out[name] = np.rint(out[name] / np.maximum(scales, 1e-12)[:, None]).astype(np.int8)
     return out

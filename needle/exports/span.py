@@ -84,7 +84,8 @@ def _reading(
     x, _ = net.add_norm(x, read, norm.weight, norm.bias, norm.eps, own.o_proj.bias)
     up = net.dense(x, mlp.up_proj.weight, ranges=ranges.get(mlp.up_proj))
     up = net.op("BiasGelu", up, net.constant(mlp.up_proj.bias), domain="com.microsoft")
-    down, norm = net.dense(up, mlp.down_proj.weight, ranges=ranges.get(mlp.down_proj)), block.norm_mlp
+    down = net.dense(up, mlp.down_proj.weight, ranges=ranges.get(mlp.down_proj), by_row=True)
+    norm = block.norm_mlp
     x, _ = net.add_norm(x, down, norm.weight, norm.bias, norm.eps, mlp.down_proj.bias)
     return x, k, v
 

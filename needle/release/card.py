@@ -15,9 +15,14 @@ from needle.text.folder import WEIGHTS
 
 LICENCES = {
     "snips": "CC0", "hwu64": "CC BY 4.0", "mixed_calls": "as its parts (CC0, CC BY 4.0)", "sgd": "CC BY-SA 4.0",
-        "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0",
-    "ha_intents": "CC BY 4.0", "synthetic": "Apache-2.0 (this project)", "invented": "Apache-2.0 (this project)",
+    "clinc150": "CC BY 3.0", "seal_tools": "Apache-2.0", "ha_intents": "CC BY 4.0",
+    "skills": "MIT, Apache-2.0, BSD, ISC, MIT-0 (by repository)", "thingpedia": "BSD-3-Clause",
+    "functions": "MIT, Apache-2.0", "star": "MIT", "restaurant8k": "CC BY 4.0", "taskmaster4": "CC BY 4.0",
+    "nlu-corpora": "CC BY-SA 3.0", "snips-samples": "Apache-2.0", "home-llm": "MIT",
+    "declared": "Apache-2.0 (this project's requests, for declarations under Apache-2.0 or MIT)",
+    "synthetic": "Apache-2.0 (this project)", "invented": "Apache-2.0 (this project)",
 }  # fmt: skip
+SHARE_ALIKE = {"sgd": "SGD", "nlu-corpora": "the NLU evaluation corpora"}
 TITLES = {"snips": "SNIPS", "hwu64": "HWU64", "sgd": "SGD", "mixed_calls": "several calls"}
 SUITES = {
     "enums": "a member of an enum, said word for word", "enums_as_strings": "the same where it is a plain string",
@@ -37,6 +42,7 @@ READS = {
     ),
 }
 RECIPES = {"pointer": "needle_26m", "span": "needle_26m_spans"}
+ERRORS = {"pointer": "e005_needle_26m", "span": "e009_second_student"}  # experiments that tell what goes wrong
 SPLITS = {
     "test": "The test splits took no part in training or in any choice.",
     "validation": (
@@ -100,11 +106,14 @@ def card(checkpoint: Checkpoint, results: dict[str, Any]) -> str:
         else ""
     )
     made = f" These are the weights that it calls `{results['weights']}`." if results["weights"] else ""
+    alike = " and ".join(title for name, title in SHARE_ALIKE.items() if name in checkpoint.data["sources"])
     sources = "\n".join(f"| {name} | {LICENCES[name]} |" for name in LICENCES if name in checkpoint.data["sources"])
     facts = {
         "parameters": count_parameters(checkpoint.student),
         "weights_file": WEIGHTS,
         "reads": READS[checkpoint.config.family].format(checkpoint.tokenizer.text_size),
+        "alike": alike,
+        "errors": ERRORS[checkpoint.config.family],
         "recipe": RECIPES[checkpoint.config.family],
         "split": SPLITS[results["split"]],
     }

@@ -1,4 +1,5 @@
-"""Suites of made requests for real declarations that no student was trained on, with phrasings that training never has.
+"""Suites of plain requests for real declarations that no student was trained on, with phrasings that training never
+has: what a function requires and the one argument that a suite is about, no corrections.
 
     python -m needle.release.suites DATA FOLDER
 
@@ -27,6 +28,7 @@ from needle.text.validity import call_errors
 
 SIZE = 100
 CHAINS = 200
+MOST = 3  # arguments of a plain request
 Make = Callable[[Asker, Tool], "tuple[str, Wish] | None"]
 
 
@@ -52,7 +54,7 @@ def suites(tools: list[tuple[str, Tool]]) -> dict[str, list[Record]]:
 def _askers(name: str, families: Families) -> Iterator[tuple[Asker, list[Tool]]]:
     """One after another, each with a family to ask of."""
     for number in itertools.count(1):
-        asker = Asker(random.Random(f"suite:{name}:{number}"), families, held_out=True)
+        asker = Asker(random.Random(f"suite:{name}:{number}"), families, held_out=True, plain=True)
         yield asker, asker.one(families.tools)
 
 
@@ -86,7 +88,9 @@ def _with(asker: Asker, tool: Tool, fits: Callable[[str, Any], Spoken | None]) -
         value = fits(name, schema)
         if value is not None:
             wish = asker.wish(tool, {name: value})
-            return None if wish is None else (asker.finished(asker.sentence(wish)), wish)
+            if wish is None or len(wish.said) > MOST:
+                return None
+            return asker.finished(asker.sentence(wish)), wish
     return None
 
 
@@ -155,7 +159,7 @@ def _unsaid(families: Families, count: int) -> Iterator[Record]:
         tool = asker.one(family)
         wish = asker.wish(tool)
         required = [name for name in tool.parameters.get("required", ()) if wish and name in wish.said]
-        if wish is None or not required:
+        if wish is None or not required or len(wish.said) > MOST:
             continue
         del wish.said[asker.one(required)]
         made += 1
@@ -173,7 +177,11 @@ def _chains(families: Families, count: int) -> Iterator[Record]:
         tools = asker.source.sample(pool, 3)
         wishes = [wish for tool in tools if (wish := asker.wish(tool)) is not None]
         calls = tuple(wish.call() for wish in wishes)
-        if len(wishes) < 3 or any(call_errors(call, tuple(tools)) for call in calls):
+        if (
+            len(wishes) < 3
+            or any(len(wish.said) > MOST for wish in wishes)
+            or any(call_errors(call, tuple(tools)) for call in calls)
+        ):
             continue
         texts = [asker.sentence(wish) for wish in wishes]
         first = asker.one(("{}, {}", "{}; {}", "{}, then {}")).format(texts[0], texts[1])

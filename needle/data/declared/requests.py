@@ -108,9 +108,10 @@ class Wish:
 class Asker:
     """Asks for the tools of one side. What is public here is what suites are made with."""
 
-    def __init__(self, source: random.Random, families: Families, held_out: bool) -> None:
+    def __init__(self, source: random.Random, families: Families, held_out: bool, plain: bool = False) -> None:
+        """`plain` says what has to be said, without corrections."""
         self.draw = Values(source, held_out)
-        self.families = families
+        self.families, self.plain = families, plain
         self.one, self.chance, self.source = self.draw.one, self.draw.chance, source
 
     def record(self, id: str, shared: random.Random) -> Record:
@@ -193,7 +194,7 @@ class Asker:
         properties = tool.parameters.get("properties", {})
         share = OPTIONAL if len(properties) < 8 else 3 / len(properties)
         for name, schema in properties.items():
-            if name in said or (name not in required and not self.chance(share)):
+            if name in said or (name not in required and (self.plain or not self.chance(share))):
                 continue
             value = self.draw.of(name, schema)
             if value is not None:
@@ -361,7 +362,8 @@ class Asker:
         if value.kind == "flag":
             return self.draw.flag(name, bool(value.value))
         said = value.said
-        if value.kind not in ("group", "groups") and isinstance(value.value, str | int | float) and self.chance(0.04):
+        simple = value.kind not in ("group", "groups") and isinstance(value.value, str | int | float)
+        if simple and not self.plain and self.chance(0.04):
             wrong = self.draw.of(name, tool.parameters["properties"][name])
             if wrong is not None and wrong.value != value.value and len(wrong.said) < 30:
                 said = self.one(self.draw.said["mend"]).format(wrong.said, said)

@@ -39,7 +39,7 @@ BACKENDS = {"torch": ("torch", "float32"), "onnx fp32": ("onnx", "float32"), "on
 CLIENTS, MANY, SHOWN = 8, 100, 8
 THREADS = 2  # of the rivals
 FEW = 20  # calls of a slow rival
-LOOP = 3000  # calls for a profiler to look at
+LOOP = 1000  # calls for a profiler to look at
 READY = 60.0  # seconds that a server may take to start
 
 
@@ -203,12 +203,34 @@ def llama_cpp(model: Path) -> Callable[[list[int], int, bool], None]:
     return complete
 
 
+def plot(out: dict[str, Any], path: Path) -> None:
+    """Medians and quartiles of a call with known tools, by set and backend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3))
+    rows = [(name, backend) for name in SETS for backend in BACKENDS]
+    for place, (name, backend) in enumerate(rows):
+        own, colour = out[f"{name}, known tools"][backend], f"C{list(BACKENDS).index(backend)}"
+        axes.barh(place, own["p50"], color=colour)
+        axes.plot([own["p25"], own["p75"]], [place, place], color="black")
+        axes.text(own["p75"] + 2, place, f"{own['p50']:.0f} ms", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{name}, {backend}" for name, backend in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("milliseconds of a call: median, quartiles")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEEDLE_DATA", "data")))
     parser.add_argument("--calls", type=int, default=100)
-    parser.add_argument("--parts", nargs="+", default=["calls", "many", "http", "start", "rivals"])
+    parser.add_argument("--parts", nargs="+", default=["calls", "shares", "many", "http", "start", "rivals"])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     sets = {}
@@ -229,7 +251,10 @@ def main() -> None:
         for name, records in sets.items():
             note(f"{name}, known tools", in_turns(engines, records, warm=True))
         note("snips, new tools", in_turns(engines, sets["snips"], warm=False))
+    if "shares" in arguments.parts:
         for name, engine in engines.items():
+            for record in sets["snips"]:
+                engine.answer(record.query, record.tools)
             note(f"snips, shares of a call, {name}", shares(engine, sets["snips"]))
     if "loop" in arguments.parts:
         for record in itertools.islice(itertools.cycle(sets["snips"]), LOOP):
@@ -263,6 +288,8 @@ def main() -> None:
         note("a llama of 26M, snips", rivals(records, tokens, FEW))
     if arguments.output:
         arguments.output.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+        if "calls" in arguments.parts:
+            plot(out, arguments.output.with_name("calls.png"))
 
 
 def _processor() -> str:

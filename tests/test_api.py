@@ -115,6 +115,11 @@ def said_about(needle: Needle, request: str, schema: dict[str, Any], **options: 
         ("set a timer for 5 minutes", {"minimum": 10}),
         ("set a timer for 2.5 minutes", {}),
         ("set a timer for 7 minutes", {"multipleOf": 5}),
+        pytest.param(
+            "set a timer for 7 minutes",
+            {"enum": [1, 2, 3]},
+            marks=pytest.mark.xfail(strict=True, reason="the released student answers 3; its card says so"),
+        ),
     ],
 )
 def test_a_value_that_does_not_fit_is_said_and_never_made_to(

@@ -2,7 +2,7 @@
 student its export in eight bits.
 
     python -m needle.release.ship outputs/needle_26m/part_{1,2,3,4,5,6,7} --weights outputs/needle_26m/mean \\
-        --results results.json
+        --results results.json --leaderboard bfcl.json
 
 The last folder is shipped, or `--weights`; those before it are the runs that it started from, or the metrics.json of
 released weights that it started from.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--leaderboard",
         type=Path,
-        default=Path("experiments/e005_needle_26m/bfcl.json"),
+        required=True,
         help="what `needle evaluate data=bfcl category=all` wrote of the same weights",
     )
     parser.add_argument("--check", type=int, default=500, help="made-up requests that the export is compared on")

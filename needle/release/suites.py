@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,19 @@ def _offered(asker: Asker, family: list[Tool], used: list[Tool]) -> tuple[Tool, 
     return tuple(offered)
 
 
+def _plain(asker: Asker, tool: Tool, given: Mapping[str, Spoken] | None = None) -> Wish | None:
+    """A wish of few arguments."""
+    wish = asker.wish(tool, given)
+    return wish if wish is not None and len(wish.said) <= MOST else None
+
+
 def _with(asker: Asker, tool: Tool, fits: Callable[[str, Any], Spoken | None]) -> tuple[str, Wish] | None:
     """A request that says an argument for which `fits` has a value."""
     for name, schema in tool.parameters.get("properties", {}).items():
         value = fits(name, schema)
         if value is not None:
-            wish = asker.wish(tool, {name: value})
-            if wish is None or len(wish.said) > MOST:
-                return None
-            return asker.finished(asker.sentence(wish)), wish
+            wish = _plain(asker, tool, {name: value})
+            return None if wish is None else (asker.finished(asker.sentence(wish)), wish)
     return None
 
 
@@ -157,9 +161,9 @@ def _unsaid(families: Families, count: int) -> Iterator[Record]:
     made = 0
     for asker, family in _askers("unsaid", families):
         tool = asker.one(family)
-        wish = asker.wish(tool)
+        wish = _plain(asker, tool)
         required = [name for name in tool.parameters.get("required", ()) if wish and name in wish.said]
-        if wish is None or not required or len(wish.said) > MOST:
+        if wish is None or not required:
             continue
         del wish.said[asker.one(required)]
         made += 1
@@ -175,13 +179,9 @@ def _chains(families: Families, count: int) -> Iterator[Record]:
     for asker, family in _askers("chains", families):
         pool = list({tool.name: tool for tool in [*family, *asker.source.sample(families.every, 3)]}.values())
         tools = asker.source.sample(pool, 3)
-        wishes = [wish for tool in tools if (wish := asker.wish(tool)) is not None]
+        wishes = [wish for tool in tools if (wish := _plain(asker, tool)) is not None]
         calls = tuple(wish.call() for wish in wishes)
-        if (
-            len(wishes) < 3
-            or any(len(wish.said) > MOST for wish in wishes)
-            or any(call_errors(call, tuple(tools)) for call in calls)
-        ):
+        if len(wishes) < 3 or any(call_errors(call, tuple(tools)) for call in calls):
             continue
         texts = [asker.sentence(wish) for wish in wishes]
         first = asker.one(("{}, {}", "{}; {}", "{}, then {}")).format(texts[0], texts[1])

@@ -37,7 +37,7 @@ from needle.students.base import (
 )
 from needle.students.batch import Batch, to_device
 from needle.students.pointer.encoder import Heads
-from needle.students.span.batch import BLOCK, STEP, Forms, Pairs, PieceRows, SpanBatch, up
+from needle.students.span.batch import STEP, Forms, Pairs, PieceRows, SpanBatch, up
 from needle.students.span.reader import Encoded, Rows, SpanConfig, SpanReader, Tools, members_of
 from needle.text.prompt import RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, MEMBER_LABELS, PLACE_LABELS, TOOL_LABELS
@@ -210,24 +210,19 @@ class SpanStudent(SpanReader):
         init_weights(self, 2 * config.encoder_layers)
         nn.init.zeros_(self.case.weight)
 
-    def _pointed(self, rows: Rows, members: Tensor, tools: Tools) -> tuple[Keys, list[tuple[Tensor, Tensor]]]:
-        """What an answer may point at; and the keys and values of the rows [R, H, Q+A, d], for each layer of the
-        decoder."""
-        packed, slot = _packed_rows(rows)
-        cross = []
-        for block in self.decoder:
-            heads: Heads = block.pair  # type: ignore[assignment]
-            k, v = F.embedding(slot, heads.kv_proj(packed)).chunk(2, dim=-1)
-            cross.append((heads.heads(k), heads.heads(v)))
-        own = torch.cat([self.key[kind](packed) for kind in ("begin", "end", "argument")])
-        Q, n = rows.query.shape[1], len(packed)
-        keys = Keys(
-            F.embedding(torch.cat([slot[:, :Q], slot[:, :Q] + n, slot[:, Q:] + 2 * n], dim=1), own),
+    def _keys(self, rows: Rows, members: Tensor, tools: Tools) -> Keys:
+        parts = ("begin", rows.query), ("end", rows.query), ("argument", rows.arguments)
+        return Keys(
+            torch.cat([self.key[kind](part) for kind, part in parts], dim=1),
             self.key["member"](members),
             self.key["tool"](tools.uses),
             None if tools.names is None else self.key["name"](tools.names),
         )
-        return keys, cross
+
+    def _cross(self, rows: Rows) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the rows [R, H, Q+A, d], for each layer of the decoder."""
+        every = torch.cat([rows.query, rows.arguments], dim=1)
+        return [block.pair.keys_values(every) for block in self.decoder]  # type: ignore[union-attr,operator]
 
     def _seen(self, batch: SpanBatch, tools: Tools) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of what each record's tools are for [B, H, S, d], for each layer of the decoder."""
@@ -341,8 +336,7 @@ class SpanStudent(SpanReader):
         x = self._inputs(tokens, place, rows, members, tools, batch, asked)
         positions = torch.arange(turns.answer.shape[1], device=x.device)
         rope = Rope.at(positions, self.head_width, self.config.rope_theta)
-        keys, every = self._pointed(rows, members, tools)
-        for block, cross, seen in zip(self.decoder, every, self._seen(batch, tools), strict=True):
+        for block, cross, seen in zip(self.decoder, self._cross(rows), self._seen(batch, tools), strict=True):
             if trace is not None and trace.attend:
                 asking = block.pair.queries(turns.by_answer(block.norm_cross(x))[:, :T])  # type: ignore[operator,union-attr]
                 Q, B = rows.query.shape[1], len(query)
@@ -350,7 +344,7 @@ class SpanStudent(SpanReader):
             x, _ = self.run(block, x, rope, turns, cross, rows.mask, seen, visible, None)
             if trace is not None:
                 trace.hidden.append(turns.by_answer(x)[:, :T])
-        scores = self._scores(self.norm_decoder(x), turns, place, rows, keys, batch)
+        scores = self._scores(self.norm_decoder(x), turns, place, rows, self._keys(rows, members, tools), batch)
         return F.embedding(batch.slot if wanted is None else batch.slot.flatten()[wanted], scores)
 
     # Answering, step by step
@@ -367,8 +361,8 @@ class SpanStudent(SpanReader):
         own: list[Encoded] = [(query[i, : sizes[i]], empty, nothing, nothing) for i in range(B)]
         rows, members = _stacked(own), query.new_zeros(1, D)
         return SpanState(
-            batch, tools, lower, own, rows, members, *self._pointed(rows, members, tools), self._seen(batch, tools),
-            asked, [None] * len(self.decoder), cache, none, begun,
+            batch, tools, lower, own, rows, members, self._keys(rows, members, tools), self._cross(rows),
+            self._seen(batch, tools), asked, [None] * len(self.decoder), cache, none, begun,
         )  # fmt: skip
 
     def step(self, state: SpanState, tokens: Tensor, open_tool: Tensor) -> Tensor:  # type: ignore[override]
@@ -418,7 +412,8 @@ class SpanStudent(SpanReader):
             first = read.first[place, :A] + behind
             state.own[row] = (read.query[place, : sizes[row]], read.arguments[place, :A], first, read.count[place, :A])
         state.rows = _stacked(state.own)
-        state.keys, state.cross = self._pointed(state.rows, state.members, state.tools)
+        state.keys = self._keys(state.rows, state.members, state.tools)
+        state.cross = self._cross(state.rows)
 
     # Choosing a few tools among many
 
@@ -462,18 +457,6 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
             )
         )
     return Rows(*(torch.cat(part) for part in zip(*(vars(group).values() for group in every), strict=True)))
-
-
-def _packed_rows(rows: Rows) -> tuple[Tensor, Tensor]:
-    """What stands in the rows, laid end to end behind an empty position [n, D], and where each of their positions is
-    there [R, Q+A], 0 for padding: what is done by position is done for a tenth of the padded ones."""
-    every = torch.cat([rows.query, rows.arguments], dim=1)
-    places = rows.mask.flatten().nonzero()[:, 0]
-    slot = torch.zeros(rows.mask.numel(), dtype=torch.long, device=places.device)
-    count = len(places) + 1
-    slot[places] = torch.arange(1, count, device=places.device)
-    index = F.pad(places, (1, up(count, BLOCK if count > BLOCK else STEP) - count))
-    return F.embedding(index, every.flatten(0, 1)), slot.view(rows.mask.shape)
 
 
 def _stacked(own: Sequence[Encoded]) -> Rows:

@@ -27,6 +27,7 @@ from needle.text.pointing import number_places
 from needle.text.prompt import Example, Renderer, render_record
 from needle.text.records import Call, Missing, Record, Tool
 from needle.text.tokenizer import PLACE_LABELS, TextTokenizer
+from tests.conftest import hear
 
 CONFIG = SpanConfig(
     width=32,
@@ -39,6 +40,7 @@ CONFIG = SpanConfig(
     pieces=900,
     joint=1,
     names=True,
+    literal=True,
 )
 
 
@@ -63,6 +65,7 @@ def student(writer: TextTokenizer) -> SpanStudent:
     torch.manual_seed(0)
     built = build_student(CONFIG, writer.size).eval()
     assert isinstance(built, SpanStudent)
+    hear(built)
     return built
 
 

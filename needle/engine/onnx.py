@@ -21,7 +21,7 @@ from needle.text.folder import CheckpointError
 
 MANIFEST, TABLES = "manifest.json", "tables.safetensors"
 PRECISIONS = ("int8", "fp32")
-FORMAT = 1
+FORMAT = 2
 CACHE_BYTES = 96_000_000  # of what was read of tools
 
 

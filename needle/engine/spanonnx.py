@@ -20,13 +20,14 @@ from cachetools import LRUCache
 from needle.engine.backend import Floats
 from needle.engine.onnx import Export, OneByOne
 from needle.text.folder import Model
+from needle.text.literal import LEVELS, Literal
 from needle.text.pieces import SPECIAL
 from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, MEMBER_LABELS, PLACE_LABELS
 
 BEGIN = SPECIAL.index("[CLS]")
 ANSWER = MARKERS.index("<answer>")
-TEXT, MEMBER, PLACE, TOOL, ARGUMENT = range(5)  # gates of the kinds of outcome
+TEXT, MEMBER, PLACE, TOOL, ARGUMENT, LITERAL = range(6)  # gates of the kinds of outcome, then of what is said literally
 ROLE_ANSWER, ROLE_TEXT, ROLE_TOOL, ROLE_ARGUMENT, ROLE_MEMBER, ROLE_BEGINS, ROLE_ENDS = range(7)
 
 
@@ -97,6 +98,7 @@ class SpanOnnx:
         none = np.zeros((1, 0, self.width), np.float32)
         self.nothing, self.no_past = [none] * (2 * self.joint), [none.reshape(1, self.heads, 0, self.head)]
         self.no_past *= 2 * self.layers
+        self.literal = bool(self.student.get("literal"))
         self.empty = list(self.tables["seen_empty"].reshape(2 * self.layers, 1, self.heads, 1, self.head))
         self._kept: LRUCache[tuple[str, ...], _Card | _Form | _Offer] = LRUCache(
             export.cache_bytes, getsizeof=lambda own: own.nbytes
@@ -191,13 +193,22 @@ class _Answering:
         self.past = backend.no_past
         self.hidden = self.ends = np.zeros((0, backend.width), np.float32)
         self.position, self.argument, self.begun = 0, -1, False
+        self.literal = Literal(backend.model.tokenizer.pieces.compared(ids))  # type: ignore[union-attr]
+        self.named = [self.literal.level(tool.words.tool) for tool in example.tools]
+        self.levels: list[int] = []
         self._row(read[:, 1:], 0)
 
     def open(self, number: int) -> None:
         """Reads the request together with a tool."""
         backend, tool = self.backend, self.tools[number]
         self.form = form = backend.form(tool)
-        read, *_ = backend.export.run("upper", np.concatenate([self.lower, form.markers], axis=1), *form.kept)
+        row = np.concatenate([self.lower, form.markers], axis=1)
+        if backend.literal:
+            found = self.literal.find(tool.words)
+            row[0, 1 : self.lower.shape[1]] += backend.tables["said"][found.said]
+            row[0, self.lower.shape[1] :] += backend.tables["heard"][found.arguments]
+            self.levels = found.members
+        read, *_ = backend.export.run("upper", row, *form.kept)
         self._row(read[:, 1:], form.markers.shape[1])
 
     def _row(self, read: Floats, arguments: int) -> None:
@@ -279,8 +290,15 @@ class _Answering:
         scores[arguments : arguments + A] = pointed[2 * Q : 2 * Q + A] + gates[ARGUMENT]
         behind = 2 * Q + A
         scores[tools : tools + U] = pointed[behind : behind + U] + gates[TOOL]
+        literal = np.zeros((2, LEVELS), np.float32)
+        if backend.literal:
+            literal[:, 1:] = gates[LITERAL:].reshape(2, LEVELS - 1)
+            scores[tools : tools + U] += literal[1, self.named]
         if argument >= 0 and self.form.count[argument]:
             count = min(self.form.count[argument], MEMBER_LABELS)
-            first = behind + U + self.form.first[argument]
+            own = self.form.first[argument]
+            first = behind + U + own
             scores[members : members + count] = pointed[first : first + count] + gates[MEMBER]
+            if backend.literal:
+                scores[members : members + count] += literal[0, self.levels[own : own + count]]
         return scores

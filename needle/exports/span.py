@@ -43,6 +43,8 @@ def tables(student: SpanStudent) -> dict[str, Tensor]:
         "key_tool": student.key["tool"].weight,  # type: ignore[dict-item]
         "seen_empty": _stacked([block.tools.kv_proj for block in _decoder(student)]) @ student.no_tool,
     }  # fmt: skip
+    if student.config.literal:
+        found |= {"said": student.said.weight, "heard": student.heard.weight}
     return {name: table.detach().float().contiguous() for name, table in found.items()}
 
 
@@ -117,8 +119,8 @@ def _card(student: SpanStudent, small: bool) -> Net:
 def _step(student: SpanStudent, small: bool, longest: int) -> Net:
     """n tokens further: their inputs [1, n, D] and the position of the first [1], for each layer the keys and values
     of the answer so far [1, H, P, d], of its row and of its cards, and the keys that may be pointed at [N, D]; to what
-    is hidden [1, n, D], the scores of text and of the kinds of outcome [1, n, V+5], how well each key fits [1, n, N],
-    and the keys and values of the answer [1, H, P+n, d]."""
+    is hidden [1, n, D], the scores of text, of the kinds of outcome and of what is said literally [1, n, V+5+4], how
+    well each key fits [1, n, N], and the keys and values of the answer [1, H, P+n, d]."""
     net, config, blocks = Net(small), student.config, _decoder(student)
     D, H = config.width, config.heads
     x = net.input("x", 1, "n", D)
@@ -148,9 +150,9 @@ def _step(student: SpanStudent, small: bool, longest: int) -> Net:
         following = blocks[number + 1].norm_own if number + 1 < len(blocks) else student.norm_decoder
         normed, x = net.add_norm(x, down, *_scale(following))
     spelled = student.write.weight @ student.spell.weight
-    text = net.dense(
-        normed, torch.cat([spelled, student.gate.weight]), torch.cat([student.text_bias, student.gate.bias])
-    )
+    small_heads = [student.gate, *([student.literal] if config.literal else [])]
+    weight, bias = torch.cat([spelled, _stacked(small_heads)]), torch.cat([student.text_bias, _biases(small_heads)])
+    text = net.dense(normed, weight, bias)
     pointed = net.op("FusedMatMul", normed, keys, domain="com.microsoft", transB=1, alpha=student.scale)
     net.output("hidden", normed, 1, "n", D)
     net.output("text", text, 1, "n", "V")

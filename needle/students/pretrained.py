@@ -28,7 +28,7 @@ from needle.students.checkpoint import load_checkpoint
 from needle.students.pointer.encoder import BertBlock, PointerConfig
 from needle.students.pointer.student import ANSWER, PointerStudent
 from needle.students.span.reader import ReadingBlock, SpanConfig
-from needle.students.span.student import POINTERS, SpanStudent
+from needle.students.span.student import LITERAL, POINTERS, SpanStudent
 from needle.text.folder import WEIGHTS, CheckpointError
 from needle.text.pieces import SPECIAL, Pieces
 from needle.text.tokenizer import MARKERS, TextTokenizer
@@ -170,7 +170,11 @@ def start_from(
                 f"train.start={checkpoint} was trained with another tokenizer; set tokenizer.path={checkpoint}"
             )
         try:
-            student.load_state_dict(other.student.state_dict())
+            known = other.student.state_dict()
+            if isinstance(student, SpanStudent) and student.config.literal and not other.config.literal:
+                # It learns what to make of it, beginning with nothing.
+                known |= {name: own for name, own in student.state_dict().items() if name.split(".")[0] in LITERAL}
+            student.load_state_dict(known)
         except RuntimeError as error:
             raise CheckpointError(
                 f"train.start={checkpoint} holds another student than this one: {str(error).splitlines()[-1].strip()}"

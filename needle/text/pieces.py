@@ -21,6 +21,9 @@ PIECES_FILE = "pieces.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # padding, what no piece spells, a request or tool, an argument
 CASES = ("untold", "lower", "title", "upper", "mixed")
 LINE = "\u00b6"  # stands for the end of a line
+EDGE = "\0"  # stands between words that are compared
+UNTOLD = "\x01"  # a word that no piece spells, which is like none
+WITHIN = "-_./:,'"  # what may stand in a name or not: "lo-fi" is "lo fi"
 PLAIN = {"[\u2018\u2019\u201b`\u00b4]": "'", "[\u201c\u201d\u201e\u00ab\u00bb]": '"', "[\u2010-\u2015\u2212]": "-"}
 
 
@@ -119,6 +122,21 @@ class Pieces:
 
     def words(self) -> dict[str, int]:
         return dict(self._tokenizer.get_vocab())
+
+    @cached_property
+    def _signs(self) -> list[str]:
+        """A character for each piece, behind an `EDGE` if a word begins with it."""
+        signs = [EDGE + UNTOLD] * self.size
+        for word, index in self.words().items():
+            if word in WITHIN:
+                signs[index] = ""
+            elif index >= len(SPECIAL):
+                signs[index] = ("" if word.startswith("##") else EDGE) + chr(index + 0x10000)
+        return signs
+
+    def compared(self, ids: Sequence[int]) -> list[str]:
+        """Of each piece what stands for it in `needle.text.literal`."""
+        return [self._signs[piece] for piece in ids]
 
     def read(self, text: str) -> Reading:
         """Cached, since names, descriptions and enum members come again and again."""

@@ -23,7 +23,8 @@ from typing import Any
 from cachetools import LRUCache
 
 from needle.text.leaves import by_name, choices, leaves
-from needle.text.pieces import Pieces, Said
+from needle.text.literal import Names
+from needle.text.pieces import EDGE, Pieces, Said
 from needle.text.records import Call, Missing, Record, Tool
 from needle.text.tokenizer import ARGUMENT_LABELS, MEMBER_LABELS, TOOL_LABELS, TextTokenizer
 from needle.text.validity import CACHED_CHARACTERS
@@ -43,8 +44,9 @@ class RenderedTool:
     `copyable` are the positions of names and enum members: what an answer may copy from a schema.
 
     Of a tool that is read in pieces, `cases` are those of its pieces, `members` are for each leaf the positions of its
-    enum's members, the first and the one behind the last, and `card` is what tells its use: its name, up to position
-    `named`, its description and the names of its arguments, as pieces and their cases.
+    enum's members, the first and the one behind the last, `words` is what of it a request may say literally, and `card`
+    is what tells its use: its name, up to position `named`, its description and the names of its arguments, as pieces
+    and their cases.
     """
 
     name: str
@@ -57,6 +59,7 @@ class RenderedTool:
     card_cases: tuple[int, ...] = ()
     named: int = 0
     members: tuple[tuple[tuple[int, int], ...], ...] = ()
+    words: Names = Names("", (), ())
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,19 @@ def _in_pieces(pieces: Pieces, tool: Tool) -> RenderedTool:
             start, end = whole.add(_worded(member) if member.replace("_", "").isalnum() else member)
             own.append((start, end) if end > start else (start - 1, start))
         found.append(tuple(own if len(own) <= MEMBER_LABELS else ()))
+    words = Names(
+        _compared(pieces, pieces.read(_worded(tool.name)).ids),
+        tuple(_compared(pieces, pieces.read(_worded(leaf.name)).ids) for leaf in leaves(tool)),
+        tuple(tuple(_compared(pieces, whole.ids[start:end]) for start, end in own) for own in found),
+    )
     return RenderedTool(
         tool.name, tuple(whole.ids), tuple(markers), (), tool.key, tuple(whole.cases), tuple(card.ids),
-        tuple(card.cases), named, tuple(found),
+        tuple(card.cases), named, tuple(found), words,
     )  # fmt: skip
+
+
+def _compared(pieces: Pieces, ids: Sequence[int]) -> str:
+    return "".join(pieces.compared(ids)) + EDGE
 
 
 def _worded(name: str) -> str:

@@ -24,10 +24,12 @@ from needle.text.validity import call_errors
 
 SOURCE = "declared"
 OPTIONAL = 0.4  # chance that an optional argument is said
+HARDER = 0.65  # the same of a flag, an enum, a list or an object, which students get wrong most
+HARDER_TOOL = 0.5  # chance that a tool is one with such an argument
 POLITE = 0.08
 KINDS = {  # shares of the records; the rest ask for one call
     "chain": 0.13, "row": 0.07, "again": 0.05, "shared": 0.06,  # several calls
-    "gone": 0.12, "unsaid": 0.06, "beyond": 0.015, "undone": 0.025, "known": 0.02, "about": 0.015, "chat": 0.02,  # none
+    "gone": 0.11, "unsaid": 0.07, "beyond": 0.025, "undone": 0.025, "known": 0.02, "about": 0.015, "chat": 0.02,  # none
 }  # fmt: skip
 PREPOSITIONS = {
     "city": ("in", "near", "for", "at"),
@@ -131,7 +133,7 @@ class Asker:
 
     def attempt(self, around: list[Tool], strangers: list[Tool]) -> tuple[str, list[Tool], list[Call]] | None:
         self.missing: dict[str, Any] | None = None
-        tool = self.one(around) if self.chance(0.9) else self.one(self.families.every)
+        tool = self.tool(around) if self.chance(0.9) else self.one(self.families.every)
         wish = self.wish(tool)
         if wish is None:
             tool = self.one(self.families.every)
@@ -188,12 +190,18 @@ class Asker:
         self.source.shuffle(offered)
         return query, offered, calls
 
+    def tool(self, among: Sequence[Tool]) -> Tool:
+        harder = [tool for tool in among if any(map(_harder, tool.parameters.get("properties", {}).values()))]
+        found: Tool = self.one(harder if harder and self.chance(HARDER_TOOL) else among)
+        return found
+
     def wish(self, tool: Tool, given: Mapping[str, Spoken] | None = None) -> Wish | None:
         """A value for every required argument and some of the others; None if nobody would say one of them."""
         required, said = tool.parameters.get("required", ()), dict(given or {})
         properties = tool.parameters.get("properties", {})
-        share = OPTIONAL if len(properties) < 8 else 3 / len(properties)
+        fewer = min(1, 8 / max(len(properties), 1))
         for name, schema in properties.items():
+            share = fewer * (HARDER if _harder(schema) else OPTIONAL)
             if name in said or (name not in required and (self.plain or not self.chance(share))):
                 continue
             value = self.draw.of(name, schema)
@@ -213,8 +221,12 @@ class Asker:
                 if members and solid_type(schema) == "string":
                     word = self.draw.noun()
                     other = Spoken(word, word, "member") if worded(word) not in members else None
+                elif members and solid_type(schema) in ("integer", "number"):
+                    value = self.source.randint(1, 999)
+                    other = Spoken(str(value), value, "number") if str(value) not in members else None
                 elif isinstance(most, int | float) and not members:
-                    other = Spoken(str(value := int(most) + self.source.randint(1, 500)), value, "number")
+                    value = int(most) + self.source.randint(1, 500)
+                    other = Spoken(str(value), value, "number")
                 asked = self.wish(tool, {name: other}) if other else None
                 if asked:
                     return self.finished(self.sentence(asked)), [tool], []
@@ -441,6 +453,10 @@ class Asker:
             joint = self.one((" ", ", ", ". ")) if text[-1:].isalnum() else " "
             text = f"{text}{joint}{self.one(self.draw.said['polite'])}"
         return text
+
+
+def _harder(schema: Mapping[str, Any]) -> bool:
+    return "enum" in schema or solid_type(schema) in ("boolean", "array", "object")
 
 
 def _alike(one: Tool, other: Tool) -> bool:

@@ -4,7 +4,7 @@ tool together with its request.
 Legend: B records, T target positions, Q request positions, U distinct tools of the batch, M packed positions of all
 those tools' cards, K tools of one record, S positions of one record's cards, and the empty slot; F tools that are
 called, P pairs of a request and a tool that is called, R = B + P rows that an answer reads: requests alone, then
-pairs; W positions of one tool, A its arguments, E enum members of those F.
+pairs; W positions of one tool, A its arguments, E enum members of those F, L the most of one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from needle.students.batch import Batch, pad
+from needle.text.literal import Literal
 from needle.text.prompt import Example, RenderedTool
 from needle.text.tokenizer import TextTokenizer
 
@@ -124,22 +125,25 @@ class Pairs:
     markers: Tensor  # [P, A] those of its arguments' markers
     first: Tensor  # [P, A] the first member of each argument's enum, of the E
     count: Tensor  # [P, A] how many it has; -1 on padding
+    said: Tensor  # [P, Q] what each piece of the request says of the tool (`Found`)
+    heard: Tensor  # [P, A] what is said of each argument
+    levels: Tensor  # [P, L] how much is said of each enum member, those of all arguments in a row
 
     @classmethod
     def groups(
-        cls, pairs: Sequence[tuple[int, int]], lengths: Sequence[int], forms: Forms, tools: SpanTools
+        cls, pairs: Sequence[tuple[int, int]], requests: Sequence[Literal], forms: Forms, tools: SpanTools
     ) -> list[Pairs]:
         """`pairs` of a record and a form, those of one size of form together and of these the shortest requests first,
-        in groups that cost least to read. `lengths` are those of all requests."""
+        in groups that cost least to read."""
         found = []
         for _, alike in itertools.groupby(pairs, key=lambda pair: _size_class(forms.sizes[pair[1]])):
             own = list(alike)
-            for group in groups_of([lengths[record] for record, _ in own]):
-                found.append(cls.of([own[place] for place in group], lengths, forms, tools))
+            for group in groups_of([requests[record].size for record, _ in own]):
+                found.append(cls.of([own[place] for place in group], requests, forms, tools))
         return found
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[int, int]], lengths: Sequence[int], forms: Forms, tools: SpanTools) -> Pairs:
+    def of(cls, pairs: Sequence[tuple[int, int]], requests: Sequence[Literal], forms: Forms, tools: SpanTools) -> Pairs:
         own = [tools.rendered[forms.tools[form]] for _, form in pairs]
         places, markers, first, count = [], [], [], []
         for (_, form), tool in zip(pairs, own, strict=True):
@@ -150,13 +154,18 @@ class Pairs:
             count.append(sizes)
         A = up(max([1, *(len(row) for row in markers)]), STEP)
         W = up(max([1, *(len(row) for row in places)]), STEP)
+        found = [requests[record].find(tool.words) for (record, _), tool in zip(pairs, own, strict=True)]
+        length = coarse(1 + max(requests[record].size for record, _ in pairs), STEP) - 1
         return cls(
-            coarse(1 + max(lengths[record] for record, _ in pairs), STEP) - 1,
+            length,
             torch.tensor([record for record, _ in pairs], dtype=torch.long),
             pad(places, W, 0),
             pad(markers, A, 0),
             pad(first, A, 0),
             pad(count, A, -1),
+            pad([one.said for one in found], length, 0),
+            pad([one.arguments for one in found], A, 0),
+            pad([one.members for one in found], max([1, *(len(one.members) for one in found)]), 0),
         )
 
 
@@ -191,7 +200,9 @@ class SpanBatch(Batch):
     requests: PieceRows  # [B, Q]
     mask: Tensor  # [B, Q] true on the request
     tools: SpanTools
+    literal: list[Literal]  # [B]
     offered: Tensor  # [B, K] the tools of each record, of the U; -1 is padding
+    named: Tensor  # [B, K] how much of their names is said
     owned: Tensor  # [B, S] their positions in M, counted from 1; 0, the empty slot, stands first; -1 is padding
     forms: Forms  # those that the targets call
     pairs: list[Pairs]  # of requests and these, in groups
@@ -215,6 +226,11 @@ class SpanBatch(Batch):
         owned = [[0, *(place for tool in own for place in cards[tool])] for own in offered]
         queries = [example.query or (tokenizer.pieces.unknown,) for example in examples]
         requests = PieceRows.of(queries, [example.cases or (0,) for example in examples], before=1)
+        literal = [Literal(tokenizer.pieces.compared(query)) for query in queries]
+        named = [
+            [words.level(tool.words.tool) for tool in example.tools]
+            for words, example in zip(literal, examples, strict=True)
+        ]
         # What has been opened at each position, and the pairs that are read there.
         called = {
             (record, offered[record][token - tokenizer.first_tool_label])
@@ -260,10 +276,12 @@ class SpanBatch(Batch):
             "requests": requests,
             "mask": torch.arange(requests.ids.shape[1]) < torch.tensor(lengths)[:, None],
             "tools": tools,
+            "literal": literal,
             "offered": pad(offered, max([1, *(len(own) for own in offered)]), -1),
+            "named": pad(named, max([1, *(len(own) for own in offered)]), 0),
             "owned": pad(owned, up(max(len(own) for own in owned), STEP), -1),
             "forms": forms,
-            "pairs": Pairs.groups(alike, lengths, forms, tools),
+            "pairs": Pairs.groups(alike, literal, forms, tools),
             "row": torch.from_numpy(rows),
             "packed": torch.from_numpy(packed),
             "slot": torch.from_numpy(slot),
@@ -275,5 +293,7 @@ class SpanBatch(Batch):
 
     def select(self, rows: Tensor) -> SpanBatch:
         """The same tools for only these rows of the batch."""
-        own = {name: getattr(self, name)[rows] for name in ("mask", "offered", "owned")}
-        return replace(self, requests=self.requests.select(rows), **own)
+        own = {name: getattr(self, name)[rows] for name in ("mask", "offered", "named", "owned")}
+        return replace(
+            self, requests=self.requests.select(rows), literal=[self.literal[int(row)] for row in rows], **own
+        )

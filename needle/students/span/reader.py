@@ -19,6 +19,7 @@ from needle.students.base import GELU, Dropout, ReadsApart, attention, working_p
 from needle.students.batch import to_device
 from needle.students.pointer.encoder import CACHED_BYTES, Heads
 from needle.students.span.batch import STEP, Forms, Pairs, PieceRows, SpanBatch, coarse, groups_of, up
+from needle.text.literal import LEVELS, SAID
 from needle.text.pieces import CASES, SPECIAL
 from needle.text.prompt import RenderedTool
 
@@ -47,6 +48,7 @@ class SpanConfig:
     pieces: int = 22_000
     joint: int = 3
     names: bool = False  # a readout of its own for tools' names
+    literal: bool = False  # told which names and enum members stand in the request
     rope_theta: float = 10_000.0
     dropout: float = 0.0
     case_dropout: float = 0.3  # share of rows whose cases aren't told in training
@@ -74,6 +76,7 @@ class Rows:
     arguments: Tensor  # [R, A, D] the markers of the tool's arguments
     first: Tensor  # [R, A] the first member of each argument, of all that were read
     count: Tensor  # [R, A] how many it has; -1 on padding
+    levels: Tensor  # [R, L] how much is said of each enum member of the tool
 
 
 class ReadingBlock(nn.Module):
@@ -109,6 +112,8 @@ class SpanReader(ReadsApart):
         self.kind = nn.Embedding(2, D)  # request, tool
         self.no_tool = nn.Parameter(torch.zeros(D))  # the empty slot
         self.norm_encoder = nn.LayerNorm(D, eps=1e-12)
+        if config.literal:
+            self.said, self.heard = nn.Embedding(SAID, D), nn.Embedding(LEVELS**2, D)
         self.encoder = nn.ModuleList([ReadingBlock(config) for _ in range(config.encoder_layers)])
         self.dropout = Dropout(config.dropout)
         if config.encoder is not None:
@@ -213,12 +218,16 @@ class SpanReader(ReadsApart):
         Q = min(pairs.length, mask.shape[1])
         lower, mask = lower[:, : 1 + Q], mask[:, :Q]
         _, before, *kept = forms
-        x = torch.cat([lower, F.embedding(pairs.markers, before).to(lower.dtype)], dim=1)
+        markers = F.embedding(pairs.markers, before).to(lower.dtype)
+        if self.config.literal:
+            lower = lower + F.pad(self.said(pairs.said[:, :Q]), (0, 0, 1, 0)).to(lower.dtype)
+            markers = markers + self.heard(pairs.heard).to(lower.dtype)
+        x = torch.cat([lower, markers], dim=1)
         mask = torch.cat([mask, pairs.count >= 0], dim=1)
         every = torch.cat([F.pad(mask, (1, 0), value=True), pairs.places > 0], dim=1)
         for block, beside in zip(list(self.encoder)[len(self.encoder) - len(kept) :], kept, strict=True):
             x, _ = self.run(block, x, every, F.embedding(pairs.places, beside))
-        return Rows(x[:, 1 : 1 + Q], mask, x[:, 1 + Q :], pairs.first, pairs.count)
+        return Rows(x[:, 1 : 1 + Q], mask, x[:, 1 + Q :], pairs.first, pairs.count, pairs.levels)
 
     # Keeping tools
 

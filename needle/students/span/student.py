@@ -39,6 +39,7 @@ from needle.students.batch import Batch, to_device
 from needle.students.pointer.encoder import Heads
 from needle.students.span.batch import STEP, Forms, Pairs, PieceRows, SpanBatch, up
 from needle.students.span.reader import Encoded, Rows, SpanConfig, SpanReader, Tools, members_of
+from needle.text.literal import LEVELS
 from needle.text.prompt import RenderedTool
 from needle.text.tokenizer import ARGUMENT_LABELS, MARKERS, MEMBER_LABELS, PLACE_LABELS, TOOL_LABELS
 
@@ -46,6 +47,7 @@ ANSWER = MARKERS.index("<answer>")
 ROLES = ("answer", "text", "tool", "argument", "member", "begins", "ends")  # what an answer has come to
 OUTCOMES = ("text", "member", "place", "tool", "argument")
 POINTERS = ("member", "begin", "end", "tool", "argument")
+LITERAL = ("said", "heard", "literal")  # the parts that `SpanConfig.literal` adds
 LABELS = MEMBER_LABELS + PLACE_LABELS + TOOL_LABELS + ARGUMENT_LABELS
 
 
@@ -67,7 +69,7 @@ class SpanState(State):
     batch: SpanBatch
     tools: Tools
     lower: Tensor  # [B, 1+Q, D] of the requests, before the layers that read together
-    own: list[Encoded]  # of each row: query, arguments, first, count
+    own: list[Encoded]  # of each row: query, arguments, first, count, levels
     rows: Rows
     members: Tensor  # [1+E, D] of the enums of all tools that were opened
     keys: Keys
@@ -207,8 +209,14 @@ class SpanStudent(SpanReader):
         self.gate = nn.Linear(D, len(OUTCOMES))  # how likely each kind of outcome is
         kinds = [*POINTERS, *(("name",) if config.names else ())]
         self.key = nn.ModuleDict({kind: nn.Linear(D, D, bias=False) for kind in kinds})
+        if config.literal:
+            # What it adds to a member's and to a tool's score that some or all of their words are said.
+            self.literal = nn.Linear(D, 2 * (LEVELS - 1))
         init_weights(self, 2 * config.encoder_layers)
         nn.init.zeros_(self.case.weight)
+        if config.literal:
+            for weight in (self.said.weight, self.heard.weight, *self.literal.parameters()):
+                nn.init.zeros_(weight)
 
     def _keys(self, rows: Rows, members: Tensor, tools: Tools) -> Keys:
         parts = ("begin", rows.query), ("end", rows.query), ("argument", rows.arguments)
@@ -296,6 +304,10 @@ class SpanStudent(SpanReader):
         if keys.names is not None:
             tools = tools + (hidden @ keys.names.T).float() * self.scale
         tools = F.pad(tools, (0, 1)).gather(1, offered.clamp_min(0)) + gates[:, 3:4]
+        if self.config.literal:
+            # [n, LEVELS] each; a name that isn't said adds nothing.
+            for_member, for_tool = (F.pad(part, (1, 0)) for part in self.literal(hidden).float().chunk(2, dim=-1))
+            tools = tools + for_tool.gather(1, batch.named[place.record])
         tools = tools.masked_fill(offered < 0, low)
         arguments = pointed[:, 2 * Q : 2 * Q + A] + gates[:, 4:]
         arguments = arguments.masked_fill(rows.count[row] < 0, low)
@@ -305,6 +317,9 @@ class SpanStudent(SpanReader):
         index = rows.first[row].gather(1, own) + number
         absent = (number >= rows.count[row].gather(1, own)) | (place.argument[:, None] < 0)
         members = every.gather(1, index.clamp_max(every.shape[1] - 1)) + gates[:, 1:2]
+        if self.config.literal:
+            within = (index - rows.first[row, :1]).clamp(0, rows.levels.shape[1] - 1)
+            members = members + for_member.gather(1, rows.levels[row].gather(1, within))
         members = members.masked_fill(absent, low)
         parts = (members, MEMBER_LABELS), (places, PLACE_LABELS), (tools, TOOL_LABELS), (arguments, ARGUMENT_LABELS)
         wide = [F.pad(part, (0, width - part.shape[1]), value=low) for part, width in parts]
@@ -358,7 +373,7 @@ class SpanStudent(SpanReader):
         empty = query.new_zeros(0, D)
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         sizes = batch.mask.sum(1).tolist()
-        own: list[Encoded] = [(query[i, : sizes[i]], empty, nothing, nothing) for i in range(B)]
+        own: list[Encoded] = [(query[i, : sizes[i]], empty, nothing, nothing, nothing) for i in range(B)]
         rows, members = _stacked(own), query.new_zeros(1, D)
         return SpanState(
             batch, tools, lower, own, rows, members, self._keys(rows, members, tools), self._cross(rows),
@@ -401,8 +416,8 @@ class SpanStudent(SpanReader):
         packed = tuple(torch.cat(part) for part in zip(*every, strict=True))
         rows = records.tolist()
         chosen = [(row, forms.tools.index(tool)) for row, tool in zip(rows, numbers, strict=True)]
-        sizes = batch.mask.sum(1).tolist()
-        forms, pairs = to_device([forms, Pairs.of(chosen, sizes, forms, batch.tools)], records.device)
+        sizes = [words.size for words in batch.literal]
+        forms, pairs = to_device([forms, Pairs.of(chosen, batch.literal, forms, batch.tools)], records.device)
         read = self.read_together(state.lower[records].to(packed[0].dtype), batch.mask[records], packed, pairs)
         behind = len(state.members) - 1  # those of tools that were opened before stand in front
         state.members = torch.cat([state.members, members_of(forms, packed[0])[1:]])
@@ -410,7 +425,10 @@ class SpanStudent(SpanReader):
             tool = batch.tools.rendered[number]
             A = len(tool.markers)
             first = read.first[place, :A] + behind
-            state.own[row] = (read.query[place, : sizes[row]], read.arguments[place, :A], first, read.count[place, :A])
+            state.own[row] = (
+                read.query[place, : sizes[row]], read.arguments[place, :A], first, read.count[place, :A],
+                read.levels[place],
+            )  # fmt: skip
         state.rows = _stacked(state.own)
         state.keys = self._keys(state.rows, state.members, state.tools)
         state.cross = self._cross(state.rows)
@@ -442,7 +460,8 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
     A = max([1, *(group.arguments.shape[1] for group in pairs)])
     B, A, D = len(query), up(A, STEP), query.shape[2]
     first = query.new_zeros(B, A, dtype=torch.long)
-    alone = Rows(query, F.pad(mask, (0, A)), query.new_zeros(B, A, D), first, first - 1)
+    L = max([1, *(group.levels.shape[1] for group in pairs)])
+    alone = Rows(query, F.pad(mask, (0, A)), query.new_zeros(B, A, D), first, first - 1, first.new_zeros(B, L))
     every = [alone]
     for group in pairs:
         length, more = group.query.shape[1], A - group.arguments.shape[1]
@@ -454,6 +473,7 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
                 F.pad(group.arguments, (0, 0, 0, more)),
                 F.pad(group.first, (0, more)),
                 F.pad(group.count, (0, more), value=-1),
+                F.pad(group.levels, (0, L - group.levels.shape[1])),
             )
         )
     return Rows(*(torch.cat(part) for part in zip(*(vars(group).values() for group in every), strict=True)))
@@ -461,7 +481,7 @@ def _joined(query: Tensor, mask: Tensor, pairs: Sequence[Rows]) -> Rows:
 
 def _stacked(own: Sequence[Encoded]) -> Rows:
     """Rows of different sizes, padded."""
-    fills = (0, 0, 0, -1)
+    fills = (0, 0, 0, -1, 0)
     widths = [max([1, *(len(row[part]) for row in own)]) for part in range(len(fills))]
     query, arguments, *rest = [
         torch.stack([_filled(row[part], widths[part], fills[part]) for row in own]) for part in range(len(fills))

@@ -105,7 +105,8 @@ def test_what_is_kept_of_tools_is_bounded(
     engine = open_engine(exported, backend="onnx")
     for record in records[:30]:
         assert answered(engine, record) == answered(wide, record)
-        assert engine.backend._kept.currsize <= 100_000  # type: ignore[attr-defined]
+        kept = (engine.backend._tools, engine.backend._offers)  # type: ignore[attr-defined]
+        assert sum(own.currsize for own in kept) <= 100_000
 
 
 @pytest.mark.parametrize("wrong", ["cut", "format", "tokenizer", "gone"])

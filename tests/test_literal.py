@@ -9,7 +9,7 @@ from needle.text.literal import IN_ARGUMENT, IN_MEMBER, IN_TOOL, LEVELS, NOT, PA
 from needle.text.pieces import EDGE, Pieces
 from needle.text.prompt import _in_pieces
 
-WORDS = "set lamp to blue cyan red the colour power more of please ##s - _ : + c".split()
+WORDS = ["set", "lamp", "to", "blue", "cyan", "red", "the", "colour", "power", "more", "##s", "-", "_", ":"]
 LAMP = normalise_tool(
     {
         "name": "setLamp",

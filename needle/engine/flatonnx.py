@@ -80,7 +80,7 @@ class _Answering:
         scores[names.first_argument_label + known : names.first_argument_label + ARGUMENT_LABELS] = -np.inf
         return scores[None]
 
-    def draft(self, token: int) -> list[int]:
+    def draft(self, token: int, most: int) -> list[int]:
         return []
 
     def cut(self, count: int) -> None:

@@ -91,8 +91,8 @@ class Answering(Protocol):
     def step(self, tokens: Sequence[int], open_tool: int) -> Floats:
         """[n, V] scores behind tokens, of which only the first may open a tool."""
 
-    def draft(self, token: int) -> list[int]:
-        """Tokens that may follow, each a label that means one thing."""
+    def draft(self, token: int, most: int) -> list[int]:
+        """At most so many tokens that may follow, each a label that means one thing and none that opens a tool."""
 
     def cut(self, count: int) -> None:
         """Forgets the last `count` tokens of those that came together."""
@@ -106,7 +106,8 @@ class OneByOne:
 
     def step(self, tokens: Sequence[Sequence[int]], open_tool: Sequence[Sequence[int]]) -> Floats:
         every = zip(self.every, tokens, open_tool, strict=True)
-        return np.stack([one.step(fed, opened[0]) for one, fed, opened in every])
+        found = [one.step(fed, opened[0]) for one, fed, opened in every]
+        return np.stack(found) if len(found) > 1 else found[0][None]
 
     def select(self, rows: Sequence[int]) -> None:
         self.every = [self.every[row] for row in rows]
@@ -115,7 +116,7 @@ class OneByOne:
         return None
 
     def draft(self, token: int, most: int) -> list[int]:
-        return self.every[0].draft(token)
+        return self.every[0].draft(token, most)
 
     def confirms(self, token: int, step: int) -> bool:
         return True

@@ -9,10 +9,12 @@ Legend: as in `needle.exports.span`, and E members of the open tool's enums, U t
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -75,7 +77,8 @@ class _Offer:
 
 NOTHING = np.zeros((0, 0), np.float32)
 NO_FORM = _Form([], NOTHING, NOTHING, NOTHING, [], [])
-Kept = TypeVar("Kept", _Card, _Form, _Offer)
+Kept = TypeVar("Kept")
+Own = TypeVar("Own", _Card, _Form, _Offer)
 
 
 class SpanOnnx:
@@ -100,10 +103,11 @@ class SpanOnnx:
         self.no_past *= 2 * self.layers
         self.literal = bool(self.student.get("literal"))
         self.empty = list(self.tables["seen_empty"].reshape(2 * self.layers, 1, self.heads, 1, self.head))
-        self._kept: LRUCache[tuple[str, ...], _Card | _Form | _Offer] = LRUCache(
-            export.cache_bytes, getsizeof=lambda own: own.nbytes
-        )
+        offers = export.cache_bytes // 6
+        self._tools: LRUCache[tuple[str, ...], _Card | _Form] = LRUCache(export.cache_bytes - offers, _size)
+        self._offers: LRUCache[tuple[str, ...], _Offer] = LRUCache(offers, _size)
         self._lock = Lock()
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)  # for tools that weren't read before
 
     def read_length(self, example: Example) -> int:
         return max([len(example.query), *(len(tool.ids) for tool in example.tools)])
@@ -115,7 +119,7 @@ class SpanOnnx:
         return OneByOne([_Answering(self, example) for example in examples])
 
     def tool_keys(self, tools: Sequence[RenderedTool]) -> Floats:
-        return np.stack([self.card(tool).key for tool in tools])
+        return np.stack([card.key for card in self.cards(tools)])
 
     def request_key(self, example: Example) -> Floats:
         answering = _Answering(self, example)
@@ -135,16 +139,16 @@ class SpanOnnx:
         return lower, read, kept
 
     def card(self, tool: RenderedTool) -> _Card:
-        found = self._known("card", tool.key)
+        found = self._known(self._tools, "card", tool.key)
         if not isinstance(found, _Card):
             _, read, _ = self.encode(tool.card, tool.card_cases, 1)
             use = read[0].mean(0)
             card = _Card(self.export.run("card", read), use, self.tables["key_tool"] @ use)
-            found = self._keep(card, "card", tool.key)
+            found = self._keep(self._tools, card, "card", tool.key)
         return found
 
     def form(self, tool: RenderedTool) -> _Form:
-        found = self._known("form", tool.key)
+        found = self._known(self._tools, "form", tool.key)
         if not isinstance(found, _Form):
             lower, read, kept = self.encode(tool.ids, tool.cases, 1)
             spans = [place for leaf in tool.members for place in leaf]
@@ -153,14 +157,15 @@ class SpanOnnx:
             count = [len(leaf) for leaf in tool.members]
             first = [0, *itertools.accumulate(count)][:-1]
             markers, keys = lower[:, list(tool.markers)], members @ self.tables["key_member"].T
-            found = self._keep(_Form(kept, markers, members, keys, first, count), "form", tool.key)
+            form = _Form(kept, markers, members, keys, first, count)
+            found = self._keep(self._tools, form, "form", tool.key)
         return found
 
     def offer(self, tools: Sequence[RenderedTool]) -> _Offer:
         keys = tuple(tool.key for tool in tools)
-        found = self._known("offer", *keys)
-        if not isinstance(found, _Offer):
-            cards = [self.card(tool) for tool in tools]
+        found = self._known(self._offers, *keys)
+        if found is None:
+            cards = self.cards(tools)
             none = np.zeros((0, self.width), np.float32)
             seen = zip(self.empty, *(card.seen for card in cards), strict=True)
             found = _Offer(
@@ -168,18 +173,28 @@ class SpanOnnx:
                 np.stack([card.use for card in cards]) if cards else none,
                 np.stack([card.key for card in cards]) if cards else none,
             )
-            self._keep(found, "offer", *keys)
+            self._keep(self._offers, found, *keys)
         return found
 
-    def _known(self, *key: str) -> _Card | _Form | _Offer | None:
+    def cards(self, tools: Sequence[RenderedTool]) -> list[_Card]:
+        """Several that are new are read side by side."""
         with self._lock:
-            return self._kept.get(key)
+            new = sum(("card", tool.key) not in self._tools for tool in tools)
+        return list(self._pool.map(self.card, tools)) if new > 1 else [self.card(tool) for tool in tools]
 
-    def _keep(self, own: Kept, *key: str) -> Kept:
+    def _known(self, kept: LRUCache[tuple[str, ...], Kept], *key: str) -> Kept | None:
         with self._lock:
-            if own.nbytes <= self._kept.maxsize:
-                self._kept[key] = own
+            return kept.get(key)
+
+    def _keep(self, kept: LRUCache[tuple[str, ...], Any], own: Own, *key: str) -> Own:
+        with self._lock:
+            if own.nbytes <= kept.maxsize:
+                kept[key] = own
         return own
+
+
+def _size(own: _Card | _Form | _Offer) -> int:
+    return own.nbytes
 
 
 class _Answering:
@@ -191,7 +206,10 @@ class _Answering:
         self.lower, read, _ = backend.encode((BEGIN, *ids), (0, *(example.cases or (0,))), 0)
         self.offer, self.form = backend.offer(example.tools), NO_FORM
         self.past = backend.no_past
-        self.hidden = self.ends = np.zeros((0, backend.width), np.float32)
+        self.hidden = self.pointed = np.zeros((0, backend.width), np.float32)
+        self.fed: list[int] = []  # the last tokens
+        self.named_before: list[int] = []  # arguments of the open call
+        self.wanted = np.zeros(0, np.float32)  # how much each argument was, when one was last chosen
         self.position, self.argument, self.begun = 0, -1, False
         self.literal = Literal(backend.model.tokenizer.pieces.compared(ids))  # type: ignore[union-attr]
         self.named = [self.literal.level(tool.words.tool) for tool in example.tools]
@@ -216,6 +234,7 @@ class _Answering:
         *self.cross, begin, end, argument = self.backend.export.run("row", read)
         Q = read.shape[1] - arguments
         self.query, self.arguments = read[0, :Q], read[0, Q:]
+        self.fits = [self.arguments @ keys[0, :Q].T for keys in (begin, end)]
         members = [self.form.member_keys] if self.form.count else []
         self.keys = np.concatenate([begin[0, :Q], end[0, :Q], argument[0, Q:], self.offer.keys, *members])
 
@@ -235,22 +254,51 @@ class _Answering:
             "step", np.stack(x)[None], np.asarray([self.position], np.int64), self.keys, *layers
         )
         self.position += len(tokens)
-        self.hidden, self.states, self.ends = hidden, states, pointed[:, len(self.query) : 2 * len(self.query)]
-        return np.stack([self._scores(*row) for row in zip(text, pointed, states, strict=True)])
+        self.fed, self.hidden, self.states, self.pointed = list(tokens), hidden, states, pointed
+        return self._scores(text)
 
-    def draft(self, token: int) -> list[int]:
-        """Where a value that begins probably ends, guessed before its beginning is read."""
-        _, places, tools, _ = self.backend.first
-        if not places <= token < tools or self.begun:
+    def draft(self, token: int, most: int) -> list[int]:
+        """An argument's value probably stands where its marker fits the request best, and arguments follow in the order
+        in which they were wanted when one was last chosen."""
+        members, places, tools, arguments = self.backend.first
+        Q, found = len(self.query), list[int]()
+        for own in (*self.fed, token):
+            if own >= arguments:
+                self.named_before.append(own - arguments)
+            elif own >= tools:
+                self.named_before = []
+        if token >= arguments:
+            self.wanted = self.pointed[-1, 2 * Q : 2 * Q + len(self.arguments)].copy()
+            found = self._value(token - arguments)
+        elif places <= token < tools and not self.begun:
+            begin = token - places
+            found = [token + int(self.pointed[-1, Q + begin : Q + min(Q, PLACE_LABELS)].argmax())]
+        elif not members <= token < tools:
             return []
-        begin = token - places
-        return [token + int(self.ends[-1, begin:PLACE_LABELS].argmax())]
+        self.wanted[self.named_before] = -np.inf
+        for argument in self.wanted.argsort()[::-1]:
+            if len(found) >= most or not np.isfinite(self.wanted[argument]):
+                break
+            found += [arguments + int(argument), *self._value(int(argument))]
+        return found[:most]
+
+    def _value(self, argument: int) -> list[int]:
+        """The tokens of a value that an argument might have."""
+        members, places, *_ = self.backend.first
+        count, first = self.form.count[argument], self.form.first[argument]
+        if count:
+            fits = self.form.member_keys[first : first + min(count, MEMBER_LABELS)] @ self.arguments[argument]
+            return [members + int(fits.argmax())]
+        begins, ends = (own[argument, :PLACE_LABELS] for own in self.fits)
+        begin = int(begins.argmax())
+        return [places + begin, places + begin + int(ends[begin:].argmax())]
 
     def cut(self, count: int) -> None:
         self.position -= count
         self.past = [own[:, :, : self.position] for own in self.past]
         self.states = self.states[: len(self.states) - count]
-        self.hidden, self.ends = self.hidden[: len(self.states)], self.ends[: len(self.states)]
+        for name in ("fed", "hidden", "pointed"):
+            setattr(self, name, getattr(self, name)[: len(self.states)])
         self.argument, self.begun = self.states[-1]
 
     def _input(self, token: int, open_tool: int) -> Floats:
@@ -277,28 +325,29 @@ class _Answering:
         given: Floats = x + tables["role"][role]
         return given
 
-    def _scores(self, text: Floats, pointed: Floats, state: tuple[int, bool]) -> Floats:
-        argument, begun = state
-        backend, Q, A, U = self.backend, len(self.query), len(self.arguments), len(self.tools)
+    def _scores(self, text: Floats) -> Floats:
+        """[n, V] behind the last tokens."""
+        backend, pointed, Q, A, U = self.backend, self.pointed, len(self.query), len(self.arguments), len(self.tools)
         members, places, tools, arguments = backend.first
-        scores = np.full(arguments + ARGUMENT_LABELS, -np.inf, np.float32)
-        text, gates = text[: backend.text], text[backend.text :]
-        scores[: backend.text] = text + gates[TEXT]
-        at = Q if begun else 0
-        said = min(Q, PLACE_LABELS)
-        scores[places : places + said] = pointed[at : at + said] + gates[PLACE]
-        scores[arguments : arguments + A] = pointed[2 * Q : 2 * Q + A] + gates[ARGUMENT]
-        behind = 2 * Q + A
-        scores[tools : tools + U] = pointed[behind : behind + U] + gates[TOOL]
-        literal = np.zeros((2, LEVELS), np.float32)
+        scores = np.full((len(text), arguments + ARGUMENT_LABELS), -np.inf, np.float32)
+        text, gates = text[:, : backend.text], text[:, backend.text :]
+        scores[:, : backend.text] = text + gates[:, TEXT, None]
+        scores[:, arguments : arguments + A] = pointed[:, 2 * Q : 2 * Q + A] + gates[:, ARGUMENT, None]
+        first = 2 * Q + A
+        scores[:, tools : tools + U] = pointed[:, first : first + U] + gates[:, TOOL, None]
         if backend.literal:
-            literal[:, 1:] = gates[LITERAL:].reshape(2, LEVELS - 1)
-            scores[tools : tools + U] += literal[1, self.named]
-        if argument >= 0 and self.form.count[argument]:
-            count = min(self.form.count[argument], MEMBER_LABELS)
-            own = self.form.first[argument]
-            first = behind + U + own
-            scores[members : members + count] = pointed[first : first + count] + gates[MEMBER]
-            if backend.literal:
-                scores[members : members + count] += literal[0, self.levels[own : own + count]]
+            literal = np.zeros((2, len(text), LEVELS), np.float32)
+            literal[:, :, 1:] = gates[:, LITERAL:].reshape(-1, 2, LEVELS - 1).swapaxes(0, 1)
+            scores[:, tools : tools + U] += literal[1][:, self.named]
+        said = min(Q, PLACE_LABELS)
+        for row, (argument, begun) in enumerate(self.states):
+            at = Q if begun else 0
+            scores[row, places : places + said] = pointed[row, at : at + said] + gates[row, PLACE]
+            count = min(self.form.count[argument], MEMBER_LABELS) if argument >= 0 else 0
+            if count:
+                own = self.form.first[argument]
+                at = first + U + own
+                scores[row, members : members + count] = pointed[row, at : at + count] + gates[row, MEMBER]
+                if backend.literal:
+                    scores[row, members : members + count] += literal[0, row, self.levels[own : own + count]]
         return scores

@@ -170,11 +170,9 @@ def start_from(
                 f"train.start={checkpoint} was trained with another tokenizer; set tokenizer.path={checkpoint}"
             )
         try:
-            known = other.student.state_dict()
-            if isinstance(student, SpanStudent) and student.config.literal and not other.config.literal:
-                # It learns what to make of it, beginning with nothing.
-                known |= {name: own for name, own in student.state_dict().items() if name.split(".")[0] in LITERAL}
-            student.load_state_dict(known)
+            # What is said literally is learned from nothing if the checkpoint hasn't heard of it.
+            new = {name: own for name, own in student.state_dict().items() if name.split(".")[0] in LITERAL}
+            student.load_state_dict(new | other.student.state_dict())
         except RuntimeError as error:
             raise CheckpointError(
                 f"train.start={checkpoint} holds another student than this one: {str(error).splitlines()[-1].strip()}"

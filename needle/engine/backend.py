@@ -49,6 +49,7 @@ class Backend(Protocol):
 
     model: Model
     name: str  # torch, or onnxruntime
+    precision: str  # of an export, int8 or fp32; else torch
     parameters: int
     read_at_once: str  # what `read_length` counts, for messages
     concurrent: bool  # whether several threads may ask at once

@@ -6,7 +6,7 @@ Evaluation, serving and the checks during training all decode here, in one loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import Lock
@@ -17,6 +17,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from needle.engine.backend import Backend, Floats, backend_of
+from needle.engine.confidence import ARGUMENT, CALL, FIRST, VALUE, Calibration, Decision, Noticed, how_sure
 from needle.engine.fit import shortened
 from needle.engine.retrieve import build_retriever
 from needle.engine.spans import copied_spans, pointed_spans, with_scales
@@ -69,10 +70,12 @@ class Answer:
     """`calls` is None when there is no answer: the budget ran out (`length`), the output was broken (`invalid`),
     or the request couldn't be read (`refused`, the reason in `error`).
 
-    `confidence` is the product of the student's own probabilities of the tokens that it was free to choose and of those
-    that end a value, 0 to 1. It isn't calibrated. `skipped` are tools that were left out, `shortened` those whose
-    descriptions were cut, `left_out` the optional arguments whose words didn't fit, each with the reason, and `missing`
-    the tools that were wished for but lack a required value, which nobody said.
+    `confidence` is the probability that the whole answer is right if it is `calibrated`; else the product of the
+    student's own probabilities of the tokens that it was free to choose and of those that end a value, 0 to 1.
+    `call_confidence` and `argument_confidence` are the same of each call and of its arguments by name, and `reasons`
+    say what is in doubt where it is low. `skipped` are tools that were left out, `shortened` those whose descriptions
+    were cut, `left_out` the optional arguments whose words didn't fit, each with the reason, and `missing` the tools
+    that were wished for but lack a required value, which nobody said.
     """
 
     calls: tuple[Call, ...] | None
@@ -84,6 +87,11 @@ class Answer:
     shortened: tuple[SkippedTool, ...] = ()
     left_out: tuple[str, ...] = ()
     missing: tuple[Missing, ...] = ()
+    calibrated: bool = False
+    call_confidence: tuple[float, ...] = ()
+    argument_confidence: tuple[Mapping[str, float], ...] = ()
+    reasons: tuple[str, ...] = ()
+    noticed: Noticed | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
@@ -101,6 +109,10 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)  # where each token, <answer> first, was copied from
     log_prob: float = 0.0
+    decisions: list[Decision] = field(default_factory=list)
+    calls: int = 0  # that are begun
+    lacking: set[int] = field(default_factory=set)  # those of them that lack a value
+    argument: int = -1  # the one that is open
     open_tool: int = -1
     error: str = ""
     answer: Answer | None = None
@@ -110,10 +122,17 @@ class Engine:
     """Answers requests with one model: a backend, or a checkpoint, which torch then computes.
 
     Of more than `max_tools` tools, if that isn't 0, the student is shown only the `max_tools` that fit the request
-    best: by its own encoder and BM25 in turn where it has one, else by BM25.
+    best: by its own encoder and BM25 in turn where it has one, else by BM25. With a `calibration`, its confidence is a
+    probability.
     """
 
-    def __init__(self, given: Backend | Checkpoint, decoding: str = "constrained", max_tools: int = 0) -> None:
+    def __init__(
+        self,
+        given: Backend | Checkpoint,
+        decoding: str = "constrained",
+        max_tools: int = 0,
+        calibration: Calibration | None = None,
+    ) -> None:
         if decoding not in DECODINGS:
             raise ValueError(f"decoding is '{decoding}'; expected one of {', '.join(DECODINGS)}")
         if max_tools < 0:
@@ -124,7 +143,7 @@ class Engine:
         self.model = model = self.backend.model
         self.tokenizer, self.codec, self.renderer = model.tokenizer, model.codec, model.renderer
         self.grammar = Grammar(self.tokenizer, model.codec_name) if decoding == "constrained" else None
-        self.max_tools = max_tools
+        self.max_tools, self.calibration = max_tools, calibration
         self.retriever = build_retriever(self.backend)
         self._short: LRUCache[Tool, tuple[Tool, str] | None] = LRUCache(SHORTENED)
         self._lock = Lock()
@@ -309,13 +328,32 @@ class Engine:
             free = [int(np.count_nonzero(row)) > 1 for row in allowed]
             # A finite penalty keeps the order of allowed labels that the student calls impossible.
             masked = np.where(allowed, np.maximum(log_probs, np.float32(-1e4)), np.float32(-np.inf))
+        drawn = masked
         if random:  # the largest of the log-probabilities with Gumbel's noise is drawn as often as they say
-            masked = masked + random.gumbel(size=masked.shape)
-        chosen = [int(token) for token in masked.argmax(-1)]
+            drawn = masked + random.gumbel(size=masked.shape)
+        chosen = [int(token) for token in drawn.argmax(-1)]
         for index, (row, token) in enumerate(zip(active, chosen, strict=True)):
             if free[index] or self._ends_value(row, token):
                 row.log_prob += float(log_probs[index, token])
+            if free[index]:
+                row.decisions.append(self._decision(row, token, masked[index]))
         return chosen
+
+    def _decision(self, row: _Row, token: int, allowed: Floats) -> Decision:
+        """What is noticed when a token is chosen among several; `allowed` [V] are the log-probabilities of those that
+        are, else -inf."""
+        names = self.tokenizer
+        kind, call, argument = VALUE, row.calls - 1, row.argument
+        if token == names.eos or names.is_tool_label(token):
+            kind, call, argument = (CALL if row.tokens else FIRST), row.calls - (token == names.eos), -1
+        elif names.is_argument_label(token):
+            kind, argument = ARGUMENT, token - names.first_argument_label
+        others = allowed.copy()
+        others[token] = -np.inf
+        other, chosen = int(others.argmax()), float(allowed[token])
+        return Decision(
+            kind, call, argument, token, chosen, other, float(others[other]), float(np.log(np.exp(allowed).sum()))
+        )
 
     def _allowed(self, row: _Row, matcher: Matcher) -> NDArray[np.bool_]:
         try:
@@ -347,6 +385,11 @@ class Engine:
             row.value = 0 if token >= self.tokenizer.first_tool_label or token == self.tokenizer.item else row.value + 1
             if self.tokenizer.is_tool_label(token):
                 row.open_tool = token - self.tokenizer.first_tool_label
+                row.calls, row.argument = row.calls + 1, -1
+            elif self.tokenizer.is_argument_label(token):
+                row.argument = token - self.tokenizer.first_argument_label
+            elif token == self.tokenizer.query:
+                row.lacking.add(row.calls - 1)
             elif row.value > row.longest and self.codec.name == "decisions":
                 why = "a value is longer than what was said, and goes on"
                 row.answer = self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), why))
@@ -370,14 +413,14 @@ class Engine:
                 calls = [_valid(call, request.tools, left_out) for call in calls]
         except DecodeError as error:
             return self._answered(row, Answer(None, 0.0, "invalid", len(row.tokens), str(error)))
+        noticed = Noticed(tuple(row.decisions), request.query, request.tools, tuple(calls), tuple(missing))
+        begun = [number for number in range(row.calls) if number not in row.lacking]
+        sure = how_sure(noticed, math.exp(row.log_prob), begun, self.tokenizer, self.calibration)
         answer = Answer(
-            tuple(calls),
-            math.exp(row.log_prob),
-            "stop",
-            len(row.tokens),
-            left_out=tuple(left_out or ()),
-            missing=tuple(missing),
-        )
+            tuple(calls), sure.whole, "stop", len(row.tokens), left_out=tuple(left_out or ()), missing=tuple(missing),
+            calibrated=self.calibration is not None, call_confidence=sure.calls, argument_confidence=sure.arguments,
+            reasons=sure.reasons, noticed=noticed,
+        )  # fmt: skip
         return self._answered(row, answer)
 
     def _answered(self, row: _Row, answer: Answer) -> Answer:

@@ -16,7 +16,7 @@ from needle.text.prompt import Example, RenderedTool
 class EagerBackend:
     """A checkpoint's student."""
 
-    name, concurrent = "torch", False
+    name, precision, concurrent = "torch", "torch", False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.model, self.student = checkpoint.model, checkpoint.student

@@ -24,7 +24,7 @@ class FlatOnnx:
     can_rank = False
 
     def __init__(self, model: Model, export: Export) -> None:
-        self.model, self.export = model, export
+        self.model, self.export, self.precision = model, export, export.precision
         self.parameters: int = export.facts["parameters"]
         student = export.facts["student"]
         layers = student.get("layers") or student["decoder_layers"]

@@ -53,6 +53,7 @@ class Export:
                     f"{folder} has no {precision}; it has {', '.join(self.facts['precisions'])}"
                     f" (needle export checkpoint={folder.parent} precisions=[{precision}])"
                 )
+            self.precision = precision
             self.tables: dict[str, Floats] = load_file(folder / TABLES)
             self._sessions = {
                 name: onnxruntime.InferenceSession(

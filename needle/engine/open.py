@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from needle.engine.backend import Backend
+from needle.engine.confidence import load_calibration
 from needle.engine.decode import Engine
 from needle.text.folder import EXPORT, WEIGHTS, CheckpointError, Model, read_model, weights_fingerprint
 
@@ -38,7 +39,9 @@ def open_engine(
     for name, value, choices in (("precision", precision, PRECISIONS), ("backend", backend, BACKENDS)):
         if value not in choices:
             raise ValueError(f"{name} is '{value}'; expected one of {', '.join(choices)}")
-    return Engine(open_backend(folder, precision, alone, backend), decoding, max_tools)
+    opened = open_backend(folder, precision, alone, backend)
+    model = opened.model
+    return Engine(opened, decoding, max_tools, load_calibration(model.folder, model.weights, opened.precision))
 
 
 def open_backend(folder: Path | str | None, precision: str, alone: bool, backend: str) -> Backend:

@@ -89,7 +89,7 @@ class SpanOnnx:
     can_rank = True
 
     def __init__(self, model: Model, export: Export) -> None:
-        self.model, self.export = model, export
+        self.model, self.export, self.precision = model, export, export.precision
         self.parameters: int = export.facts["parameters"]
         self.student = export.facts["student"]
         self.tables = export.tables

@@ -20,32 +20,34 @@ INK, PALE = "#24292f", "#d0d7de"
 
 
 def render_html(report: Mapping[str, Any]) -> str:
-    environment = _environment(autoescape=True)
-    return environment.get_template("report.html.j2").render(
-        r=report, curves=curves(report), forest=forest(report), color=_colors(report)
+    return (
+        environment(autoescape=True)
+        .get_template("report.html.j2")
+        .render(r=report, curves=curves(report), forest=forest(report), color=_colors(report))
     )
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
-    return _environment(autoescape=False).get_template("report.md.j2").render(r=report)
+    return environment(autoescape=False).get_template("report.md.j2").render(r=report)
 
 
-def _environment(autoescape: bool) -> jinja2.Environment:
+def environment(autoescape: bool) -> jinja2.Environment:
+    """What pages are rendered with."""
     loader = jinja2.FunctionLoader(
         lambda name: (files("needle.judging") / "templates" / name).read_text(encoding="utf-8")
     )
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=loader, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
-    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
-    environment.filters["range"] = lambda row: (
+    made.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    made.filters["points"] = lambda value: f"{100 * value:+.1f}"
+    made.filters["range"] = lambda row: (
         "–" if row["mean"] is None else f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
     )
-    environment.filters["compact"] = lambda value: json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-    environment.filters["size"] = _size
-    environment.filters["minutes"] = lambda seconds: f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
-    return environment
+    made.filters["compact"] = lambda value: json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    made.filters["size"] = _size
+    made.filters["minutes"] = lambda seconds: f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return made
 
 
 def _size(value: int | None, row: Mapping[str, Any]) -> str:
@@ -93,9 +95,9 @@ def curves(report: Mapping[str, Any]) -> str:
     axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
     axes.set_xlabel("training records")
     axes.set_ylabel("exact call, %")
-    _tidy(axes)
+    tidy(axes)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4)
-    return _svg(figure)
+    return svg(figure)
 
 
 def forest(report: Mapping[str, Any]) -> str:
@@ -118,11 +120,11 @@ def forest(report: Mapping[str, Any]) -> str:
     )
     axes.set_ylim(-0.6, max(len(pairs), 1) - 0.4)
     axes.set_xlabel("difference in exact call, percentage points")
-    _tidy(axes)
-    return _svg(figure)
+    tidy(axes)
+    return svg(figure)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.tick_params(colors=INK, length=3)
@@ -130,7 +132,7 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
     out = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "needle"}):
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})

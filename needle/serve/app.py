@@ -78,8 +78,12 @@ class ToolCallRequest(BaseModel):
 
 
 class FunctionCall(BaseModel):
+    """`confidence` is of this call, `argument_confidence` of each of its arguments."""
+
     name: str
     arguments: dict[str, Any]
+    confidence: float
+    argument_confidence: dict[str, float]
 
 
 class SkippedFunction(BaseModel):
@@ -98,12 +102,14 @@ class MissingArguments(BaseModel):
 
 
 class ToolCallResponse(BaseModel):
-    """`function_name` and `parameters` are those of the first call; null when no function fits. The fields behind
-    `finish` are there when they have something to say."""
+    """`function_name` and `parameters` are those of the first call; null when no function fits. `confidence` is the
+    probability that all of the answer is right if it is `calibrated`. The fields behind `finish` are there when they
+    have something to say."""
 
     function_name: str | None
     parameters: dict[str, Any] | None
     confidence: float
+    calibrated: bool
     calls: list[FunctionCall]
     finish: str
     error: str = ""
@@ -111,6 +117,7 @@ class ToolCallResponse(BaseModel):
     shortened: list[SkippedFunction] = []
     left_out: list[str] = []
     missing: list[MissingArguments] = []
+    reasons: list[str] = []
 
 
 def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -154,12 +161,23 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
                 )
         finally:
             inside -= 1
-        calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in answer.calls or ()]
+        calls = [
+            FunctionCall(
+                name=call.name,
+                arguments=dict(call.arguments),
+                confidence=round(sure, 6),
+                argument_confidence={name: round(own, 6) for name, own in parts.items()},
+            )
+            for call, sure, parts in zip(
+                answer.calls or (), answer.call_confidence, answer.argument_confidence, strict=True
+            )
+        ]
         first = calls[0] if calls else None
         return ToolCallResponse(
             function_name=first.name if first else None,
             parameters=first.arguments if first else None,
             confidence=round(answer.confidence, 6),
+            calibrated=answer.calibrated,
             calls=calls,
             finish=answer.finish,
             **_notes(answer),
@@ -206,6 +224,7 @@ def _notes(answer: Answer) -> dict[str, Any]:
         "shortened": [tool.to_json() for tool in answer.shortened],
         "left_out": list(answer.left_out),
         "missing": [{"name": one.name, "arguments": list(one.arguments)} for one in answer.missing],
+        "reasons": [_clean(reason) for reason in answer.reasons],
     }
     return {name: value for name, value in found.items() if value}
 

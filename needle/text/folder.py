@@ -38,6 +38,7 @@ class Model:
     data: Mapping[str, Any] = field(default_factory=dict)  # fingerprint and names of the training data
     folder: Path | None = None
     family: str = ""
+    weights: str = ""  # fingerprint
 
     @cached_property
     def codec(self) -> Codec:
@@ -85,7 +86,8 @@ def read_model(folder: Path | str | None = None) -> tuple[Model, dict[str, Any]]
                 f" {row['tokenizer']}"
             )
         family = row["student"]["family"]
-        return Model(tokenizer, row["codec"], row["max_length"], row.get("data", {}), folder, family), row
+        data, weights = row.get("data", {}), row.get("weights", "")
+        return Model(tokenizer, row["codec"], row["max_length"], data, folder, family, weights), row
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:

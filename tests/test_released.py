@@ -91,6 +91,14 @@ def test_a_fresh_look_finds_the_accuracy_that_its_card_tells(engine: Engine, rea
         assert low - 0.1 < exact / len(records) < high + 0.1
 
 
+def test_its_confidence_is_a_probability() -> None:
+    known = open_engine().calibration
+    assert known is not None
+    figures = json.loads((released() / "metrics.json").read_text(encoding="utf-8"))["confidence"]
+    assert known.facts["records"] == figures["records"]
+    assert figures["calibrated"]["ece"] < figures["raw"]["ece"]
+
+
 def test_the_card_is_made_of_the_figures_beside_it() -> None:
     figures = json.loads((released() / "metrics.json").read_text(encoding="utf-8"))
     assert (released() / "README.md").read_text(encoding="utf-8") == card(load_checkpoint(released()), figures)

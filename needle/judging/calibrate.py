@@ -300,8 +300,7 @@ def calibrate(
         "sources": sorted({groups["source"] for groups in judged.groups}),
     }  # fmt: skip
     sure = crossed(judged)
-    level = threshold(sure, judged.right, judged.family)
-    facts["threshold"] = {str(RISK): level}
+    facts["threshold"] = {str(risk): threshold(sure, judged.right, judged.family, risk) for risk in WRONG}
     found = fit(judged, facts)
     table: dict[str, Any] = {
         **facts,

@@ -116,6 +116,7 @@ def card(checkpoint: Checkpoint, results: dict[str, Any]) -> str:
         "errors": ERRORS[checkpoint.config.family],
         "recipe": RECIPES[checkpoint.config.family],
         "split": SPLITS[results["split"]],
+        "confidence": results.get("confidence"),
     }
     text = (files("needle.release") / "templates" / "model_card.md.j2").read_text(encoding="utf-8")
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(text)

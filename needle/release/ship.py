@@ -1,5 +1,6 @@
 """Makes a release of a trained checkpoint: bfloat16 weights, config, tokenizer, metrics, the model card, and of a span
-student its export in eight bits.
+student its export in eight bits and a confidence that is a probability, fitted on validation records of the sets in
+NEEDLE_DATA: families that training never shows, and requests for declarations that it never sees.
 
     python -m needle.release.ship outputs/needle_26m/part_{1,2,3,4,5,6,7} --weights outputs/needle_26m/mean \\
         --results results.json --leaderboard bfcl.json
@@ -12,17 +13,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from needle.data.declared.requests import declared
 from needle.data.invented.requests import invented
+from needle.data.sources import subset
+from needle.engine.confidence import save_calibrations
+from needle.engine.open import open_engine
 from needle.exports.make import SEED, make_onnx
+from needle.judging.calibrate import calibrate
 from needle.release.card import card
+from needle.release.judge import records_of
+from needle.release.suites import declarations
 from needle.students.checkpoint import load_checkpoint, save_checkpoint
 from needle.text.files import write_json
 from needle.text.folder import EXPORT
+from needle.text.records import Record
+
+UNSEEN = {"skills": 1000, "thingpedia": 800, "sgd": 1000, "mixed_calls": 200, "snips": 200}
+ASKED = 800  # requests for declarations
 
 
 def summaries(run: Path) -> list[dict[str, Any]]:
@@ -31,6 +44,21 @@ def summaries(run: Path) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = json.loads(run.read_text(encoding="utf-8"))["training"]
         return parts
     return [json.loads((run / "train.json").read_text(encoding="utf-8"))]
+
+
+def unseen(data: Path) -> list[Record]:
+    """What a release's confidence is fitted on."""
+    sets = [subset(records_of(data, name, "validation"), most, 0) for name, most in UNSEEN.items()]
+    return [*(record for own in sets for record in own), *declared(ASKED, SEED, declarations(data), held_out=True)]
+
+
+def sure(target: Path) -> dict[str, Any]:
+    """Fits the confidence of a release and keeps it there; how good it is."""
+    engine = open_engine(target, backend="onnx", precision="int8")
+    found, table = calibrate(engine, unseen(Path(os.environ.get("NEEDLE_DATA", "data"))))
+    save_calibrations(target, engine.model.weights, {"int8": found})
+    del table["curve"]
+    return table
 
 
 def main() -> None:
@@ -65,6 +93,7 @@ def main() -> None:
         shipped = load_checkpoint(target)
         records = invented(arguments.check, SEED)
         results["export"] = make_onnx(shipped, target / EXPORT, ["int8"], records)
+        results["confidence"] = sure(target)
     write_json(target / "metrics.json", results)
     (target / "README.md").write_text(card(checkpoint, results), encoding="utf-8")
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio.to_thread import run_sync
@@ -24,15 +25,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from needle import __version__
+from needle.collect.services.build import ServiceConfig
 from needle.engine.decode import MAX_TOKENS, Answer, Engine
 from needle.engine.decode import Request as Asked
+from needle.serve.fallback import FallbackConfig, least_confidence
 from needle.text.declarations import read_tools
 from needle.text.prompt import PromptError
 from needle.text.records import FieldError, ToolSchemaError, encodable
 
+if TYPE_CHECKING:
+    from needle.serve.elsewhere import Elsewhere, Escalated
+
 
 @dataclass
-class ServeConfig:
+class ServeConfig(FallbackConfig):
     """Where to listen, the largest body that is read, in bytes, and how many requests may wait for their turn.
 
     `workers` are processes that share the port, each with weights of its own; one that dies is started anew. In each,
@@ -48,6 +54,7 @@ class ServeConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.threads < 0:
             raise ValueError(f"serve.threads is {self.threads}; it must be at least 1, or 0 for one on each core")
         if self.workers < 1:
@@ -78,12 +85,12 @@ class ToolCallRequest(BaseModel):
 
 
 class FunctionCall(BaseModel):
-    """`confidence` is of this call, `argument_confidence` of each of its arguments."""
+    """`confidence` is of this call, `argument_confidence` of each of its arguments, where the student answers."""
 
     name: str
     arguments: dict[str, Any]
-    confidence: float
-    argument_confidence: dict[str, float]
+    confidence: float | None = None
+    argument_confidence: dict[str, float] = {}
 
 
 class SkippedFunction(BaseModel):
@@ -103,12 +110,13 @@ class MissingArguments(BaseModel):
 
 class ToolCallResponse(BaseModel):
     """`function_name` and `parameters` are those of the first call; null when no function fits. `confidence` is the
-    probability that all of the answer is right if it is `calibrated`. The fields behind `finish` are there when they
-    have something to say."""
+    probability that all of the answer is right if it is `calibrated`, null of an answer from elsewhere. The fields
+    behind `finish` are there when they have something to say; with a fallback `answered_by` and `cost_usd` always are.
+    """
 
     function_name: str | None
     parameters: dict[str, Any] | None
-    confidence: float
+    confidence: float | None
     calibrated: bool
     calls: list[FunctionCall]
     finish: str
@@ -118,11 +126,36 @@ class ToolCallResponse(BaseModel):
     left_out: list[str] = []
     missing: list[MissingArguments] = []
     reasons: list[str] = []
+    answered_by: str = "needle"
+    cost_usd: float = 0.0
+    escalated_because: str = ""
+    escalation_failed: str = ""
 
 
-def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
-    """The application. Its threads live as long as it does: torch, and the caches of a core, know them."""
-    app = FastAPI(title="Needle", version=__version__)
+def create_app(engine: Engine, config: ServeConfig, service: ServiceConfig | None = None) -> FastAPI:
+    """The application. Its threads live as long as it does: torch, and the caches of a core, know them. `service` says
+    whom a fallback asks.
+
+    Raises:
+        ValueError: a fallback whose settings don't fit the engine.
+    """
+    elsewhere: Elsewhere | None = None
+    asks = config.fallback != "none"
+    least = least_confidence(config, engine.calibration) if asks else 0.0
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        nonlocal elsewhere
+        if not asks:
+            yield
+            return
+        from needle.serve.elsewhere import open_elsewhere  # needs what collecting needs
+
+        async with open_elsewhere(config, service or ServiceConfig(), least) as elsewhere:
+            app.state.elsewhere = elsewhere
+            yield
+
+    app = FastAPI(title="Needle", version=__version__, lifespan=life)
     app.add_middleware(_BodyLimit, limit=config.max_body)
     threads = config.threads or max((os.cpu_count() or 1) // config.workers, 1)
     threads = threads if engine.backend.concurrent else 1
@@ -159,29 +192,11 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
                 answer = await asyncio.get_running_loop().run_in_executor(
                     workers, engine.answer_one, asked, request.max_tokens
                 )
+            because = elsewhere.because(answer) if elsewhere else ""
+            escalated = await elsewhere.ask(asked, because) if elsewhere and because else None
         finally:
             inside -= 1
-        calls = [
-            FunctionCall(
-                name=call.name,
-                arguments=dict(call.arguments),
-                confidence=round(sure, 6),
-                argument_confidence={name: round(own, 6) for name, own in parts.items()},
-            )
-            for call, sure, parts in zip(
-                answer.calls or (), answer.call_confidence, answer.argument_confidence, strict=True
-            )
-        ]
-        first = calls[0] if calls else None
-        return ToolCallResponse(
-            function_name=first.name if first else None,
-            parameters=first.arguments if first else None,
-            confidence=round(answer.confidence, 6),
-            calibrated=answer.calibrated,
-            calls=calls,
-            finish=answer.finish,
-            **_notes(answer),
-        )
+        return _response(answer, escalated, asks)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -214,6 +229,39 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
         return _fault(413, [(["body"], str(error))])
 
     return app
+
+
+def _response(answer: Answer, escalated: Escalated | None, asks: bool) -> ToolCallResponse:
+    """The answer of the student, or the one from elsewhere."""
+    given = escalated.answer if escalated and escalated.answer else answer
+    own = given is answer
+    calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in given.calls or ()]
+    if own:
+        for call, whole, parts in zip(calls, answer.call_confidence, answer.argument_confidence, strict=True):
+            call.confidence = round(whole, 6)
+            call.argument_confidence = {name: round(part, 6) for name, part in parts.items()}
+    first = calls[0] if calls else None
+    return ToolCallResponse(
+        function_name=first.name if first else None,
+        parameters=first.arguments if first else None,
+        confidence=round(answer.confidence, 6) if own else None,
+        calibrated=own and answer.calibrated,
+        calls=calls,
+        finish=given.finish,
+        **_notes(given),
+        **(_escalation(escalated, own) if asks else {}),
+    )
+
+
+def _escalation(escalated: Escalated | None, own: bool) -> dict[str, Any]:
+    if escalated is None:
+        return {"answered_by": "needle", "cost_usd": 0.0}
+    found = {
+        "answered_by": "needle" if own else escalated.by,
+        "cost_usd": escalated.cost_usd,
+        "escalated_because": escalated.because,
+    }
+    return {**found, **({"escalation_failed": _clean(escalated.failed)} if own else {})}
 
 
 def _notes(answer: Answer) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def keep_memory() -> None:
 
     Also lets oneDNN keep more kernels: it makes one for every shape, in more time than the kernel runs.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "3072")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")

@@ -27,6 +27,7 @@ from needle.data.sources import SPLITS, DataConfig, Splits, load_splits, read_fi
 from needle.data.votes import as_targets
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.engine.open import open_engine
+from needle.judging.cascade import CascadeConfig
 from needle.judging.compare import CompareConfig
 from needle.losses.loss import LossConfig
 from needle.release.recipe import RecipeConfig
@@ -61,6 +62,7 @@ class Settings:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     codec: str = "decisions"  # or json; decisions-1 as students before 0.2 have it
     output: str | None = None  # the folder of a run, a report or a collection; evaluate, label: a file

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train one student, or a sweep of them with -m",
     "evaluate": "judge a checkpoint on a file or a data set",
     "calibrate": "make a checkpoint's confidence the probability that it is right",
+    "cascade": "say what it costs and brings to ask elsewhere what a checkpoint isn't sure of",
     "compare": "train a teacher and all arms of a sweep, and write the report",
     "data": "check what training would read, or show a file's records",
     "collect": "have a hosted model write and answer requests for your tools, within a budget",

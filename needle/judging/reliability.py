@@ -1,4 +1,5 @@
-"""The page of a calibration: whether a confidence is true, and how much may be answered at which risk."""
+"""The pages of a calibration and of a cascade: whether a confidence is true, how much may be answered at which risk,
+and what it costs to ask elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from needle.judging import cascade
 from needle.judging.calibrate import BINS
 from needle.judging.report import COLORS, INK, environment, svg, tidy
 
@@ -68,4 +70,32 @@ def _risk(table: Mapping[str, Any]) -> str:
     tidy(axes)
     axes.set(xlabel="answered, % of all", ylabel="wrong among the answered, %", xlim=(0, 100), ylim=(0, None))
     axes.legend(frameon=False, loc="upper left")
+    return svg(figure)
+
+
+def render_cascade(table: Mapping[str, Any], command: str) -> str:
+    """HTML that stands alone; `table` is that of `cascade` with `checkpoint` and `elsewhere`."""
+    point = table["as_good_as_the_cloud"] or table["best"]
+    return environment(autoescape=True).get_template("cascade.html.j2").render(
+        t=table, verdict=cascade.verdict(table), figure=_costs(table), command=command,
+        threshold=1.0 if point["below"] is None else max(point["below"], 0.0),
+        budget=max(np.ceil(point["dollars"]), 1.0),
+    )  # fmt: skip
+
+
+def _costs(table: Mapping[str, Any]) -> str:
+    figure, axes = plt.subplots(figsize=(7.2, 4.1))
+    curves = table["curves"]
+    x = table["month"] * np.asarray(curves["share"])
+    names = [name for name in curves if name not in ("share", "oracle", "confidence")]
+    colors = dict(zip(("confidence", *names), (COLORS[0], RAW, *COLORS[1:]), strict=False))
+    ends = [100 * table["student"], 100 * table["cloud"]]
+    axes.plot(x, 100 * np.asarray(curves["oracle"]), color=INK, linewidth=1, linestyle=(0, (2, 3)), label="oracle")
+    for name in (*names, "confidence"):
+        wide = 2.2 if name == "confidence" else 1.2
+        axes.plot(x, 100 * np.asarray(curves[name]), color=colors[name], linewidth=wide, label=name)
+    axes.plot([0, table["month"]], ends, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="random")
+    tidy(axes)
+    axes.set(xlabel="dollars a month", ylabel="right, %", xlim=(0, table["month"]))
+    axes.legend(frameon=False, loc="lower right")
     return svg(figure)

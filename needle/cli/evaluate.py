@@ -1,8 +1,11 @@
 """`needle evaluate`: judges a checkpoint. `needle evaluate checkpoint=DIR data=jsonl data.path=FILE
-output=metrics.json`"""
+output=metrics.json`, or, within a budget, a hosted model: `needle evaluate service=gemini collect.budget_usd=1 …`"""
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,8 @@ from needle.cli.say import AnsweringProgress, console
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.decode import Engine
 from needle.judging.bfcl import evaluate_bfcl
-from needle.judging.evaluate import evaluate
-from needle.judging.metrics import METRICS
+from needle.judging.evaluate import evaluate, summary_of, write_predictions
+from needle.judging.metrics import METRICS, score
 from needle.text.files import write_json
 
 ORDER = (  # what a narrow terminal shows first
@@ -26,6 +29,9 @@ CELL = len("100.0–100.0")  # an interval
 
 
 def run(config: Settings, words: Sequence[str]) -> None:
+    if config.service.kind != "none":
+        _hosted(config)
+        return
     engine = build_engine(config)
     if config.data.kind == "bfcl":
         _leaderboard(engine, config)
@@ -36,12 +42,49 @@ def run(config: Settings, words: Sequence[str]) -> None:
     predictions = Path(config.predictions) if config.predictions else None
     summary = evaluate(engine, records, predictions, config.max_tokens, report=AnsweringProgress())
     summary["skipped"] = len(skipped)
-    _store(summary, engine, config)
+    _store(summary, str(engine.model.folder), config.decoding, config)
     _print(summary)
 
 
-def _store(summary: dict[str, Any], engine: Engine, config: Settings) -> None:
-    summary["checkpoint"], summary["decoding"] = str(engine.model.folder), config.decoding
+def _hosted(config: Settings) -> None:
+    """Judges a hosted model as a checkpoint is judged."""
+    from needle.collect.judged import hosted_answers  # needs what collecting needs
+    from needle.collect.money import find_price
+    from needle.collect.services.build import build_service
+
+    service, options = config.service, config.collect
+    if config.data.kind == "bfcl":
+        raise ValueError(f"data=bfcl is judged by its own checker, of checkpoints alone; service is {service.kind}")
+    if options.budget_usd is None:
+        raise ValueError("a hosted model costs money: set collect.budget_usd, the most that may be spent, in dollars")
+    records, skipped = records_to_evaluate(config)
+    for message in skipped:
+        console.print(f"skipped: {message}", markup=False)
+    price = find_price("google" if service.kind == "gemini" else "openai", str(service.model), options.price)
+    folder = Path(config.cache) / "hosted" / re.sub(r"[^\w.-]+", "_", f"{service.kind}-{service.model}")
+    started = time.perf_counter()
+    answers, stopped, known = asyncio.run(
+        hosted_answers(
+            records,
+            lambda: build_service(service, options.concurrency),
+            price,
+            folder,
+            options,
+            lambda text: console.print(text, markup=False),
+        )
+    )
+    scores = [score(record, answer.calls) for record, answer in zip(records, answers, strict=True)]
+    if config.predictions:
+        write_predictions(Path(config.predictions), records, answers, scores)
+    summary = summary_of(answers, scores, time.perf_counter() - started)
+    summary |= {"skipped": len(skipped), "stopped": stopped, "books": known}
+    _store(summary, f"{service.kind}: {service.model}", "its own", config)
+    _print(summary)
+    console.print(f"${known['dollars']:.4f} in all, answers kept in {folder}", markup=False)
+
+
+def _store(summary: dict[str, Any], judged: str, decoding: str, config: Settings) -> None:
+    summary["checkpoint"], summary["decoding"] = judged, decoding
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output), summary)
@@ -60,7 +103,7 @@ def _leaderboard(engine: Engine, config: Settings) -> None:
         config.max_tokens,
         report=report,
     )
-    _store(summary, engine, config)
+    _store(summary, str(engine.model.folder), config.decoding, config)
     table = Table(
         title=(
             f"Berkeley Function Calling Leaderboard, single turn, {config.decoding} decoding,"

@@ -44,6 +44,11 @@ def evaluate(
     seconds = time.perf_counter() - start
     if predictions:
         write_predictions(predictions, records, answers, scores)
+    return summary_of(answers, scores, seconds)
+
+
+def summary_of(answers: Sequence[Answer], scores: Sequence[Score], seconds: float) -> dict[str, Any]:
+    """As `evaluate` gives it."""
     finishes = [answer.finish for answer in answers]
     summary = summarise(scores)
     summary["finish"] = {name: finishes.count(name) for name in ("stop", "length", "invalid", "refused")}

@@ -21,7 +21,8 @@ from needle.collect.services.build import ServiceConfig
 from needle.engine.confidence import Calibration, Map
 from needle.engine.decode import Answer
 from needle.engine.decode import Request as Asked
-from needle.serve.app import ServeConfig, create_app
+from needle.serve.app import create_app
+from needle.serve.desk import ServeConfig
 from needle.serve.fallback import FallbackConfig, least_confidence
 from needle.text.formats import read_records
 from needle.text.records import Call
@@ -163,7 +164,7 @@ def test_whatever_goes_wrong_elsewhere_every_request_is_answered(tmp_path: Path)
 
     with loopback(server) as url, serving(url, tmp_path, fallback_timeout=0.5) as client:
         # The fuse is for services that are down; here each kind of fault has its turn.
-        client.app.state.elsewhere.fuse = 1000  # type: ignore[attr-defined]
+        client.app.state.desk.elsewhere.fuse = 1000  # type: ignore[attr-defined]
         with ThreadPoolExecutor(8) as pool:
             bodies = list(pool.map(one, texts))
     by = [body["answered_by"] for body in bodies]

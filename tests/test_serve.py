@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from needle.engine.decode import Answer, Engine
 from needle.judging.evaluate import judge
-from needle.serve.app import ServeConfig, create_app
+from needle.serve.app import create_app
+from needle.serve.desk import ServeConfig
 from needle.text.records import Record
 from needle.text.tokenizer import TextTokenizer
 from tests.test_engine import random_checkpoint

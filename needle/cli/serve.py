@@ -19,7 +19,8 @@ from needle.cli.say import console, fail
 from needle.collect.services.build import ServiceConfig
 from needle.engine.decode import Engine
 from needle.engine.open import open_engine
-from needle.serve.app import ServeConfig, create_app
+from needle.serve.app import create_app
+from needle.serve.desk import ServeConfig
 
 SETTINGS = "NEEDLE_SERVE"  # the environment variable by which workers are told
 

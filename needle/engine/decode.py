@@ -48,7 +48,7 @@ class Request:
     A tool that can't be used, being too long or too large for a grammar, is left out; with `strict` it is an error.
     `skipped` are those that were left out before, and `places` says where the others stood among the declarations.
     `now` is the moment against which "tomorrow" is read. With `omit`, an optional argument whose words don't fit is
-    left out; without it there is no answer.
+    left out; without it there is no answer. If it is `required`, something is called whatever was said.
     """
 
     query: str
@@ -57,6 +57,7 @@ class Request:
     strict: bool = False
     now: datetime | None = None
     omit: bool = False
+    required: bool = False
     skipped: tuple[SkippedTool, ...] = ()
     places: tuple[int, ...] = ()
 
@@ -357,11 +358,20 @@ class Engine:
 
     def _allowed(self, row: _Row, matcher: Matcher) -> NDArray[np.bool_]:
         try:
-            return matcher.allowed()
+            allowed = matcher.allowed()
         except GrammarError as error:
             row.error = str(error)
             only: NDArray[np.bool_] = np.arange(self.tokenizer.size) == self.tokenizer.eos
             return only
+        return self._called(row, allowed) if row.request.required else allowed
+
+    def _called(self, row: _Row, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Without the tokens that would leave it at no call, where others are allowed."""
+        fewer = allowed.copy()
+        fewer[self.tokenizer.query] = False
+        if not row.tokens:
+            fewer[self.tokenizer.eos] = False
+        return fewer if fewer.any() else allowed
 
     def _ends_value(self, row: _Row, token: int) -> bool:
         label = token >= self.tokenizer.first_tool_label or token in (self.tokenizer.eos, self.tokenizer.item)

@@ -1,0 +1,157 @@
+"""Where every request waits for its turn, whatever address it came to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import Request as Http
+
+from needle.collect.services.build import ServiceConfig
+from needle.engine.decode import Answer, Engine, Request
+from needle.serve.fallback import FallbackConfig, least_confidence
+from needle.serve.faults import clean
+from needle.text.declarations import read_tools
+from needle.text.records import FieldError, ToolSchemaError, encodable
+
+if TYPE_CHECKING:
+    from needle.serve.elsewhere import Elsewhere, Escalated
+
+
+@dataclass
+class ServeConfig(FallbackConfig):
+    """Where to listen, the largest body that is read, in bytes, and how many requests may wait for their turn.
+
+    `workers` are processes that share the port, each with weights of its own; one that dies is started anew. In each,
+    `threads` answer side by side where the backend can (onnx), when 0 as many as there are cores for it; torch answers
+    one by one. `no_call` is what a chat client is told where no function fits.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body: int = 1_000_000
+    max_waiting: int = 100
+    threads: int = 0
+    workers: int = 1
+    no_call: str = "None of the functions that I have does that."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threads < 0:
+            raise ValueError(f"serve.threads is {self.threads}; it must be at least 1, or 0 for one on each core")
+        if self.workers < 1:
+            raise ValueError(f"serve.workers is {self.workers}; it must be at least 1")
+
+
+class Busy(Exception):
+    """Too many requests are waiting already."""
+
+
+class Gone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The student's answer, and what came of asking elsewhere, if it was."""
+
+    answer: Answer
+    escalated: Escalated | None
+
+    @property
+    def own(self) -> bool:
+        return not (self.escalated and self.escalated.answer)
+
+    @property
+    def final(self) -> Answer:
+        """The student's answer, or the one from elsewhere."""
+        return self.escalated.answer if self.escalated and self.escalated.answer else self.answer
+
+
+class Desk:
+    """Its threads live as long as it does: torch, and the caches of a core, know them. Raises ValueError for a fallback
+    whose settings don't fit the engine."""
+
+    def __init__(self, engine: Engine, config: ServeConfig, service: ServiceConfig | None = None) -> None:
+        self.engine, self.config, self.service = engine, config, service or ServiceConfig()
+        self.asks = config.fallback != "none"
+        self.least = least_confidence(config, engine.calibration) if self.asks else 0.0
+        self.elsewhere: Elsewhere | None = None
+        threads = config.threads or max((os.cpu_count() or 1) // config.workers, 1)
+        threads = threads if engine.backend.concurrent else 1
+        self._turn, self._workers = anyio.Semaphore(threads), ThreadPoolExecutor(threads, "needle")
+        self._inside = 0  # requests that are read, waiting or being answered
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """While the server runs."""
+        if not self.asks:
+            yield
+            return
+        from needle.serve.elsewhere import open_elsewhere  # needs what collecting needs
+
+        async with open_elsewhere(self.config, self.service, self.least) as self.elsewhere:
+            yield
+
+    async def answer(self, read: Callable[[], Request], max_tokens: int, http: Http) -> Given:
+        """The answer to what `read` makes of a request, away from the event loop. Raises `Busy`, `Gone`, and what
+        `read` and `Engine.answer_one` raise."""
+        if self._inside > self.config.max_waiting:
+            raise Busy(f"{self.config.max_waiting} requests are waiting already; try again")
+        self._inside += 1
+        try:
+            asked = await run_sync(read)
+            async with self._turn:
+                if await http.is_disconnected():
+                    raise Gone
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(self._workers, self.engine.answer_one, asked, max_tokens)
+            because = self.elsewhere.because(answer) if self.elsewhere else ""
+            escalated = await self.elsewhere.ask(asked, because) if self.elsewhere and because else None
+            return Given(answer, escalated)
+        finally:
+            self._inside -= 1
+
+
+def asked_of(query: str, where: str, declarations: Any, at: str, strict: bool = False, **more: Any) -> Request:
+    """A request with its tools, which stand at `at` in what the client sent, its text at `where`. Raises
+    `ToolSchemaError`."""
+    try:
+        encodable(query, where.strip("/"))
+    except FieldError as error:
+        raise ToolSchemaError(where, error.expected) from error
+    found = read_tools(declarations, at, strict)
+    return Request(query, found.tools, strict=strict, skipped=found.skipped, places=found.places, **more)
+
+
+def escalation(given: Given) -> dict[str, Any]:
+    """Who answered, for how much, and why it was asked for elsewhere."""
+    escalated = given.escalated
+    if escalated is None:
+        return {"answered_by": "needle", "cost_usd": 0.0}
+    found = {
+        "answered_by": "needle" if given.own else escalated.by,
+        "cost_usd": escalated.cost_usd,
+        "escalated_because": escalated.because,
+    }
+    return {**found, **({"escalation_failed": clean(escalated.failed)} if given.own else {})}
+
+
+def notes(answer: Answer) -> dict[str, Any]:
+    """What was left out of a request and of its answer, and why there is none; without what has nothing to say."""
+    found = {
+        "error": clean(answer.error),
+        "skipped": [tool.to_json() for tool in answer.skipped],
+        "shortened": [tool.to_json() for tool in answer.shortened],
+        "left_out": list(answer.left_out),
+        "missing": [{"name": one.name, "arguments": list(one.arguments)} for one in answer.missing],
+        "reasons": [clean(reason) for reason in answer.reasons],
+    }
+    return {name: value for name, value in found.items() if value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -298,3 +299,12 @@ def test_a_required_call_is_made_by_the_engine_itself(exported: Path, records: l
         answer = engine.answer_one(replace(Request(record.query, record.tools), required=True), 60)
         assert answer.calls or answer.finish != "stop"
         assert not answer.missing
+
+
+def test_what_the_docs_show_runs_as_it_stands(served: tuple[Parrot, str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "clients.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block.replace("http://127.0.0.1:8000", served[1]), {})
+        assert "Oslo" in capsys.readouterr().out

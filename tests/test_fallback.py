@@ -66,7 +66,9 @@ def student(confidence: float, calls: tuple[Call, ...] | None = (OWN,), calibrat
     def answer_one(asked: Asked, max_tokens: int) -> Answer:
         return answer
 
-    return SimpleNamespace(answer_one=answer_one, calibration=calibration, backend=SimpleNamespace(concurrent=True))
+    backend = SimpleNamespace(concurrent=True, parameters=0, precision="int8")
+    model = SimpleNamespace(folder=None, family="span", weights="", max_length=1)
+    return SimpleNamespace(answer_one=answer_one, calibration=calibration, backend=backend, model=model)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -42,7 +41,7 @@ class Parrot:
     def __init__(self, exported: Path) -> None:
         real = open_engine(exported, backend="onnx")
         self.renderer, self.calibration = real.renderer, None
-        self.model, self.backend = real.model, SimpleNamespace(concurrent=True, parameters=26_000_000, precision="int8")
+        self.model, self.backend = real.model, real.backend
         self.asked: list[Request] = []
 
     def answer_one(self, asked: Request, max_tokens: int) -> Answer:

@@ -22,7 +22,7 @@ from needle import __version__
 from needle.collect.services.build import ServiceConfig
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.engine.decode import Request as Asked
-from needle.serve import ollama, openai
+from needle.serve import ollama, openai, playground
 from needle.serve.desk import Busy, Desk, Given, Gone, ServeConfig, asked_of, escalation, notes
 from needle.serve.faults import fault
 from needle.text.prompt import PromptError
@@ -53,10 +53,13 @@ class ToolCallRequest(BaseModel):
 
 
 class FunctionCall(BaseModel):
-    """`confidence` is of this call, `argument_confidence` of each of its arguments, where the student answers."""
+    """`sources` says where in the prompt the values of arguments were copied from: the first character and the one
+    behind the last. `confidence` is of this call, `argument_confidence` of each of its arguments, where the student
+    answers."""
 
     name: str
     arguments: dict[str, Any]
+    sources: dict[str, list[tuple[int, int]]] = {}
     confidence: float | None = None
     argument_confidence: dict[str, float] = {}
 
@@ -116,6 +119,7 @@ def create_app(engine: Engine, config: ServeConfig, service: ServiceConfig | Non
     app = FastAPI(title="Needle", version=__version__, lifespan=life)
     app.state.desk = desk
     app.add_middleware(_BodyLimit, limit=config.max_body)
+    app.include_router(playground.router())
     app.include_router(openai.router(desk))
     app.include_router(ollama.router(desk))
 
@@ -141,6 +145,7 @@ def create_app(engine: Engine, config: ServeConfig, service: ServiceConfig | Non
             "needle": __version__,
             "family": engine.model.family,
             "parameters": engine.backend.parameters,
+            "backend": f"{engine.backend.name}, {engine.backend.precision}",
             "codec": engine.model.codec_name,
             "max_length": engine.model.max_length,
         }
@@ -181,6 +186,8 @@ def _response(given: Given, asks: bool) -> ToolCallResponse:
     answer, final = given.answer, given.final
     calls = [FunctionCall(name=call.name, arguments=dict(call.arguments)) for call in final.calls or ()]
     if given.own:
+        for call, found in zip(calls, answer.calls or (), strict=True):
+            call.sources = {name: list(places) for name, places in found.sources.items()}
         for call, whole, parts in zip(calls, answer.call_confidence, answer.argument_confidence, strict=True):
             call.confidence = round(whole, 6)
             call.argument_confidence = {name: round(part, 6) for name, part in parts.items()}

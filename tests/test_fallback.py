@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from needle.collect.services.build import ServiceConfig
 from needle.engine.confidence import Calibration, Map
 from needle.engine.decode import Answer
 from needle.engine.decode import Request as Asked
@@ -79,12 +78,11 @@ def serving(url: str, folder: Path, engine: Any = None, **more: Any) -> Iterator
         "budget_usd": 1.0,
         "price": [PRICE[0] / 1000, PRICE[1] / 1000],
         "ledger": str(folder / "ledger"),
+        "fallback_url": url,
+        "fallback_key_file": str(folder / "key"),
     }
-    key = folder / "key"
-    key.write_text(KEY)
-    app = create_app(
-        engine or student(0.3), ServeConfig(**{**given, **more}), ServiceConfig(base_url=url, key_file=str(key))
-    )
+    (folder / "key").write_text(KEY)
+    app = create_app(engine or student(0.3), ServeConfig(**{**given, **more}))
     with TestClient(app) as client:
         yield client
 
@@ -216,6 +214,7 @@ def test_a_service_that_is_down_is_left_alone(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"fallback": "cloud"}, "expected one of none, gemini, openai"),
+        ({"fallback": "openai", "budget_usd": 1.0, "min_confidence": 0.5}, "needs serve.fallback_model=NAME"),
         ({"fallback": "gemini", "budget_usd": 1.0}, "one of serve.min_confidence=0.8 and serve.max_error=0.05"),
         (
             {"fallback": "gemini", "budget_usd": 1.0, "min_confidence": 0.5, "max_error": 0.1},

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 
 from needle.cli.plain import read_settings
 from needle.cli.say import console, fail
-from needle.collect.services.build import ServiceConfig
 from needle.engine.decode import Engine
 from needle.engine.open import open_engine
 from needle.serve.app import create_app
@@ -30,15 +29,13 @@ class ServeSettings:
     """`checkpoint` a folder, the released student when there is none; `decoding` constrained or free; `backend` onnx
     (what `needle export` wrote beside the weights), torch, or auto: onnx if there is an export; `precision` float32,
     bfloat16, mixed, int8, or auto: what is fastest on this processor; of more than `max_tools` tools the student is
-    shown those that fit best, 0 shows all. `service` is whom a fallback asks (`serve.fallback`): `model`, `base_url`,
-    `key_file` in place of the environment's key, `timeout` in seconds."""
+    shown those that fit best, 0 shows all."""
 
     checkpoint: str | None = None
     decoding: str = "constrained"
     backend: str = "auto"
     precision: str = "auto"
     max_tools: int = 0
-    service: ServiceConfig = field(default_factory=ServiceConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
 
 
@@ -51,7 +48,7 @@ def run(config: ServeSettings) -> None:
         markup=False,
     )
     if serve.workers == 1:
-        uvicorn.run(create_app(engine, serve, config.service), host=serve.host, port=serve.port, log_level="warning")
+        uvicorn.run(create_app(engine, serve), host=serve.host, port=serve.port, log_level="warning")
         return
     os.environ[SETTINGS] = json.dumps(asdict(config))
     application = f"{__name__}:application"
@@ -62,7 +59,7 @@ def application() -> FastAPI:
     """What each of several workers answers with: the settings come from the process that started it."""
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ServeSettings), json.loads(os.environ[SETTINGS])))
     assert isinstance(config, ServeSettings)
-    return create_app(_engine(config), config.serve, config.service)
+    return create_app(_engine(config), config.serve)
 
 
 def _engine(config: ServeSettings) -> Engine:

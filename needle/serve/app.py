@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from needle import __version__
-from needle.collect.services.build import ServiceConfig
 from needle.engine.decode import MAX_TOKENS, Engine
 from needle.engine.decode import Request as Asked
 from needle.serve import ollama, openai, playground
@@ -103,13 +102,9 @@ class ToolCallResponse(BaseModel):
     escalation_failed: str = ""
 
 
-def create_app(engine: Engine, config: ServeConfig, service: ServiceConfig | None = None) -> FastAPI:
-    """The application; `service` says whom a fallback asks.
-
-    Raises:
-        ValueError: a fallback whose settings don't fit the engine.
-    """
-    desk = Desk(engine, config, service)
+def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
+    """The application. Raises ValueError for a fallback whose settings don't fit the engine."""
+    desk = Desk(engine, config)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:

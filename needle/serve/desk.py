@@ -14,7 +14,6 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import Request as Http
 
-from needle.collect.services.build import ServiceConfig
 from needle.engine.decode import Answer, Engine, Request
 from needle.serve.fallback import FallbackConfig, least_confidence
 from needle.serve.faults import clean
@@ -79,8 +78,8 @@ class Desk:
     """Its threads live as long as it does: torch, and the caches of a core, know them. Raises ValueError for a fallback
     whose settings don't fit the engine."""
 
-    def __init__(self, engine: Engine, config: ServeConfig, service: ServiceConfig | None = None) -> None:
-        self.engine, self.config, self.service = engine, config, service or ServiceConfig()
+    def __init__(self, engine: Engine, config: ServeConfig) -> None:
+        self.engine, self.config = engine, config
         self.asks = config.fallback != "none"
         self.least = least_confidence(config, engine.calibration) if self.asks else 0.0
         self.elsewhere: Elsewhere | None = None
@@ -97,7 +96,7 @@ class Desk:
             return
         from needle.serve.elsewhere import open_elsewhere  # needs what collecting needs
 
-        async with open_elsewhere(self.config, self.service, self.least) as self.elsewhere:
+        async with open_elsewhere(self.config, self.least) as self.elsewhere:
             yield
 
     async def answer(self, read: Callable[[], Request], max_tokens: int, http: Http) -> Given:

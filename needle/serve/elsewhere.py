@@ -144,16 +144,16 @@ class Elsewhere:
 
 
 @asynccontextmanager
-async def open_elsewhere(config: FallbackConfig, service: ServiceConfig, least: float) -> AsyncIterator[Elsewhere]:
+async def open_elsewhere(config: FallbackConfig, least: float) -> AsyncIterator[Elsewhere]:
     """Somebody to ask about answers whose confidence is below `least`.
 
     Raises:
         ValueError: the model, its price, its address or its key is missing.
     """
-    asked = replace(service, kind=config.fallback, model=service.model or MODELS.get(config.fallback))
-    assert asked.model is not None
+    model = config.fallback_model or MODELS[config.fallback]
+    asked = ServiceConfig(config.fallback, model, config.fallback_url, config.fallback_key_file)
     assert config.budget_usd is not None
-    price = find_price(PROVIDERS[config.fallback], asked.model, config.price)
+    price = find_price(PROVIDERS[config.fallback], model, config.price)
     async with Books(Path(config.ledger).expanduser(), round(config.budget_usd * DOLLAR)) as books:
         teacher = build_service(asked, CONNECTIONS)
         keep = None

@@ -12,7 +12,8 @@ EVERY = 1.01  # above any confidence: where no threshold keeps the error that sm
 
 @dataclass
 class FallbackConfig:
-    """`fallback` gemini, openai (any server that speaks its chat completions), or none: nothing leaves the machine.
+    """`fallback` gemini, openai (any server that speaks its chat completions at `fallback_url`), or none: nothing
+    leaves the machine. The key is the environment's, as for `needle collect`, or that of `fallback_key_file`.
 
     An answer is asked for again elsewhere if its confidence is below `min_confidence`, or below what the student's
     calibration says keeps wrong answers under the share `max_error`. `budget_usd` is all that may ever be spent, as the
@@ -22,6 +23,9 @@ class FallbackConfig:
     """
 
     fallback: str = "none"
+    fallback_model: str | None = None
+    fallback_url: str | None = None
+    fallback_key_file: str | None = None
     min_confidence: float | None = None
     max_error: float | None = None
     budget_usd: float | None = None
@@ -35,6 +39,11 @@ class FallbackConfig:
             raise ValueError(f"serve.fallback is '{self.fallback}'; expected one of none, {', '.join(KINDS)}")
         if self.fallback == "none":
             return
+        if self.fallback == "openai" and not (self.fallback_model and self.fallback_url):
+            raise ValueError(
+                "serve.fallback=openai needs serve.fallback_model=NAME and serve.fallback_url, which ends in the API's"
+                " version: serve.fallback_url=http://127.0.0.1:8080/v1"
+            )
         if (self.min_confidence is None) == (self.max_error is None):
             raise ValueError(
                 "serve.fallback needs one of serve.min_confidence=0.8 and serve.max_error=0.05: when to ask elsewhere"

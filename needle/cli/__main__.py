@@ -18,7 +18,9 @@ COMMANDS = {
     "export": "write a checkpoint for onnxruntime, eight bits a weight",
     "label": "write a checkpoint's answers into records, as a teacher's",
     "dashboard": "save the W&B workspace of a project",
-    "serve": "answer POST /tool-call with a checkpoint",
+    "serve": "answer POST /tool-call, and OpenAI's and Ollama's clients, with a checkpoint",
+    "ask": "have MCP servers do what is asked, after showing the calls",
+    "mcp": "be an MCP server with one tool in front of other MCP servers",
 }
 
 

@@ -23,6 +23,7 @@ EXTRAS = {  # which extra of setup.cfg brings a package that not every command n
     ),
     "wandb_workspaces": "wandb",
     "ray": "sweep",
+    "mcp": "mcp",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,8 +25,14 @@ from needle.engine.decode import Request as Asked
 from needle.serve import ollama, openai, playground
 from needle.serve.desk import Busy, Desk, Given, Gone, ServeConfig, asked_of, escalation, notes
 from needle.serve.faults import fault
+from needle.serve.guard import Guard, read_keys
 from needle.text.prompt import PromptError
 from needle.text.records import ToolSchemaError
+
+KNOWN = (  # what has a metric of its own
+    "/", "/tool-call", "/health", "/metrics", "/v1/chat/completions", "/v1/responses", "/v1/models", "/api/chat",
+    "/api/tags", "/api/show", "/api/version",
+)  # fmt: skip
 
 
 class ToolCallRequest(BaseModel):
@@ -114,6 +121,8 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
     app = FastAPI(title="Needle", version=__version__, lifespan=life)
     app.state.desk = desk
     app.add_middleware(_BodyLimit, limit=config.max_body)
+    keys, metrics = read_keys(config.keys), desk.metrics
+    app.add_middleware(Guard, keys=keys, per_minute=config.per_minute, metrics=metrics, known=KNOWN)
     app.include_router(playground.router())
     app.include_router(openai.router(desk))
     app.include_router(ollama.router(desk))
@@ -132,6 +141,15 @@ def create_app(engine: Engine, config: ServeConfig) -> FastAPI:
             )
 
         return _response(await desk.answer(read, request.max_tokens, http), desk.asks)
+
+    @app.get("/health/live")
+    @app.get("/health/ready")
+    async def well() -> dict[str, str]:
+        return {"status": "ok"}  # weights are loaded before anybody is heard
+
+    @app.get("/metrics", include_in_schema=False)
+    async def told() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

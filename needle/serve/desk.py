@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from fastapi import Request as Http
 from needle.engine.decode import Answer, Engine, Request
 from needle.serve.fallback import FallbackConfig, least_confidence
 from needle.serve.faults import clean
+from needle.serve.guard import LOOPBACK, Metrics, read_keys
 from needle.text.declarations import read_tools
 from needle.text.records import FieldError, ToolSchemaError, encodable
 
@@ -31,6 +32,10 @@ class ServeConfig(FallbackConfig):
     `workers` are processes that share the port, each with weights of its own; one that dies is started anew. In each,
     `threads` answer side by side where the backend can (onnx), when 0 as many as there are cores for it; torch answers
     one by one. `no_call` is what a chat client is told where no function fits.
+
+    `keys` is a file of the keys that clients must have, beside those of the environment's NEEDLE_KEYS: one on a line,
+    or `sha256:` and its hash. Without keys a server answers on the loopback address alone, unless it is `open`. A
+    client may ask `per_minute` times a minute, 0 as often as it likes.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +45,9 @@ class ServeConfig(FallbackConfig):
     threads: int = 0
     workers: int = 1
     no_call: str = "None of the functions that I have does that."
+    keys: str | None = None
+    open: bool = False
+    per_minute: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +55,13 @@ class ServeConfig(FallbackConfig):
             raise ValueError(f"serve.threads is {self.threads}; it must be at least 1, or 0 for one on each core")
         if self.workers < 1:
             raise ValueError(f"serve.workers is {self.workers}; it must be at least 1")
+        if self.per_minute < 0:
+            raise ValueError(f"serve.per_minute is {self.per_minute}; it must be at least 0")
+        if self.host not in LOOPBACK and not self.open and not read_keys(self.keys):
+            raise ValueError(
+                f"serve.host={self.host} can be reached from elsewhere: set serve.keys=FILE or NEEDLE_KEYS, or"
+                " serve.open=true where everybody may ask"
+            )
 
 
 class Busy(Exception):
@@ -87,6 +102,7 @@ class Desk:
         threads = threads if engine.backend.concurrent else 1
         self._turn, self._workers = anyio.Semaphore(threads), ThreadPoolExecutor(threads, "needle")
         self._inside = 0  # requests that are read, waiting or being answered
+        self.metrics = Metrics()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -105,18 +121,38 @@ class Desk:
         if self._inside > self.config.max_waiting:
             raise Busy(f"{self.config.max_waiting} requests are waiting already; try again")
         self._inside += 1
+        self.metrics.inside.inc()
         try:
-            asked = await run_sync(read)
-            async with self._turn:
+            with self._timed("read"):
+                asked = await run_sync(read)
+            with self._timed("wait"):
+                await self._turn.acquire()
+            try:
                 if await http.is_disconnected():
                     raise Gone
                 loop = asyncio.get_running_loop()
-                answer = await loop.run_in_executor(self._workers, self.engine.answer_one, asked, max_tokens)
-            because = self.elsewhere.because(answer) if self.elsewhere else ""
-            escalated = await self.elsewhere.ask(asked, because) if self.elsewhere and because else None
-            return Given(answer, escalated)
+                with self._timed("answer"):
+                    answer = await loop.run_in_executor(self._workers, self.engine.answer_one, asked, max_tokens)
+            finally:
+                self._turn.release()
+            self.metrics.answered(answer)
+            return Given(answer, await self._escalate(asked, answer))
         finally:
             self._inside -= 1
+            self.metrics.inside.dec()
+
+    async def _escalate(self, asked: Request, answer: Answer) -> Escalated | None:
+        because = self.elsewhere.because(answer) if self.elsewhere else ""
+        if not self.elsewhere or not because:
+            return None
+        with self._timed("elsewhere"):
+            escalated = await self.elsewhere.ask(asked, because)
+        self.metrics.escalated.labels("answered" if escalated.answer else "failed").inc()
+        return escalated
+
+    def _timed(self, stage: str) -> AbstractContextManager[Any]:
+        timed: AbstractContextManager[Any] = self.metrics.stages.labels(stage).time()
+        return timed
 
 
 def asked_of(query: str, where: str, declarations: Any, at: str, strict: bool = False, **more: Any) -> Request:

@@ -11,7 +11,10 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 OPENAI, OLLAMA = "/v1/", "/api/"
-TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error", 503: "server_error"}
+TYPES = {
+    401: "authentication_error", 404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error",
+    503: "server_error",
+}  # fmt: skip
 THEIRS = {422: 400, 503: 429}  # what their clients expect in place of ours
 Faults = Sequence[tuple[Sequence[Any], str]]
 

@@ -1,6 +1,7 @@
 """What of a tool a request says word for word: its name, the names of its arguments, members of their enums.
 
-Words are compared as pieces, so that case, width and accents don't matter, nor do `-` and `_` within a name.
+Words are compared as pieces, so that case, width and accents don't matter, nor do `-` and `_` within a name, nor the
+plural.
 """
 
 from __future__ import annotations

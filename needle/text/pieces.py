@@ -125,13 +125,14 @@ class Pieces:
 
     @cached_property
     def _signs(self) -> list[str]:
-        """A character for each piece, behind an `EDGE` if a word begins with it."""
-        signs = [EDGE + UNTOLD] * self.size
-        for word, index in self.words().items():
-            if word in WITHIN:
+        """A character for each piece, behind an `EDGE` if a word begins with it; of a plural that of its singular."""
+        signs, known = [EDGE + UNTOLD] * self.size, self.words()
+        for word, index in known.items():
+            if word in WITHIN or word == "##s":
                 signs[index] = ""
             elif index >= len(SPECIAL):
-                signs[index] = ("" if word.startswith("##") else EDGE) + chr(index + 0x10000)
+                one = known.get(word[:-1], index) if len(word) > 3 and word.endswith("s") else index
+                signs[index] = ("" if word.startswith("##") else EDGE) + chr(one + 0x10000)
         return signs
 
     def compared(self, ids: Sequence[int]) -> list[str]:

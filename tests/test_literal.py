@@ -40,9 +40,9 @@ def of_request(pieces: Pieces, text: str) -> Literal:
         ("the lamp colour: blue", PARTLY, (WHOLE, WHOLE), NOT, [WHOLE, PARTLY, NOT], ".AA.M"),
         ("the lamp red, blue", PARTLY, (PARTLY, WHOLE), NOT, [WHOLE, PARTLY, WHOLE], "..M.M"),
         ("cyan more power", NOT, (NOT, PARTLY), WHOLE, [NOT, PARTLY, NOT], "..A"),
-        ("more reds", NOT, (NOT, WHOLE), NOT, [NOT, NOT, WHOLE], ".MM"),
+        ("more reds", NOT, (NOT, WHOLE), NOT, [NOT, NOT, WHOLE], ".M."),
         ("set powers", PARTLY, (NOT, NOT), WHOLE, [NOT, NOT, NOT], ".A"),
-        ("to blues of", PARTLY, (NOT, WHOLE), NOT, [WHOLE, PARTLY, NOT], ".M."),
+        ("to blues of", NOT, (NOT, WHOLE), NOT, [WHOLE, PARTLY, NOT], ".M."),
         ("predicted", NOT, (NOT, NOT), NOT, [NOT, NOT, NOT], None),
     ],
 )

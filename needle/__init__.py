@@ -2,7 +2,7 @@
 
 from needle import Needle
 
-answer = Needle().call("wake me in 20 minutes", tools=[{"name": "set_timer", "parameters": {...}}])
+answer = Needle().call("set a timer for 20 minutes", tools=[{"name": "set_timer", "parameters": {...}}])
 """
 
 from typing import TYPE_CHECKING, Any

@@ -3,7 +3,7 @@
 from needle import Needle
 
 needle = Needle()  # the released student; Needle("runs/mine") is yours
-answer = needle.call("wake me in 20 minutes", tools=[set_timer])
+answer = needle.call("set a timer for 20 minutes", tools=[set_timer])
 answer.calls[0].arguments, answer.confidence
 """
 

@@ -120,6 +120,12 @@ def test_calls_and_arguments_have_their_own_confidence(tokenizer: TextTokenizer)
     assert sure.arguments[1] == pytest.approx({"room": 0.25})
 
 
+def test_where_nobody_knows_which_token_is_whose_all_is_as_sure_as_the_whole(tokenizer: TextTokenizer) -> None:
+    calls = (Call("start_fan", {}), Call("set_lamp", {"room": "den"}))
+    sure = how_sure(noticed("fan, lamp in the den", calls), 0.3, [], tokenizer, None)
+    assert (sure.calls, sure.arguments, sure.reasons) == ((0.3, 0.3), ({}, {"room": 0.3}), ())
+
+
 def test_features_are_finite_for_every_answer(exported: Path, records: list[Record]) -> None:
     engine = open_engine(exported, backend="torch")
     answers = [engine.answer(record.query, record.tools, max_tokens=40) for record in records[:40]]

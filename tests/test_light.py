@@ -95,7 +95,7 @@ def test_the_released_student_answers_without_torch(light: Path) -> None:
     program = """
 from needle import Needle
 tool = {"name": "set_timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}}}
-print(Needle().call("wake me in 20 minutes", [tool]).calls[0].arguments)
+print(Needle().call("set a timer for 20 minutes", [tool]).calls[0].arguments)
 """
     result = run(light, "-c", program)
     assert result.stdout.strip() == "{'minutes': 20}", result.stderr

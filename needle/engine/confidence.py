@@ -206,6 +206,9 @@ def how_sure(
     """`raw` is the product of probabilities, and `begun` says for each call which one of those that were begun it is:
     one that lacks a value isn't among the calls."""
     whole = raw if calibration is None else calibration(noticed.features())
+    if len(begun) != len(noticed.calls):  # a codec without labels: nobody knows which token belongs to which call
+        same = tuple(dict.fromkeys(call.arguments, whole) for call in noticed.calls)
+        return Sure(whole, (whole,) * len(noticed.calls), same, ())
     tools = {tool.name: tool for tool in noticed.tools}
     calls, arguments = [], []
     for number, call in zip(begun, noticed.calls, strict=True):

@@ -215,6 +215,44 @@ def test_errors_are_openais_and_say_where(client: openai.OpenAI, more: dict[str,
     assert raised.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": said("\ud800"), "tools": [WEATHER]}),
+        ("/v1/chat/completions", {"messages": said("x \ud800")}),
+        ("/v1/chat/completions", {"model": "\ud800", "messages": [{"role": "tool", "content": "\ud800"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": ["user"], "content": 3}, {"role": "user", "content": {}}]}),
+        ("/v1/chat/completions", {"messages": said("x"), "tools": [3, None], "tool_choice": {"name": "x"}}),
+        ("/v1/chat/completions", {"messages": said("x"), "tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}),
+        (
+            "/v1/chat/completions",
+            {"messages": said("x"), "tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "allowed_tools": 3}},
+        ),
+        ("/v1/chat/completions", {"messages": said("x"), "response_format": {"type": "json_schema", "json_schema": 3}}),
+        ("/v1/responses", {"input": [{"type": ["message"]}, {"type": "function_call_output", "output": 3}]}),
+        ("/v1/responses", {"input": "x", "text": {"format": 3}}),
+        ("/v1/responses", {"input": "Oslo \ud800", "model": "\ud800", "tools": [{"name": "\ud800"}]}),
+        ("/api/chat", {"messages": said("\ud800"), "tools": [WEATHER]}),
+        ("/api/chat", {"messages": [{}], "format": {"type": 3}}),
+        ("/api/show", {"model": 3}),
+    ],
+)
+def test_nothing_that_a_chat_client_sends_is_a_500(served: tuple[Parrot, str], path: str, body: dict[str, Any]) -> None:
+    for stream in (False, True):
+        sent = json.dumps({**body, "stream": stream}).encode()
+        response = httpx.post(f"{served[1]}{path}", content=sent, headers={"Content-Type": "application/json"})
+        assert response.status_code in (200, 400)
+        if response.status_code == 400:
+            assert response.json()["error"]
+
+
+def test_a_tool_that_cannot_be_read_leaves_the_others(client: openai.OpenAI) -> None:
+    many = {str(number): {"type": "string"} for number in range(70)}
+    wide = {"type": "function", "function": {"name": "wide", "parameters": {"type": "object", "properties": many}}}
+    wanted: Any = {"model": "m", "messages": said("weather in Oslo"), "tools": [WEATHER, wide]}
+    assert client.chat.completions.create(**wanted).choices[0].finish_reason == "tool_calls"
+
+
 def test_models_are_listed(client: openai.OpenAI, exported: Path) -> None:
     (known,) = client.models.list().data
     assert known.id == exported.resolve().name

@@ -35,7 +35,7 @@ from needle.engine.confidence import (
 from needle.engine.open import open_engine
 from needle.judging import calibrate as calibrating
 from needle.judging.calibrate import Judged, coverage, crossed, fit, held, most_wrong, quality, threshold
-from needle.judging.reliability import render_calibration, verdict
+from needle.judging.pages import render_calibration, verdict
 from needle.text.folder import CheckpointError
 from needle.text.records import Call, Missing, Record, Tool
 from needle.text.tokenizer import TextTokenizer

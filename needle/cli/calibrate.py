@@ -11,11 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from needle.cli.app import launch
-from needle.cli.say import AnsweringProgress, console
+from needle.cli.say import AnsweringProgress, console, write_page
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.engine.confidence import FILE, load_calibrations, save_calibrations
 from needle.judging.calibrate import calibrate
-from needle.text.files import write_json
 from needle.text.folder import weights_fingerprint
 
 
@@ -33,16 +32,10 @@ def run(config: Settings, words: Sequence[str]) -> None:
     _print(table)
     console.print(f"{folder / FILE}: from now on its answers carry this confidence", markup=False)
     if config.output:
-        _write(table, Path(config.output), shlex.join(["needle", "calibrate", *words]))
+        from needle.judging.pages import render_calibration  # matplotlib is slow to import, and only wanted here
 
-
-def _write(table: dict[str, Any], output: Path, command: str) -> None:
-    from needle.judging.reliability import render_calibration  # matplotlib is slow to import, and only wanted here
-
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "calibration.json", table)
-    (output / "calibration.html").write_text(render_calibration(table, command), encoding="utf-8")
-    console.print(f"{output / 'calibration.html'}", markup=False)
+        command = shlex.join(["needle", "calibrate", *words])
+        write_page(table, render_calibration(table, command), Path(config.output), "calibration")
 
 
 def _print(table: dict[str, Any]) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from needle.cli.app import launch
-from needle.cli.say import AnsweringProgress, console
+from needle.cli.say import AnsweringProgress, console, write_page
 from needle.config import Settings, build_engine, records_to_evaluate
 from needle.judging.cascade import cascade, verdict
 from needle.judging.evaluate import read_predictions
-from needle.text.files import write_json
 from needle.text.records import DataError
 
 
@@ -38,16 +37,10 @@ def run(config: Settings, words: Sequence[str]) -> None:
     if engine.calibration is None:
         console.print("its confidence isn't calibrated: needle calibrate makes it a probability")
     if config.output:
-        _write(table, Path(config.output), shlex.join(["needle", "cascade", *words]))
+        from needle.judging.pages import render_cascade  # matplotlib is slow to import, and only wanted here
 
-
-def _write(table: dict[str, Any], output: Path, command: str) -> None:
-    from needle.judging.reliability import render_cascade  # matplotlib is slow to import, and only wanted here
-
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "cascade.json", table)
-    (output / "cascade.html").write_text(render_cascade(table, command), encoding="utf-8")
-    console.print(f"{output / 'cascade.html'}", markup=False)
+        command = shlex.join(["needle", "cascade", *words])
+        write_page(table, render_cascade(table, command), Path(config.output), "cascade")
 
 
 def _print(table: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def run(config: Settings, words: Sequence[str]) -> None:
     )
     _say_some([f"left out {count:,} times: {reason}" for reason, count in left_out.most_common()])
     # What it will cost, said and agreed to before anything is sent.
-    price = find_price("google" if service.kind == "gemini" else "openai", str(service.model), options.price)
+    price = find_price(service.provider, str(service.model), options.price)
     collection = Collection(options, sources, str(service.model), price, requests, service.thinking)
     families = f", {len(collection.unseen)} families of them kept unseen for the test" if collection.unseen else ""
     _say(f"{len(sources):,} tools{families}" + (f", {len(requests):,} requests to label" if requests else ""))

@@ -60,7 +60,7 @@ def _hosted(config: Settings) -> None:
     records, skipped = records_to_evaluate(config)
     for message in skipped:
         console.print(f"skipped: {message}", markup=False)
-    price = find_price("google" if service.kind == "gemini" else "openai", str(service.model), options.price)
+    price = find_price(service.provider, str(service.model), options.price)
     folder = Path(config.cache) / "hosted" / re.sub(r"[^\w.-]+", "_", f"{service.kind}-{service.model}")
     started = time.perf_counter()
     answers, stopped, known = asyncio.run(

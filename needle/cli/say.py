@@ -6,9 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+
+from needle.text.files import write_json
 
 RANK = int(os.environ.get("RANK", "0"))  # of several processes of one run, only the first talks
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
@@ -32,6 +35,14 @@ def missing_package(error: ModuleNotFoundError, command: str = "") -> str:
     package = str(error.name).partition(".")[0]
     extra = "collect" if command == "collect" and package in EXTRAS else EXTRAS.get(package)
     return f"this needs the package {package}: pip install " + (f"'.[{extra}]' in the clone" if extra else package)
+
+
+def write_page(table: Mapping[str, Any], page: str, folder: Path, name: str) -> None:
+    """A table as JSON and as a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", dict(table))
+    (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    console.print(f"{folder / name}.html", markup=False)
 
 
 def fail(message: str) -> NoReturn:

@@ -34,15 +34,10 @@ async def hosted_answers(
     async with Books(folder, round(config.budget_usd * DOLLAR)) as books:
         teacher = make()
         asks = [label_ask(record.query, record.tools, teacher.model) for record in records]
-        pace = Pace(
-            config.concurrency,
-            config.requests_per_minute,
-            config.tokens_per_minute,
-            give_up=config.give_up,
-            seed=config.seed,
-        )
         try:
-            await Sender(teacher, books, pace, price, config.attempts).all({ask.key: ask for ask in asks}.values())
+            await Sender(teacher, books, Pace.of(config), price, config.attempts).all(
+                {ask.key: ask for ask in asks}.values()
+            )
         except RunStopped as reason:
             stopped = str(reason)
             say(f"stopped: {stopped}")

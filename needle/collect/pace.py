@@ -13,6 +13,7 @@ from aiolimiter import AsyncLimiter
 
 from needle.collect.services import hosted
 from needle.collect.services.hosted import Fault
+from needle.collect.settings import CollectConfig
 
 FIRST = 8.0  # requests in flight at the start
 MINUTE = 60.0
@@ -55,6 +56,16 @@ class Pace:
         self.last_answer = time.monotonic()
         self.stop = asyncio.Event()
         self._free = asyncio.Condition()
+
+    @classmethod
+    def of(cls, config: CollectConfig) -> Pace:
+        return cls(
+            config.concurrency,
+            config.requests_per_minute,
+            config.tokens_per_minute,
+            give_up=config.give_up,
+            seed=config.seed,
+        )
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:

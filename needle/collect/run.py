@@ -105,14 +105,7 @@ async def run(
             say(f"found: {note}")
         teacher = make()
         collection.read = teacher.read
-        pace = Pace(
-            config.concurrency,
-            config.requests_per_minute,
-            config.tokens_per_minute,
-            give_up=config.give_up,
-            seed=config.seed,
-        )
-        sender = Sender(teacher, books, pace, collection.price, config.attempts)
+        sender = Sender(teacher, books, Pace.of(config), collection.price, config.attempts)
         way = Batcher(sender, config.batch_size, config.poll) if config.mode == "batch" else sender
         loop = asyncio.get_running_loop()
         _on_interrupt(loop, sender, say)

@@ -262,7 +262,7 @@ class _Answering:
         in which they were wanted when one was last chosen."""
         members, places, tools, arguments = self.backend.first
         Q, found = len(self.query), list[int]()
-        for own in (*self.fed, token):
+        for own in (*self.fed[1:], token):  # the first of them was chosen and is counted
             if own >= arguments:
                 self.named_before.append(own - arguments)
             elif own >= tools:

@@ -268,7 +268,8 @@ def most_wrong(wrong: Numbers, families: NDArray[np.int64], miss: float) -> floa
 
 def held(sure: Numbers, right: Numbers, families: Sequence[str], resplits: int = RESPLITS) -> dict[str, Any]:
     """Of resplits by family into halves: how often a threshold that was set on one kept the bound on the other, where
-    it answers anything, and what share it answers."""
+    it answers anything, and what share it answers. The confidences are those of `crossed`: only the threshold is set
+    anew, not the regression."""
     names, own = sorted(set(families)), np.asarray(families)
     kept, answered_share = 0, []
     for seed in range(resplits):

@@ -1,7 +1,8 @@
-"""The HTTP server: `POST /tool-call` and `GET /health`. Everything stays on this machine.
+"""The HTTP server: the article's `POST /tool-call`, the addresses of other APIs, a page, health and metrics. Everything
+stays on this machine, unless a fallback is set.
 
 Whatever a client sends is answered with a reason: 422 for input that isn't right, 413 for input that is too long, 503
-when too many requests are waiting already.
+when too many requests are waiting already; other APIs' clients get the status and the shape that they expect.
 """
 
 from __future__ import annotations

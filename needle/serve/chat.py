@@ -6,14 +6,20 @@ agents come to an end. What a student of this size can't do, to chat, gets an ho
 
 from __future__ import annotations
 
+import contextlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from needle.engine.decode import Answer, Request
-from needle.serve.desk import Desk, asked_of
-from needle.text.records import ToolSchemaError
+from fastapi import Request as Http
+from fastapi.responses import JSONResponse
+
+from needle.engine.decode import MAX_TOKENS, Answer, Request
+from needle.serve.desk import Desk, Given, asked_of, encodable_at, escalation, notes
+from needle.text.prompt import PromptError
+from needle.text.records import Call, Tool, ToolSchemaError
 
 USER, RESULT = ("user",), ("tool", "function")
 TEXTS = ("text", "input_text", "output_text")
@@ -56,6 +62,7 @@ def wish_of(
     if last is None:
         raise ToolSchemaError(f"/{where}", "there is no message of the user's to answer")
     query = text_of(messages[last].get("content"), f"/{where}/{last}/content")
+    encodable_at(query, f"/{where}/{last}/content")
     wish = Wish(query, tools or (), f"/{where}/{last}/content")
     if shape is not None:
         named = {"name": SCHEMA, "description": str(shape.get("description", "")), "parameters": shape}
@@ -77,7 +84,10 @@ def _chosen(wish: Wish, choice: Any) -> Wish:
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if kind == "allowed_tools":  # a choice among some of them
         inner = choice.get("allowed_tools", choice)
-        names = [_named(one) for one in inner.get("tools", ()) if isinstance(one, Mapping)]
+        some = inner.get("tools") if isinstance(inner, Mapping) else None
+        if not isinstance(some, list):
+            raise ToolSchemaError("/tool_choice/allowed_tools/tools", "expected a list of tools")
+        names = [_named(one) for one in some if isinstance(one, Mapping)]
         return _chosen(replace(wish, tools=_only(wish.tools, names)), inner.get("mode", "auto"))
     name = _named(choice) if isinstance(choice, Mapping) else None
     if not name:
@@ -134,8 +144,58 @@ def shaped(answer: Answer) -> str | None:
     return json.dumps(answer.calls[0].arguments, ensure_ascii=False) if answer.calls else None
 
 
-def tokens_of(wish: Wish, desk: Desk, read: Request | None) -> int:
-    """Tokens that were read: those of the request and of its tools."""
-    renderer = desk.engine.renderer
-    tools = sum(len(renderer.tool(tool).ids) for tool in read.tools) if read else 0
-    return len(renderer.query(wish.query)) + tools
+def tokens_of(wish: Wish, desk: Desk, tools: Sequence[Tool] = ()) -> int:
+    """Tokens that were read: those of the request and of its tools, but for tools that can't be."""
+    renderer, count = desk.engine.renderer, len(desk.engine.renderer.query(wish.query))
+    for tool in tools:
+        with contextlib.suppress(PromptError):
+            count += len(renderer.tool(tool).ids)
+    return count
+
+
+class Said:
+    """An answer as chat clients take it: text, or calls with names of their own."""
+
+    def __init__(self, text: str | None, calls: Sequence[Call], finish: str, read: int, given: Given | None) -> None:
+        self.text, self.finish, self.read, self.given = text, finish, read, given
+        self.calls = [(f"call_{uuid.uuid4().hex[:24]}", call) for call in calls]
+
+    @property
+    def written(self) -> int:
+        return self.given.answer.tokens if self.given else 0
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What else is known: a field of our own that other clients pass by."""
+        if self.given is None:
+            return {}
+        final = self.given.final
+        own = {"confidence": round(final.confidence, 6), "calibrated": final.calibrated} if self.given.own else {}
+        return {"needle": {**own, "finish": final.finish, **notes(final), **escalation(self.given)}}
+
+
+async def said_of(desk: Desk, wish: Wish, most: int | None, parallel: bool | None, http: Http) -> Said:
+    """What a client is told: at most so many tokens, one call alone where it doesn't want `parallel` ones."""
+    if wish.plain is not None:
+        return Said(wish.plain or desk.config.no_call, (), "stop", tokens_of(wish, desk), None)
+    given = await desk.answer(wish.read, min(most or MAX_TOKENS, 2048), http)
+    answer = given.final
+    used = tokens_of(wish, desk, given.asked.tools)
+    if wish.shape:
+        text = shaped(answer)
+        return Said(text if text is not None else words_of(answer, desk), (), _finish(answer), used, given)
+    calls = answer.calls or ()
+    if calls:
+        return Said(None, calls[:1] if wish.single or parallel is False else calls, "tool_calls", used, given)
+    return Said(words_of(answer, desk), (), _finish(answer), used, given)
+
+
+def _finish(answer: Answer) -> str:
+    return "length" if answer.finish == "length" else "stop"
+
+
+class Ascii(JSONResponse):
+    """JSON in escapes, so that it may hold what no encoder takes: clients get their own words back."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode("ascii")

@@ -74,8 +74,9 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Given:
-    """The student's answer, and what came of asking elsewhere, if it was."""
+    """What was asked, the student's answer, and what came of asking elsewhere, if it was."""
 
+    asked: Request
     answer: Answer
     escalated: Escalated | None
 
@@ -136,7 +137,7 @@ class Desk:
             finally:
                 self._turn.release()
             self.metrics.answered(answer)
-            return Given(answer, await self._escalate(asked, answer))
+            return Given(asked, answer, await self._escalate(asked, answer))
         finally:
             self._inside -= 1
             self.metrics.inside.dec()
@@ -158,12 +159,17 @@ class Desk:
 def asked_of(query: str, where: str, declarations: Any, at: str, strict: bool = False, **more: Any) -> Request:
     """A request with its tools, which stand at `at` in what the client sent, its text at `where`. Raises
     `ToolSchemaError`."""
-    try:
-        encodable(query, where.strip("/"))
-    except FieldError as error:
-        raise ToolSchemaError(where, error.expected) from error
+    encodable_at(query, where)
     found = read_tools(declarations, at, strict)
     return Request(query, found.tools, strict=strict, skipped=found.skipped, places=found.places, **more)
+
+
+def encodable_at(text: str, where: str) -> None:
+    """Raises `ToolSchemaError` for text that no encoder takes."""
+    try:
+        encodable(text, where.strip("/"))
+    except FieldError as error:
+        raise ToolSchemaError(where, error.expected) from error
 
 
 def escalation(given: Given) -> dict[str, Any]:

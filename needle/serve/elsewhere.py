@@ -30,7 +30,6 @@ from needle.text.records import Record
 from needle.text.validity import call_errors
 
 MODELS = {"gemini": "gemini-3.5-flash-lite"}
-PROVIDERS = {"gemini": "google", "openai": "openai"}
 CONNECTIONS = 64  # requests in flight
 FUSE, COOL, COLDEST = 5, 5.0, 300.0  # failures in a row; seconds that nothing is sent then, doubled each time, at most
 
@@ -80,6 +79,10 @@ class Elsewhere:
         if not done:
             self._failed()
             return Escalated(because, self.teacher.model, failed=f"no answer within {self.timeout:g} s")
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error:  # a full disk, an answer that nobody thought of
+            self._failed()
+            return Escalated(because, self.teacher.model, failed=f"it couldn't be asked: {type(error).__name__}")
         reply, cost, failed = task.result()
         paid = cost / DOLLAR
         if reply is None:
@@ -153,7 +156,7 @@ async def open_elsewhere(config: FallbackConfig, least: float) -> AsyncIterator[
     model = config.fallback_model or MODELS[config.fallback]
     asked = ServiceConfig(config.fallback, model, config.fallback_url, config.fallback_key_file)
     assert config.budget_usd is not None
-    price = find_price(PROVIDERS[config.fallback], model, config.price)
+    price = find_price(asked.provider, model, config.price)
     async with Books(Path(config.ledger).expanduser(), round(config.budget_usd * DOLLAR)) as books:
         teacher = build_service(asked, CONNECTIONS)
         keep = None

@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from needle import __version__
-from needle.serve.chat import wish_of
+from needle.serve.chat import Ascii, Said, said_of, wish_of
 from needle.serve.desk import Desk
-from needle.serve.openai import Said, said_of
 from needle.text.records import ToolSchemaError
 
 VERSION = "0.12.0"  # of Ollama, whose answers these are: clients look whether it knows tools
@@ -86,14 +85,14 @@ def router(desk: Desk) -> APIRouter:
     async def chat(body: ChatRequest, http: Request) -> Response:
         started = time.perf_counter_ns()
         if not body.messages:  # how a client has a model loaded
-            return JSONResponse(_last(body.model or name, started, None) | {"done_reason": "load"})
+            return Ascii(_last(body.model or name, started, None) | {"done_reason": "load"})
         wish = wish_of(body.messages, body.tools, None, _schema(body.format), "messages")
         said = await said_of(desk, wish, None, None, http)
         if body.stream:
             lines = _lines(said, body.model or name, started)
             return StreamingResponse(lines, media_type="application/x-ndjson")
         last = _last(body.model or name, started, said)
-        return JSONResponse({**last, "message": _message(said), **said.more})
+        return Ascii({**last, "message": _message(said), **said.more})
 
     return routes
 
@@ -136,5 +135,5 @@ def _last(model: str, started: int, said: Said | None) -> dict[str, Any]:
 def _lines(said: Said, model: str, started: int) -> Iterator[str]:
     """What is said, then an empty message with the counts."""
     first = {"model": model, "created_at": datetime.now(UTC).isoformat(), "message": _message(said), "done": False}
-    yield json.dumps(first, ensure_ascii=False) + "\n"
-    yield json.dumps({**_last(model, started, said), **said.more}, ensure_ascii=False) + "\n"
+    yield json.dumps(first) + "\n"
+    yield json.dumps({**_last(model, started, said), **said.more}) + "\n"

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from needle.engine.decode import MAX_TOKENS, Answer
-from needle.engine.decode import Request as Asked
-from needle.serve.chat import Wish, shaped, tokens_of, wish_of, words_of
-from needle.serve.desk import Desk, Given, escalation, notes
+from needle.serve.chat import Ascii, Said, said_of, wish_of
+from needle.serve.desk import Desk
 from needle.text.records import Call, ToolSchemaError
 
 STARTED = int(time.time())
@@ -84,7 +82,7 @@ def router(desk: Desk) -> APIRouter:
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return StreamingResponse(_chunks(made, usage), media_type=STREAM)
-        return JSONResponse(made)
+        return Ascii(made)
 
     @routes.post("/responses", response_model=None)
     async def responses(body: ResponsesRequest, http: Request) -> Response:
@@ -96,55 +94,9 @@ def router(desk: Desk) -> APIRouter:
         made = _made_response(said, body, name)
         if body.stream:
             return StreamingResponse(_events(made), media_type=STREAM)
-        return JSONResponse(made)
+        return Ascii(made)
 
     return routes
-
-
-class Said:
-    """An answer as chat clients take it: text, or calls with names of their own."""
-
-    def __init__(self, text: str | None, calls: Sequence[Call], finish: str, read: int, given: Given | None) -> None:
-        self.text, self.finish, self.read, self.given = text, finish, read, given
-        self.calls = [(f"call_{uuid.uuid4().hex[:24]}", call) for call in calls]
-
-    @property
-    def written(self) -> int:
-        return self.given.answer.tokens if self.given else 0
-
-    @property
-    def more(self) -> dict[str, Any]:
-        """What else is known: a field of our own that other clients pass by."""
-        if self.given is None:
-            return {}
-        final = self.given.final
-        own = {"confidence": round(final.confidence, 6), "calibrated": final.calibrated} if self.given.own else {}
-        return {"needle": {**own, "finish": final.finish, **notes(final), **escalation(self.given)}}
-
-
-async def said_of(desk: Desk, wish: Wish, most: int | None, parallel: bool | None, http: Request) -> Said:
-    if wish.plain is not None:
-        return Said(wish.plain or desk.config.no_call, (), "stop", tokens_of(wish, desk, None), None)
-    read: list[Asked] = []
-
-    def asked() -> Asked:
-        read.append(wish.read())
-        return read[0]
-
-    given = await desk.answer(asked, min(most or MAX_TOKENS, 2048), http)
-    answer = given.final
-    used = tokens_of(wish, desk, read[0])
-    if wish.shape:
-        text = shaped(answer)
-        return Said(text if text is not None else words_of(answer, desk), (), _finish(answer), used, given)
-    calls = answer.calls or ()
-    if calls:
-        return Said(None, calls[:1] if wish.single or parallel is False else calls, "tool_calls", used, given)
-    return Said(words_of(answer, desk), (), _finish(answer), used, given)
-
-
-def _finish(answer: Answer) -> str:
-    return "length" if answer.finish == "length" else "stop"
 
 
 def _schema(wanted: Any, where: str) -> Mapping[str, Any] | None:
@@ -219,7 +171,7 @@ def _chunks(made: Mapping[str, Any], usage: bool) -> Iterator[str]:
     def chunk(delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> str:
         one = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
         row = {**shared, "choices": [one], **({"usage": None} if usage else {})}
-        return f"data: {json.dumps(row, ensure_ascii=False)}\n\n"
+        return f"data: {json.dumps(row)}\n\n"
 
     yield chunk({"role": "assistant", "content": "" if message["content"] is not None else None, "refusal": None})
     if message["content"]:
@@ -315,7 +267,7 @@ def _events(made: Mapping[str, Any]) -> Iterator[str]:
         nonlocal number
         row = {"type": kind, "sequence_number": number, **more}
         number += 1
-        return f"event: {kind}\ndata: {json.dumps(row, ensure_ascii=False)}\n\n"
+        return f"event: {kind}\ndata: {json.dumps(row)}\n\n"
 
     begun = {**made, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
     yield event("response.created", response=begun)

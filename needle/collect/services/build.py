@@ -26,6 +26,11 @@ class ServiceConfig:
     project: str | None = None
     location: str = "global"
 
+    @property
+    def provider(self) -> str:
+        """What the price list calls it."""
+        return "google" if self.kind == "gemini" else self.kind
+
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"service.kind is '{self.kind}'; expected one of {', '.join(KINDS)}")
